@@ -1,0 +1,98 @@
+"""Tasks as Gymnasium environments that speak text."""
+
+import difflib
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from opdlight.errors import ConfigError, NoExpertError
+
+FIRST_HELD_OUT_SEED = 10**9  # training seeds lie below, held-out seeds from here on
+HELD_OUT_SHARE = 4  # one content in this many is kept for held-out seeds
+
+
+def on_side_of(seed: int, content: str) -> bool:
+    """True if an episode of `seed` may show `content`: a hash gives every content to training or to held-out seeds.
+
+    An env that redraws until this holds never trains on a question that it is evaluated on, however few there are.
+    """
+    return (zlib.crc32(content.encode()) % HELD_OUT_SHARE == 0) == (seed >= FIRST_HELD_OUT_SEED)
+
+
+def redraw(seed: int, attempt: int) -> int:
+    """The seed of the `attempt`-th draw for `seed`: itself at first, then a 31-bit hash of both."""
+    return seed if attempt == 0 else zlib.crc32(f"{seed}/{attempt}".encode()) >> 1
+
+
+def after_thinking(text: str) -> str | None:
+    """What follows the last `</think>`; the whole text where nothing was thought; None if the thinking never ended."""
+    _, _, rest = text.rpartition("</think>")
+    if "<think>" in rest:
+        return None
+    return rest
+
+
+def unknown_name(key: str, got: str, known: Iterable[str]) -> ConfigError:
+    """The error for a name that is not among `known`; it names the nearest one, or all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(got, names, n=1)
+    hint = f"a known name (did you mean {near[0]!r}?)" if near else f"one of {', '.join(names)}"
+    return ConfigError.wrong(key, expected=hint, got=got)
+
+
+class UnicodeText(spaces.Space[str]):
+    """Any Unicode string of at most `max_length` characters (Gymnasium's own Text space knows alphanumerics only)."""
+
+    def __init__(self, max_length: int = 65_536, seed: int | None = None) -> None:
+        self.max_length = max_length
+        super().__init__(shape=None, dtype=None, seed=seed)
+
+    def sample(self, mask: Any = None, probability: Any = None) -> str:
+        """A short random string, Unicode beyond ASCII included."""
+        letters = np.array(list("abcdefghijklmnopqrstuvwxyz 0123456789\\{}<>=+-éß中→"))
+        length = int(self.np_random.integers(0, min(self.max_length, 24) + 1))
+        return "".join(self.np_random.choice(letters, size=length))
+
+    def contains(self, x: Any) -> bool:
+        """True for a string that UTF-8 can encode and that is not too long."""
+        if not isinstance(x, str) or len(x) > self.max_length:
+            return False
+        return not any("\ud800" <= c <= "\udfff" for c in x)
+
+    def __repr__(self) -> str:
+        return f"UnicodeText(max_length={self.max_length})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, UnicodeText) and other.max_length == self.max_length
+
+
+class TextEnv(gymnasium.Env[str, str]):
+    """A task: observations and actions are strings.
+
+    `reset(seed=…)` must make the whole episode a function of the seed and the actions. `step` never raises on a bad
+    action: it costs a step and is counted in `info["metrics"]` (a flat dict of floats, summed over the episode).
+    When an episode ends, `info["success"]` says whether the task was solved; `terminated` means the task itself ended,
+    `truncated` that a limit cut it. Rewards are 0 or 1 at the end unless a task says otherwise.
+    """
+
+    metadata = {"render_modes": []}
+    system_prompt: str | None = None  # sent once, before the first observation
+    max_turns: int = 1  # every episode is over after so many steps; an env of several turns sets it
+    fresh_prompt: bool = (
+        False  # True: every observation is a complete prompt and the conversation starts anew each turn
+    )
+
+    def __init__(self) -> None:
+        self.observation_space = UnicodeText()
+        self.action_space = UnicodeText()
+
+    def expert_action(self) -> str:
+        """The text an expert would answer now; raises NoExpertError where there is none."""
+        raise NoExpertError(f"{type(self).__name__} has no expert. Implement expert_action() to demonstrate the task.")
+
+    def prepare(self, seed: int) -> None:
+        """A hint that `reset(seed=seed)` will follow soon, here or in a sibling: build what is slow ahead. Optional."""

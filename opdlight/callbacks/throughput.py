@@ -1,0 +1,35 @@
+"""Where the time of a step goes."""
+
+from typing import Any
+
+import lightning as L
+
+from opdlight.module import OnPolicyDistillation
+
+
+class Throughput(L.Callback):
+    """Logs `time/{stage}` in seconds and `throughput/*` in tokens per second; keeps the totals of the whole run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.generated = 0
+        self.trained = 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log this step. Runs after publication, so that its time is in."""
+        assert isinstance(pl_module, OnPolicyDistillation)
+        seconds = dict(pl_module.stage_seconds)
+        generated = sum(len(turn.completion_ids) for t in outputs["trajectories"] for turn in t.turns)
+        trained = int(outputs["loss_tokens"])
+        for stage, value in seconds.items():
+            pl_module.log(f"time/{stage}", value)
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + value
+        rollout = seconds.pop("rollout", 0.0)
+        if rollout:
+            pl_module.log("throughput/rollout", generated / rollout)
+        if seconds:
+            pl_module.log("throughput/train", trained / sum(seconds.values()))
+        self.generated += generated
+        self.trained += trained

@@ -1,0 +1,253 @@
+"""Composition of a run's config: Hydra, its errors in one readable sentence, and typed checks before anything is built.
+
+`hydra_entry("train", TrainConfig)` turns a function of the composed config into an entry point.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from opdlight.config_checks import check_config
+from opdlight.config_errors import explain_composition, explain_interpolation
+from opdlight.config_help import help_text
+from opdlight.config_values import Node
+from opdlight.errors import CheckpointError, ConfigError, MissingDependencyError, VocabularyError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+USER_ERRORS = (ConfigError, MissingDependencyError, VocabularyError, CheckpointError)  # a traceback would not help
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutConfig:
+    """How much is rolled out for one update."""
+
+    groups: int
+    group_size: int
+    env_threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """A student, the teachers by task, and what depends on their size."""
+
+    student: Node
+    teachers: dict[str, str]
+    dtype: Literal["float32", "bfloat16"]
+    max_model_len: int
+    learning_rate: float
+    micro_batch_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemonstrationsConfig:
+    """Where `opdlight.sft` takes its demonstrations from."""
+
+    file: str | None
+    episodes: int
+    detours: float
+    workers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """What every entry point has."""
+
+    seed: int
+    run_dir: str
+    task: Node
+    model: ModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """The top level of conf/train.yaml."""
+
+    rollout: RolloutConfig
+    sampling: Node
+    evaluation: Node
+    evaluate_teachers: bool
+    loss: Node
+    mask: Node
+    engine: Node
+    trainer: Node
+    callbacks: dict[str, Node]
+    optimizer: Node
+    schedule: Node
+    micro_batch_tokens: int
+    max_grad_norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftConfig(RunConfig):
+    """The top level of conf/sft.yaml."""
+
+    demonstrations: DemonstrationsConfig
+    batch_size: int
+    trainer: Node
+    optimizer: Node
+    schedule: Node
+    micro_batch_tokens: int
+    max_grad_norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig(RunConfig):
+    """The top level of conf/evaluate.yaml."""
+
+    samples: int
+    sampling: Node
+    engine: Node
+    env_threads: int
+
+
+def check(cfg: DictConfig, schema: type) -> None:
+    """Resolve every interpolation and compare all values with `schema` and the signatures of the `_target_`s.
+
+    Raises:
+        ConfigError: naming the key, what was expected, what came.
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"Missing `{error.full_key}`. Give it as {error.full_key}=<value>.") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"Cannot resolve `{error.full_key}`: {explain_interpolation(str(error), cfg)}") from error
+    assert isinstance(plain, dict)
+    check_config({str(key): value for key, value in plain.items()}, schema)
+
+
+def compose(
+    config_name: str,
+    schema: type | None,
+    overrides: Sequence[str] = (),
+    *,
+    conf: Path = CONF,
+    extra: Path | None = None,
+) -> DictConfig:
+    """Compose conf/<config_name>.yaml with command-line overrides and, given a `schema`, check it; interpolations stay.
+
+    `extra` is one more folder to search for groups and options (Hydra's --config-dir).
+
+    Raises:
+        ConfigError: Hydra's own errors in one sentence, and those of `check`.
+    """
+    search = [] if extra is None else [f"hydra.searchpath=[{extra.absolute().as_uri()}]"]
+    with _initialised(conf):
+        try:
+            full = hydra.compose(config_name, [*search, *overrides], return_hydra_config=True)
+        except HydraException as error:
+            known: Mapping[Any, Any] = {}
+            if not isinstance(error, (MissingConfigException, OverrideParseException)):  # the groups are all right
+                known = hydra.compose(config_name, [o for o in overrides if _names_option(o, conf)])
+            raise explain_composition(error, known) from error
+    cfg = full.copy()
+    with read_write(cfg), open_dict(cfg):
+        del cfg["hydra"]
+    if schema is not None:
+        with read_write(full), open_dict(full):
+            full.hydra.runtime.output_dir = "<run folder>"  # known only when the run starts
+        with _hydra_config(full):
+            check(cfg, schema)
+    return cfg
+
+
+def hydra_entry(
+    config_name: str, schema: type, *, conf: Path = CONF
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Make `run(cfg)` an entry point: `python -m opdlight.<config_name> group=option key=value`.
+
+    The config is composed and checked first; a mistake is one message on stderr and exit code 2. Then Hydra takes over
+    (--multirun, --cfg job and the rest). HYDRA_FULL_ERROR=1 shows the traceback of every error.
+    """
+
+    def decorate(run: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @functools.wraps(run)
+        def job(cfg: DictConfig) -> Any:
+            try:
+                check(cfg, schema)
+                return run(cfg)
+            except USER_ERRORS as error:
+                _stop(error)
+            except InstantiationException as error:
+                if isinstance(error.__cause__, USER_ERRORS):
+                    _stop(error.__cause__)
+                raise
+
+        def main() -> None:
+            args = get_args_parser().parse_args()
+            name, extra = args.config_name or config_name, Path(args.config_dir) if args.config_dir else None
+            if args.help:
+                print(help_text(conf, name, args.overrides))
+                return
+            own = not (args.hydra_help or args.shell_completion or args.experimental_rerun or args.config_path)
+            try:
+                for overrides in _jobs(args.overrides, multirun=args.multirun) if own else ():
+                    # to look at a config needs no types, so no slow imports either
+                    compose(name, None if args.cfg or args.info else schema, overrides, conf=conf, extra=extra)
+            except USER_ERRORS as error:
+                _stop(error)
+            hydra.main(config_path=str(conf), config_name=config_name, version_base="1.3")(job)()
+
+        return main
+
+    return decorate
+
+
+def _names_option(override: str, conf: Path) -> bool:
+    group, _, option = override.partition("=")
+    return (conf / group / f"{option}.yaml").is_file()
+
+
+def _stop(error: BaseException) -> NoReturn:
+    if os.environ.get("HYDRA_FULL_ERROR", "0") == "1":
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextmanager
+def _initialised(conf: Path) -> Iterator[None]:
+    if not conf.is_dir():
+        raise ConfigError(f"The config folder {conf} is missing. Install opdlight from its repository.")
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        yield
+
+
+@contextmanager
+def _hydra_config(full: DictConfig) -> Iterator[None]:
+    """Let `${hydra:…}` interpolations see `full` for a while."""
+    holder = HydraConfig.instance()
+    before = holder.cfg
+    holder.set_config(full)
+    try:
+        yield
+    finally:
+        holder.cfg = before
+
+
+def _jobs(overrides: list[str], *, multirun: bool) -> list[list[str]]:
+    """The overrides to check: those given, and in a multirun each swept value once (others at their first value)."""
+    if not multirun:
+        return [overrides]
+    swept: list[list[str]] = []
+    try:
+        for o in OverridesParser.create().parse_overrides(overrides):
+            values = [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] if o.is_sweep_override() else []
+            swept.append(values or [str(o.input_line)])
+    except HydraException as error:
+        raise explain_composition(error, {}) from error
+    first = [values[0] for values in swept]
+    return [first] + [[*first[:i], v, *first[i + 1 :]] for i, values in enumerate(swept) for v in values[1:]]

@@ -1,0 +1,112 @@
+"""Typed checks of a composed config: a node's `_target_` is its schema.
+
+Every mapping with `_target_` is compared with the signature of that class or function: unknown keys, missing arguments
+and wrong types are errors before anything is built. The top level is compared with a dataclass of the entry point.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Any, get_type_hints
+
+from opdlight.config_values import check_fields, check_value, hint, join, nearest
+from opdlight.errors import ConfigError
+
+HYDRA_KEYS = frozenset({"_target_", "_partial_", "_args_", "_recursive_", "_convert_"})
+
+
+def check_config(config: Mapping[str, Any], schema: type) -> None:
+    """Compare a resolved config with the dataclass `schema` and each of its nodes with its `_target_`.
+
+    Raises:
+        ConfigError: naming the full dotted key, what was expected and what came.
+    """
+    check_fields("", config, schema)
+    for key, node in _nodes("", config):
+        _check_node(key, node)
+
+
+def locate(key: str, target: object) -> Any:
+    """Import the object that the config names at `key`, importing its module if need be."""
+    if not isinstance(target, str) or "." not in target:
+        raise ConfigError.wrong(key, expected="the dotted path of a class or function", got=target)
+    parts = target.split(".")
+    module, rest = None, parts
+    for length in range(len(parts) - 1, 0, -1):
+        path = ".".join(parts[:length])
+        try:
+            module, rest = importlib.import_module(path), parts[length:]
+            break
+        except ModuleNotFoundError as error:
+            if error.name is None or not (path + ".").startswith(error.name + "."):
+                raise  # the module exists and lacks something itself
+    if module is None:
+        raise ConfigError(f"Expected `{key}` to be importable, but there is no module {parts[0]!r} (got {target!r}).")
+    found: Any = module
+    for part in rest:
+        if not hasattr(found, part):
+            public = [n for n in dir(found) if not n.startswith("_")]
+            near = nearest(part, public)
+            where = getattr(found, "__name__", module.__name__)
+            raise ConfigError(
+                f"Expected `{key}` to be importable, but {where} has no {part!r} (got {target!r})."
+                + (f" Did you mean {near!r}?" if near else "")
+            )
+        found = getattr(found, part)
+    if not callable(found):
+        raise ConfigError.wrong(key, expected="the dotted path of a class or function", got=target)
+    return found
+
+
+def _nodes(prefix: str, value: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every mapping with `_target_` at or below `value`, with its dotted key; outer ones first."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield prefix, value
+        for name, child in value.items():
+            yield from _nodes(join(prefix, name), child)
+    elif isinstance(value, list):
+        for i, child in enumerate(value):
+            yield from _nodes(f"{prefix}[{i}]", child)
+
+
+def _check_node(key: str, node: Mapping[str, Any]) -> None:
+    target = locate(join(key, "_target_"), node["_target_"])
+    try:
+        parameters = dict(inspect.signature(target).parameters)
+    except ValueError:  # written in C without a signature: its own call is the check
+        return
+    for name in list(parameters)[: len(node.get("_args_", []))]:
+        del parameters[name]
+    hints = _hints(target, parameters)
+    named = {
+        n: p for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    }  # what a config can set by name
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in node.items():
+        if name in HYDRA_KEYS:
+            continue
+        if name in named:
+            check_value(join(key, name), value, hints.get(name, Any))
+        elif not open_ended:
+            raise ConfigError(
+                f"Unknown key `{join(key, name)}`: {node['_target_']} does not take it. "
+                + hint(str(name), named, prefix=f"{key}." if key else "")
+            )
+    if node.get("_partial_", False):
+        return
+    for name, parameter in named.items():
+        if parameter.default is inspect.Parameter.empty and name not in node:
+            raise ConfigError(
+                f"Missing `{join(key, name)}`: {node['_target_']} needs it. Add +{join(key, name)}=<value>."
+            )
+
+
+def _hints(target: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Annotations by parameter. One that cannot be evaluated (a name for type checkers only) counts as Any."""
+    function = target.__init__ if isinstance(target, type) and not is_dataclass(target) else target
+    try:
+        return get_type_hints(function)
+    except (NameError, TypeError, AttributeError):
+        return {n: p.annotation for n, p in parameters.items() if not isinstance(p.annotation, str)}

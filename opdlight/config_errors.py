@@ -1,0 +1,84 @@
+"""Hydra's and OmegaConf's errors as one sentence that names the key or group, what came, and the nearest right one."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+
+from opdlight.config_values import hint, nearest
+from opdlight.errors import ConfigError
+
+
+def explain_composition(error: HydraException, known: Mapping[str, Any]) -> ConfigError:
+    """Translate an error of Hydra's composition; `known` is the config as it is without the value overrides."""
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        detail = text.removeprefix(f"Error parsing override '{error.override}'")
+        return ConfigError(f"Cannot read the override `{error.override}`: {_one_line(detail)}")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
+        return _missing_option(error, error.missing_cfg_file)
+    if match := re.match(r"Could not override '([^']+)'", text):
+        return unknown_key(match[1], known)
+    if match := re.match(r"Could not delete from config\. '([^']+)' does not exist", text):
+        return unknown_key(match[1], known)
+    return ConfigError(_one_line(text))
+
+
+def explain_interpolation(text: str, known: Mapping[str, Any]) -> str:
+    """The first line of an OmegaConf error, with the nearest key where an interpolation names an unknown one."""
+    first = text.partition("\n")[0]
+    if match := re.search(r"Interpolation key '([^']+)' not found", first):
+        return f"there is no key `{match[1]}`. {nearest_key(match[1], known)}"
+    return first
+
+
+def unknown_key(key: str, known: Mapping[str, Any]) -> ConfigError:
+    """The error for a dotted key that the config does not have."""
+    parent = key.rpartition(".")[0]
+    add = f" To set an argument of `{parent}` that the config does not list, write +{key}=<value>." if parent else ""
+    return ConfigError(f"Unknown key `{key}`. {nearest_key(key, known)}{add}")
+
+
+def nearest_key(key: str, known: Mapping[str, Any]) -> str:
+    """A sentence with the dotted key that `key` most probably meant: corrected segment by segment, else by its end."""
+    node: Any = known
+    right: list[str] = []
+    for segment in key.split("."):
+        names = [str(n) for n in node] if isinstance(node, Mapping) else []
+        found = segment if segment in names else nearest(segment, names)
+        if found is None:
+            break
+        right.append(found)
+        node = node[found]
+    else:
+        return f"Did you mean `{'.'.join(right)}`?"
+    by_end = {path.rpartition(".")[2]: path for path in reversed(list(_paths(known)))}
+    end = nearest(key.rpartition(".")[2], by_end)
+    if end is not None:
+        return f"Did you mean `{by_end[end]}`?"
+    return hint(segment, names, prefix=".".join([*right, ""]))
+
+
+def _missing_option(error: MissingConfigException, path: str) -> ConfigError:
+    group, _, option = path.rpartition("/")
+    within = re.match(r"In '([^']+)'", str(error))
+    where = f" (named in {within[1]}.yaml)" if within and "/" in within[1] else ""
+    options = sorted(error.options or [])
+    if not group:
+        return ConfigError(f"There is no config `{option}`{where}.")
+    near = nearest(option, options)
+    guess = f" Did you mean `{group}={near}`?" if near else ""
+    choice = f" Options: {', '.join(options)}." if options else " It has no options."
+    return ConfigError(f"The group `{group}` has no option {option!r}{where}.{guess}{choice}")
+
+
+def _paths(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, child in node.items():
+        yield f"{prefix}{name}"
+        if isinstance(child, Mapping):
+            yield from _paths(child, f"{prefix}{name}.")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

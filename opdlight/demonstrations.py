@@ -1,0 +1,157 @@
+"""Expert demonstrations of any text environment, as JSON lines, and their tokens."""
+
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from opdlight.data import Task, episode_seed
+from opdlight.errors import ConfigError, NoExpertError
+from opdlight.rollout.engine import Completion
+from opdlight.rollout.rendering import ChatRenderer
+from opdlight.types import Status, Trajectory, Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One exchange: what the environment showed, what was answered, and whether the answer is worth learning."""
+
+    observation: str
+    reply: str
+    learn: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """One episode of an expert."""
+
+    task: str
+    seed: int
+    steps: list[Step]
+    system_prompt: str | None = None
+    fresh_prompt: bool = False
+    success: bool = True
+
+
+def demonstrate(name: str, task: Task, seed: int, detours: float, learn_detours: bool) -> Demonstration:
+    """Play one episode with the environment's expert.
+
+    With probability `detours` a step takes a random action instead, so that the expert is seen recovering from states
+    that a student will reach. A random action is one of `info["admissible_commands"]`; environments that list none take
+    no detours. Detours are not learnt unless `learn_detours` (which makes a deliberately sloppy demonstrator).
+    """
+    env = task.make_env()
+    rng = np.random.default_rng([seed, 7])
+    observation, info = env.reset(seed=seed)
+    steps: list[Step] = []
+    while True:
+        choices = info.get("admissible_commands", [])
+        if choices and rng.random() < detours:
+            step = Step(observation=observation, reply=str(rng.choice(choices)), learn=learn_detours)
+        else:
+            step = Step(observation=observation, reply=env.expert_action())
+        steps.append(step)
+        observation, _, terminated, truncated, info = env.step(step.reply)
+        if terminated or truncated:
+            return Demonstration(
+                task=name,
+                seed=seed,
+                steps=steps,
+                system_prompt=env.system_prompt,
+                fresh_prompt=env.fresh_prompt,
+                success=bool(info["success"]),
+            )
+
+
+def _job(arguments: tuple[str, Task, int, float, bool]) -> Demonstration | None:
+    try:
+        return demonstrate(*arguments)
+    except NoExpertError:
+        raise
+    except Exception as error:  # one broken episode must not lose the others; the caller counts the missing ones
+        print(f"demonstration of {arguments[0]} with seed {arguments[2]} failed: {error!r}")
+        return None
+
+
+def collect_demonstrations(
+    tasks: dict[str, Task], *, episodes: int, seed: int, detours: float, learn_detours: bool = False, workers: int = 1
+) -> Iterator[Demonstration]:
+    """`episodes` successful demonstrations shared among the tasks by weight; failed episodes are replaced."""
+    if not 0 <= detours < 1:
+        raise ConfigError.wrong("demonstrations.detours", expected="a share in [0, 1)", got=detours)
+    total = sum(t.weight for t in tasks.values())
+    context = get_context("spawn")
+    # few tasks a child: environments with native engines may grow, and a fresh process gives the memory back
+    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=25) as pool:
+        for name, task in tasks.items():
+            wanted, tried = round(episodes * task.weight / total), 0
+            while wanted > 0:
+                if tried > 20 * episodes + 100:
+                    raise ConfigError.wrong(f"task.tasks.{name}", expected="a task its expert can solve", got="failures")
+                seeds = [episode_seed(seed, name, "demonstration", tried + i) for i in range(wanted)]
+                tried += wanted
+                jobs = [(name, task, s, detours, learn_detours) for s in seeds]
+                for found in pool.map(_job, jobs, chunksize=8):
+                    if found is not None and found.success and wanted > 0:
+                        wanted -= 1
+                        yield found
+
+
+def write_demonstrations(path: Path, demonstrations: Iterable[Demonstration]) -> None:
+    """One JSON object a line; written whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in demonstrations)
+    temporary.replace(path)
+
+
+def read_demonstrations(path: Path) -> list[Demonstration]:
+    """The inverse of `write_demonstrations`."""
+    if not path.is_file():
+        raise ConfigError.wrong("demonstrations.file", expected="a file of JSON lines", got=str(path))
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            found.append(Demonstration(**{**row, "steps": [Step(**s) for s in row["steps"]]}))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"demonstrations.file: line {number} of {path} is not a demonstration: {error}") from error
+    return found
+
+
+def tokens(demonstration: Demonstration, renderer: ChatRenderer) -> Trajectory:
+    """The demonstration as the trajectory a model would have produced; what is not learnt becomes part of a prompt."""
+    steps, turns = demonstration.steps, []
+    conversation = renderer.start(
+        demonstration.system_prompt, steps[0].observation, fresh_prompt=demonstration.fresh_prompt
+    )
+    for number, step in enumerate(steps):
+        ids = [*renderer.encode(step.reply), renderer.tokenizer.eos_token_id]
+        completion = Completion(
+            request_id="", token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
+        )
+        if step.learn:
+            turns.append(
+                Turn(
+                    prompt_ids=conversation.prompt_ids,
+                    completion_ids=ids,
+                    sampled_logprobs=completion.logprobs,
+                    finish_reason="stop",
+                    policy_version=0,
+                    reward=0.0,
+                )
+            )
+        if number + 1 < len(steps):
+            conversation.advance(completion, steps[number + 1].observation)
+    return Trajectory(
+        task=demonstration.task,
+        group=0,
+        seed=demonstration.seed,
+        turns=turns,
+        reward=float(demonstration.success),
+        status=Status.SUCCESS if demonstration.success else Status.FAILURE,
+    )

@@ -1,0 +1,43 @@
+"""Errors raised at opdlight's boundaries. Each is also the standard type a caller would expect."""
+
+
+class OpdError(Exception):
+    """Base of every error that opdlight raises on purpose. Its text says what to do next."""
+
+
+class ConfigError(OpdError, ValueError):
+    """A configuration value is unknown, of the wrong type, or contradicts another one."""
+
+    @classmethod
+    def wrong(cls, key: str, *, expected: str, got: object) -> "ConfigError":
+        """Name the config `key`, what was `expected` and what came (`got`)."""
+        return cls(f"Expected `{key}` to be {expected}, but got {got!r}.")
+
+
+class MissingDependencyError(OpdError, ImportError):
+    """An optional package is not installed."""
+
+    @classmethod
+    def extra(cls, what: str, extra: str) -> "MissingDependencyError":
+        """Say which `extra` of opdlight provides `what`."""
+        return cls(f"{what} needs the extra `{extra}`: pip install 'opdlight[{extra}]'")
+
+
+class EnvError(OpdError, RuntimeError):
+    """An environment broke its contract."""
+
+
+class NoExpertError(EnvError, LookupError):
+    """An environment has no expert that could demonstrate its task."""
+
+
+class VocabularyError(OpdError, ValueError):
+    """Teacher and student do not share the token ids that distillation compares."""
+
+
+class CheckpointError(OpdError, OSError):
+    """A model folder or checkpoint cannot be used."""
+
+
+class EngineError(OpdError, RuntimeError):
+    """The rollout engine refused a request or answered with something unusable."""

@@ -1,0 +1,126 @@
+"""Pure metric functions, and the glossary of every key that a run logs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opdlight.types import Support, Trajectory
+
+
+def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of a proportion, 95 % by default (Wilson 1927).
+
+    >>> low, high = wilson_interval(50, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.404, 0.596)
+    """
+    if n <= 0:
+        raise ValueError(f"Expected argument `n` to be positive, but got {n}.")
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def success_interval(per_episode: Sequence[Sequence[float]]) -> tuple[float, tuple[float, float]]:
+    """Mean success over episodes × samples and its 95 % interval, with the episode as the unit (samples of one are tied).
+
+    One sample an episode: Wilson. More (avg@n): Wilson at the effective number of episodes m = p(1−p) / s², where s² is
+    the variance of the mean over episodes; so repeated samples of one episode count as what they add.
+    """
+    means = [sum(e) / len(e) for e in per_episode]
+    n, p = len(means), sum(means) / len(means)
+    variance = sum((m - p) ** 2 for m in means) / max(n - 1, 1) / n
+    effective = n if variance == 0 or max(map(len, per_episode)) == 1 else max(1, round(p * (1 - p) / variance))
+    return p, wilson_interval(p * effective, effective)
+
+
+def group_by_episode(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    """Trajectories with the same seed together, in order of first appearance."""
+    episodes: dict[int, list[Trajectory]] = {}
+    for t in trajectories:
+        episodes.setdefault(t.seed, []).append(t)
+    return list(episodes.values())
+
+
+def teacher_mass(support: Support) -> Tensor:
+    """Coverage: Σ_{v∈S} q(v), [N], in [0, 1]."""
+    return support.teacher_logprobs.exp().masked_fill(~support.valid, 0.0).sum(-1)
+
+
+def student_mass(student_logits: Tensor, normaliser: Tensor, valid: Tensor) -> Tensor:
+    """Σ_{v∈S} π(v), [N], in [0, 1]; 1 minus it is what a renormalised loss does not see. Logits [N, K], normaliser [N]."""
+    return (student_logits - normaliser[:, None]).exp().masked_fill(~valid, 0.0).sum(-1)
+
+
+def sampled_in_support(support: Support, target_ids: Tensor) -> Tensor:
+    """1 where the student's token lies in S, [N]."""
+    return ((support.token_ids == target_ids[:, None]) & support.valid).any(-1).float()
+
+
+def overlap(a: Tensor, b: Tensor) -> Tensor:
+    """|A ∩ B| / K of two sets of K distinct ids, [N]. Arguments [N, K]."""
+    return (a[:, :, None] == b[:, None, :]).any(-1).float().mean(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a logged key means."""
+
+    meaning: str
+    unit: str
+    estimator: str
+    healthy: str
+
+
+GLOSSARY: dict[str, Entry] = {
+    "loss/train": Entry("value of the objective", "nats", "token mean over the whole batch", "falls"),
+    "rollout/reward/{task}": Entry("environment reward", "reward", "mean over trajectories", "rises"),
+    "rollout/success/{task}": Entry("solved episodes", "share", "mean over trajectories", "rises"),
+    "rollout/turns/{task}": Entry("turns of an episode", "turns", "mean over trajectories", "agents: falls"),
+    "rollout/success": Entry("status: solved", "share", "all trajectories of the batch", "rises"),
+    "rollout/failure": Entry("status: ended unsolved", "share", "all trajectories", "falls"),
+    "rollout/truncated_turns": Entry("status: cut by the turn limit", "share", "all trajectories", "falls"),
+    "rollout/truncated_tokens": Entry("status: cut by the token limit", "share", "all trajectories", "under 0.05"),
+    "rollout/env_error": Entry("status: the environment raised", "share", "all trajectories", "0"),
+    "rollout/completion_tokens": Entry("length of a turn's completion", "tokens", "mean over turns", "steady"),
+    "rollout/row_splits": Entry("extra rows because the rendered history was rewritten", "rows", "sum", "0 or steady"),
+    "rollout/loss_tokens": Entry("loss positions of this rank", "tokens", "sum", "steady"),
+    "env/{name}/{task}": Entry("a counter of the environment", "count", "mean over trajectories", "see the task"),
+    "val/success/{task}": Entry("solved held-out episodes", "share", "mean, fixed seeds", "rises"),
+    "val/reward/{task}": Entry("reward on held-out episodes", "reward", "mean, fixed seeds", "rises"),
+    "coverage/teacher_mass/{task}": Entry("teacher probability on its support", "share", "sampled positions", "over 0.95"),
+    "coverage/student_mass/{task}": Entry("student probability on the support", "share", "sampled positions", "over 0.9"),
+    "coverage/sampled_in_support/{task}": Entry("student tokens in the support", "share", "sampled positions", "over 0.9"),
+    "coverage/overlap/{task}": Entry("shared ids of both models' top-K", "share of K", "sampled positions", "rises"),
+    "optimizer/grad_norm": Entry("2-norm of the gradient before clipping", "norm", "whole batch", "no spikes"),
+    "optimizer/learning_rate": Entry("learning rate of this update", "1", "exact", "as scheduled"),
+    "optimizer/skipped": Entry("update skipped: no loss position in the batch", "0 or 1", "exact", "0"),
+    "time/{stage}": Entry("wall time of a stage of the step", "seconds", "this step", "rollout dominates"),
+    "throughput/rollout": Entry("generated tokens per second of the rollout stage", "tokens/s", "this step", "steady"),
+    "throughput/train": Entry("loss tokens per second of everything else", "tokens/s", "this step", "steady"),
+}
+
+
+def describe(key: str) -> Entry | None:
+    """The glossary entry of a logged key; `{task}` and the like match one path segment.
+
+    >>> describe("rollout/reward/sums").unit
+    'reward'
+    """
+    parts = key.split("/")
+    for pattern, entry in GLOSSARY.items():
+        wanted = pattern.split("/")
+        if len(wanted) == len(parts) and all(w.startswith("{") or w == p for w, p in zip(wanted, parts, strict=True)):
+            return entry
+    return None
+
+
+def subsample(n: int, most: int, generator: torch.Generator | None = None) -> Tensor:
+    """Indices [min(n, most)] into n positions, without replacement, ascending."""
+    if n <= most:
+        return torch.arange(n)
+    return torch.randperm(n, generator=generator)[:most].sort().values

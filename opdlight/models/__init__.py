@@ -1,0 +1,7 @@
+"""Student, teachers and the LM head between hidden states and losses."""
+
+from opdlight.models.checkpoints import resolve_model
+from opdlight.models.student import Student
+from opdlight.models.teacher import Teacher, Teachers
+
+__all__ = ["Student", "Teacher", "Teachers", "resolve_model"]

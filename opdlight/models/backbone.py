@@ -1,0 +1,69 @@
+"""A Hugging Face causal LM as opdlight uses it: hidden states at chosen positions, and a head to go with them."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from opdlight.errors import CheckpointError
+from opdlight.models.lm_head import LMHead
+from opdlight.types import TokenBatch
+
+PROBE_TOKENS = 8
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest probe logit
+
+
+def hidden_at(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
+    """The decoder's last hidden states, after the final norm, at the loss positions: [N, d]."""
+    decoder = model.get_decoder()
+    output = decoder(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask.long(),
+        position_ids=batch.position_ids,
+        use_cache=False,
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden[batch.row_index, batch.col_index]
+
+
+def head_of(model: PreTrainedModel) -> LMHead:
+    """The model's head, with the scale and soft-cap that its config names. `check_head` says whether that is all."""
+    output = model.get_output_embeddings()
+    if not isinstance(output, torch.nn.Linear):
+        raise CheckpointError(
+            f"Expected the output embedding of {type(model).__name__} to be torch.nn.Linear, "
+            f"but got {type(output).__name__}. Adapters on the head are not supported."
+        )
+    config = model.config.get_text_config()
+    scale = 1.0
+    if getattr(config, "logits_scaling", None):  # Granite divides, …
+        scale = 1.0 / config.logits_scaling
+    for name in ("logit_scale", "lm_head_multiplier"):  # … Cohere and Falcon-H1 multiply
+        if getattr(config, name, None):
+            scale = float(getattr(config, name))
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return LMHead(weight=output.weight, bias=output.bias, scale=scale, softcap=softcap)
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Compare `head_of` with the model's own logits on a few tokens.
+
+    Raises:
+        CheckpointError: if they differ: the architecture does something to its logits that opdlight does not know.
+    """
+    head, training = head_of(model), model.training
+    ids = (torch.arange(PROBE_TOKENS, device=head.weight.device) * 7 % head.width)[None]
+    model.eval()
+    theirs = model(input_ids=ids, use_cache=False).logits[0]
+    ours = head.logits(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
+    model.train(training)
+    if theirs.shape != ours.shape:
+        raise CheckpointError(
+            f"{type(model).__name__} has {theirs.shape[-1]} logits, but its head {ours.shape[-1]} rows."
+        )
+    error = float((theirs.to(ours.dtype) - ours).abs().max() / theirs.abs().max().clamp(min=1e-30))
+    if not error < TOLERANCE[head.weight.dtype]:
+        raise CheckpointError(
+            f"{type(model).__name__} computes logits that its hidden states and LM head do not give (relative error "
+            f"{error:.1e}): opdlight knows a bias, a scale and a soft-cap, and this model does something else."
+        )

@@ -1,0 +1,214 @@
+"""The LM head: the one file that touches anything of width V.
+
+Letters: N positions, d hidden size, V rows of the head (padding included), K support size, U distinct ids of a batch.
+Precision: products are taken in the dtype of the hidden states, as the model itself does; everything after the product
+(scale, soft-cap, temperature, log-sum-exp) and every sum of gradients over positions is in float32 or wider.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+
+from opdlight.errors import ConfigError
+
+# Above this many distinct ids per support entry (U > GATHER_RATIO · K) fetching K rows a position is cheaper than one
+# product with the union of all rows: the union costs 2NUd operations at the speed of a matrix product, the gather moves
+# NKd numbers at the speed of memory. Measured by tools/bench_lm_head.py.
+GATHER_RATIO = 300
+PART_ELEMENTS = 2**23  # numbers in the largest intermediate of `support_logits` (32 MB in float32)
+CHUNK = 256  # positions whose V logits exist at the same time in the full-width functions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LMHead:
+    """logits = softcap · tanh(scale · (hidden @ weightᵀ + bias) / softcap); without a soft-cap just scale · (…)."""
+
+    weight: Tensor  # [V, d]
+    bias: Tensor | None = None  # [V]
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def width(self) -> int:
+        """V, the number of logits; may exceed what the tokenizer knows."""
+        return self.weight.shape[0]
+
+    def activate(self, product: Tensor) -> Tensor:
+        """Raw products (of any shape) → logits."""
+        logits = product if self.scale == 1.0 else product * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """All logits [n, V] of a few positions [n, d], float32 or wider."""
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        return self.activate(_wide(linear(hidden, self.weight.to(hidden.dtype), bias)))
+
+
+def support_logits(hidden: Tensor, head: LMHead, token_ids: Tensor) -> Tensor:
+    """The logits of K chosen ids a position; equal to `head.logits(hidden).gather(-1, token_ids)`, gradients included.
+
+    Peak memory and time do not depend on V, but for the gradient of the head's weight, which is dense [V, d] as the
+    parameter is (none is made where the head is frozen, as under LoRA).
+
+    Args:
+        hidden: [N, d].
+        head: of V rows.
+        token_ids: [N, K], below V; an id may occur twice in a row.
+
+    Returns:
+        [N, K], float32 or wider, not divided by the temperature; gradients reach hidden, weight and bias.
+    """
+    product: Tensor = _SupportProduct.apply(hidden, head.weight, token_ids)
+    return head.activate(product if head.bias is None else product + _wide(head.bias)[token_ids])
+
+
+def log_normaliser(hidden: Tensor, head: LMHead, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
+    """log Σ_v exp(z_v / temperature) at each position [N], with gradients.
+
+    Chunks of `chunk` positions are recomputed in the backward pass, so that only [chunk, V] logits exist at a time.
+    """
+    parts = [_again(_log_normaliser, h, head, temperature) for h in hidden.split(chunk)]
+    return torch.cat(parts)
+
+
+def token_logprobs(
+    hidden: Tensor, head: LMHead, token_ids: Tensor, temperature: float = 1.0, chunk: int = CHUNK
+) -> Tensor:
+    """log p(token) = z_token / temperature − log Σ_v exp(z_v / temperature) at each position [N], with gradients.
+
+    Both terms come from the same product, so a log-prob never exceeds 0 by a rounding of bfloat16. Memory as in
+    `log_normaliser`.
+    """
+    pairs = zip(hidden.split(chunk), token_ids.split(chunk), strict=True)
+    return torch.cat([_again(_token_logprobs, h, head, temperature, ids) for h, ids in pairs])
+
+
+@torch.no_grad()
+def top_k(
+    hidden: Tensor, head: LMHead, k: int, *, temperature: float = 1.0, limit: int, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """The `k` most probable ids below `limit` and their log-probs, both [N, K], descending; no gradient.
+
+    Log-probs are normalised over the full width V, ids from `limit` on included: their sum is the coverage.
+
+    Raises:
+        ConfigError: naming `loss.k`, if fewer than `k` ids lie below `limit`.
+    """
+    _check_k(k, limit)
+    parts = [_top_k(head.logits(h) / temperature, k, limit) for h in hidden.split(chunk)]
+    return torch.cat([ids for ids, _ in parts]), torch.cat([logprobs for _, logprobs in parts])
+
+
+@torch.no_grad()
+def top_k_and_token(
+    hidden: Tensor, head: LMHead, k: int, token_ids: Tensor, *, temperature: float, limit: int, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`top_k` and `token_logprobs` [N] from one pass over the vocabulary: ids, log-probs, token log-probs."""
+    _check_k(k, limit)
+    parts = []
+    for h, ids in zip(hidden.split(chunk), token_ids.split(chunk), strict=True):
+        logits = head.logits(h) / temperature
+        parts.append((*_top_k(logits, k, limit), _pick(logits, ids)))
+    ids_parts, logprob_parts, token_parts = zip(*parts, strict=True)
+    return torch.cat(ids_parts), torch.cat(logprob_parts), torch.cat(token_parts)
+
+
+class _SupportProduct(torch.autograd.Function):
+    """hidden [N, d], weight [V, d], ids [N, K] → products [N, K], by the union of the ids or by a gather of rows.
+
+    Written by hand because autograd would keep every gathered row, or make a dense [V, d] gradient for each part.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, token_ids: Tensor) -> Tensor:
+        union, slot = torch.unique(token_ids, return_inverse=True)  # [U], [N, K] places in the union
+        ctx.save_for_backward(hidden, weight, union, slot)
+        rows = weight.index_select(0, union).to(hidden.dtype)  # [U, d]
+        products = torch.empty(slot.shape, dtype=_wide_dtype(hidden.dtype), device=hidden.device)
+        gather = _gathers(slot, union)
+        for part in _parts(slot, rows, gather):
+            if gather:
+                products[part] = torch.bmm(rows[slot[part]], hidden[part].unsqueeze(2)).squeeze(2)
+            else:
+                products[part] = (hidden[part] @ rows.T).gather(1, slot[part])
+        return products
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        hidden, weight, union, slot = ctx.saved_tensors
+        for_hidden, for_weight = ctx.needs_input_grad[:2]
+        rows = weight.index_select(0, union).to(hidden.dtype)
+        grad_hidden = torch.empty_like(hidden) if for_hidden else None
+        grad_rows = torch.zeros(rows.shape, dtype=grad.dtype, device=rows.device) if for_weight else None
+        gather = _gathers(slot, union)
+        for part in _parts(slot, rows, gather):
+            if gather:
+                if grad_hidden is not None:
+                    share = grad[part].to(hidden.dtype).unsqueeze(1)
+                    grad_hidden[part] = torch.bmm(share, rows[slot[part]]).squeeze(1)
+                if grad_rows is not None:
+                    outer = grad[part].unsqueeze(2) * hidden[part].unsqueeze(1)  # [n, K, d]
+                    grad_rows.index_add_(0, slot[part].flatten(), outer.flatten(0, 1))
+            else:
+                spread = grad.new_zeros(len(slot[part]), len(union)).scatter_add_(1, slot[part], grad[part])
+                spread = spread.to(hidden.dtype)  # [n, U]
+                if grad_hidden is not None:
+                    grad_hidden[part] = spread @ rows
+                if grad_rows is not None:
+                    grad_rows += spread.T @ hidden[part]
+        if grad_rows is None:
+            return grad_hidden, None, None
+        return grad_hidden, torch.zeros_like(weight).index_copy_(0, union, grad_rows.to(weight.dtype)), None
+
+
+def _gathers(slot: Tensor, union: Tensor) -> bool:
+    return len(union) > GATHER_RATIO * slot.shape[1]
+
+
+def _parts(slot: Tensor, rows: Tensor, gather: bool) -> Iterator[slice]:
+    """Slices of positions whose intermediate stays below PART_ELEMENTS numbers."""
+    per_position = slot.shape[1] * rows.shape[1] if gather else len(rows)
+    size = max(1, PART_ELEMENTS // max(per_position, 1))
+    return (slice(start, start + size) for start in range(0, len(slot), size))
+
+
+def _again(function: Any, hidden: Tensor, head: LMHead, *rest: Any) -> Tensor:
+    """Call `function` and forget its intermediates: they are computed again in the backward pass."""
+    return checkpoint(function, hidden, head, *rest, use_reentrant=False, preserve_rng_state=False)
+
+
+def _log_normaliser(hidden: Tensor, head: LMHead, temperature: float) -> Tensor:
+    return (head.logits(hidden) / temperature).logsumexp(-1)
+
+
+def _token_logprobs(hidden: Tensor, head: LMHead, temperature: float, token_ids: Tensor) -> Tensor:
+    return _pick(head.logits(hidden) / temperature, token_ids)
+
+
+def _pick(logits: Tensor, token_ids: Tensor) -> Tensor:
+    return logits.gather(1, token_ids.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)
+
+
+def _top_k(logits: Tensor, k: int, limit: int) -> tuple[Tensor, Tensor]:
+    best, ids = logits[:, :limit].topk(k, dim=-1)
+    return ids, best - logits.logsumexp(-1, keepdim=True)
+
+
+def _check_k(k: int, limit: int) -> None:
+    if not 1 <= k <= limit:
+        raise ConfigError.wrong("loss.k", expected=f"from 1 to the {limit} ids both models share", got=k)
+
+
+def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(_wide_dtype(tensor.dtype))

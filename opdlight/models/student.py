@@ -1,0 +1,140 @@
+"""The trained model."""
+
+import copy
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
+
+from opdlight.errors import ConfigError
+from opdlight.losses import Needs
+from opdlight.models.backbone import check_head, head_of, hidden_at
+from opdlight.models.checkpoints import load_model, load_tokenizer
+from opdlight.models.lm_head import LMHead, log_normaliser, support_logits, token_logprobs
+from opdlight.types import Support, SupportScores, TokenBatch
+
+
+class Student(nn.Module):
+    """Any Hugging Face causal LM, trained in full or through LoRA.
+
+    Args:
+        model: folder, `lab/<name>` or Hub name.
+        dtype: of weights and forward pass, "float32" or "bfloat16".
+        lora: arguments of `peft.LoraConfig` (at least `r`); None trains every weight.
+        gradient_checkpointing: recompute each layer in the backward pass, for less memory.
+
+    Raises:
+        ConfigError, CheckpointError: naming what is wrong.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        dtype: str = "float32",
+        lora: Mapping[str, Any] | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = load_tokenizer(model)
+        self.model = load_model(model, dtype)
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if lora is not None:
+            _add_lora(self.model, lora)
+        check_head(self.model)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What the optimizer gets: everything, or the adapters."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """Final hidden states [N, d] at the loss positions, with gradient."""
+        return hidden_at(self.model, batch)
+
+    def head(self) -> LMHead:
+        """The LM head as it is now."""
+        return head_of(self.model)
+
+    def score(
+        self,
+        hidden: Tensor,
+        batch: TokenBatch,
+        *,
+        support: Support | None,
+        teacher_sampled: Tensor | None,
+        needs: Needs,
+        temperature: float,
+    ) -> SupportScores:
+        """Exactly the scores that `needs` names, at the rollout temperature, from the hidden states [N, d]."""
+        head = self.head()
+        return SupportScores(
+            support=support,
+            student_logits=None if support is None else support_logits(hidden, head, support.token_ids) / temperature,
+            student_normaliser=log_normaliser(hidden, head, temperature) if needs.student_normaliser else None,
+            student_sampled=token_logprobs(hidden, head, batch.target_ids, temperature) if needs.sampled else None,
+            teacher_sampled=teacher_sampled,
+        )
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight under its Hugging Face checkpoint name, adapters merged; tied weights come once. Detached."""
+        yield from revert_weight_conversion(self.model, self._merged()).items()
+
+    def save(self, folder: str | Path) -> None:
+        """Write a Hugging Face folder (merged weights, config, tokenizer); it appears whole or not at all."""
+        folder = Path(folder)
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        self.model.save_pretrained(temporary, state_dict=self._merged())
+        self.tokenizer.save_pretrained(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+
+    @torch.no_grad()
+    def _merged(self) -> dict[str, Tensor]:
+        weights: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        layers = _lora_layers(self.model)
+        for name, weight in self.model.state_dict(keep_vars=True).items():
+            if id(weight) not in seen and not any(name.startswith(f"{layer}.") for layer in layers):
+                seen.add(id(weight))
+                weights[name] = weight.detach()
+        for layer, module in layers.items():
+            merged = copy.deepcopy(module)  # merging in place would round the weights that training goes on with
+            merged.merge()
+            for name, weight in merged.get_base_layer().state_dict().items():
+                weights[f"{layer}.{name}"] = weight.detach()
+        return weights
+
+
+def _add_lora(model: Any, lora: Mapping[str, Any]) -> None:
+    """Put LoRA layers into `model` in place and freeze everything else."""
+    from peft import LoraConfig, inject_adapter_in_model  # slow to import, and only LoRA needs it
+
+    if lora.get("modules_to_save") or lora.get("bias", "none") != "none":
+        raise ConfigError.wrong(
+            "model.student.lora", expected="adapters alone (no bias or modules_to_save)", got=dict(lora)
+        )
+    try:
+        config = LoraConfig(**{"target_modules": "all-linear", **lora}, task_type="CAUSAL_LM")
+        inject_adapter_in_model(config, model)
+    except (TypeError, ValueError) as error:
+        raise ConfigError.wrong(
+            "model.student.lora", expected=f"arguments of peft.LoraConfig ({error})", got=dict(lora)
+        ) from error
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()  # small, and AdamW's steps would be lost in bfloat16
+
+
+def _lora_layers(model: nn.Module) -> dict[str, Any]:
+    if not any("lora_" in name for name, _ in model.named_parameters()):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}

@@ -1,0 +1,153 @@
+"""The frozen models that score the student's tokens."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from opdlight.errors import ConfigError
+from opdlight.models.backbone import check_head, head_of, hidden_at
+from opdlight.models.checkpoints import load_model, load_tokenizer, resolve_model
+from opdlight.models.lm_head import LMHead, token_logprobs, top_k, top_k_and_token
+from opdlight.models.student import Student
+from opdlight.models.vocabulary import shared_size
+from opdlight.types import Support, TokenBatch
+
+
+class Teacher(nn.Module):
+    """A frozen causal LM (or a LoRA adapter on one): always in eval mode, never in a state dict or an optimizer.
+
+    Args:
+        model: model or adapter folder, `lab/<name>` or Hub name.
+        dtype: "float32" or "bfloat16".
+    """
+
+    def __init__(self, model: str, dtype: str = "float32") -> None:
+        super().__init__()
+        self.name = model
+        self.tokenizer = load_tokenizer(model)
+        loaded = load_model(model, dtype).eval().requires_grad_(False)
+        check_head(loaded)
+        self._hidden_from_torch = (loaded,)  # in a tuple it is no submodule: checkpoints and optimizers do not see it
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._hidden_from_torch[0]._apply(fn)  # .to(device) must still reach it
+        super()._apply(fn, recurse)
+        return self
+
+    def head(self) -> LMHead:
+        """The LM head."""
+        return head_of(self._hidden_from_torch[0])
+
+    @torch.no_grad()
+    def score(
+        self, batch: TokenBatch, *, k: int | None, sampled: bool, temperature: float, limit: int
+    ) -> tuple[Support | None, Tensor | None]:
+        """The teacher's top-`k` support and the log-probs [N] of the sampled tokens; None for what is not asked.
+
+        Log-probs are at `temperature` and normalised over the teacher's full width; ids lie below `limit`.
+        """
+        if k is None and not sampled:
+            return None, None
+        hidden, head = hidden_at(self._hidden_from_torch[0], batch), self.head()
+        if k is None:
+            return None, token_logprobs(hidden, head, batch.target_ids, temperature)
+        token: Tensor | None = None
+        if sampled:
+            ids, logprobs, token = top_k_and_token(
+                hidden, head, k, batch.target_ids, temperature=temperature, limit=limit
+            )
+        else:
+            ids, logprobs = top_k(hidden, head, k, temperature=temperature, limit=limit)
+        valid = torch.ones_like(ids, dtype=torch.bool)
+        return Support(token_ids=ids, teacher_logprobs=logprobs, valid=valid, kind="teacher_top_k"), token
+
+
+class Teachers(nn.Module):
+    """One teacher a task; a checkpoint that serves several tasks is loaded once.
+
+    Args:
+        models: task → model.
+        student: whose vocabulary the teachers must share.
+        dtype: of the teachers.
+
+    Raises:
+        VocabularyError: if a teacher's tokenizer disagrees with the student's on an id that both have.
+    """
+
+    def __init__(self, models: Mapping[str, str], student: Student, dtype: str = "float32") -> None:
+        super().__init__()
+        if not models:
+            raise ConfigError.wrong("task.tasks", expected="a teacher for at least one task", got=dict(models))
+        checkpoints = {task: resolve_model(model) for task, model in models.items()}
+        distinct = list(dict.fromkeys(checkpoints.values()))
+        self.teachers = nn.ModuleList(Teacher(model, dtype) for model in distinct)
+        self.teacher_of = {task: distinct.index(model) for task, model in checkpoints.items()}
+        self.shared_vocabulary = min(
+            shared_size(student.tokenizer, student.head().width, t.tokenizer, t.head().width, t.name)
+            for t in self._all()
+        )
+
+    def _all(self) -> list[Teacher]:
+        return [t for t in self.teachers if isinstance(t, Teacher)]
+
+    def of(self, task: str) -> Teacher:
+        """The teacher of a task."""
+        if task not in self.teacher_of:
+            raise ConfigError.wrong("task", expected=f"one of {', '.join(self.teacher_of)}", got=task)
+        return self._all()[self.teacher_of[task]]
+
+    def score(
+        self, batch: TokenBatch, *, k: int | None, sampled: bool, temperature: float
+    ) -> tuple[Support | None, Tensor | None]:
+        """`Teacher.score` of every position by the teacher of its task; each row is read by its own teacher only."""
+        ask: dict[str, Any] = {"k": k, "sampled": sampled, "temperature": temperature, "limit": self.shared_vocabulary}
+        teachers = [self.of(task) for task in batch.tasks]
+        present = list(dict.fromkeys(teachers[i] for i in batch.task_index.unique().tolist()))
+        if len(present) < 2:
+            return (present[0] if present else teachers[0]).score(batch, **ask)
+
+        supports: list[Support] = []
+        tokens: list[Tensor] = []
+        chosen: list[Tensor] = []
+        for teacher in present:
+            tasks = [i for i, t in enumerate(teachers) if t is teacher]
+            at = torch.isin(batch.task_index, batch.task_index.new_tensor(tasks)).nonzero().squeeze(1)
+            chosen.append(at)
+            support, token = teacher.score(_positions(batch, at), **ask)
+            supports += [] if support is None else [support]
+            tokens += [] if token is None else [token]
+        back = torch.argsort(torch.cat(chosen))
+        joined = None
+        if supports:
+            joined = replace(
+                supports[0],
+                token_ids=torch.cat([s.token_ids for s in supports])[back],
+                teacher_logprobs=torch.cat([s.teacher_logprobs for s in supports])[back],
+                valid=torch.cat([s.valid for s in supports])[back],
+            )
+        return joined, torch.cat(tokens)[back] if tokens else None
+
+
+def _positions(batch: TokenBatch, at: Tensor) -> TokenBatch:
+    """The loss positions `at` [n] of a batch, the rows that they lie in, and no more columns than those rows fill."""
+    rows, row_index = torch.unique(batch.row_index[at], return_inverse=True)
+    columns = int(batch.attention_mask[rows].sum(1).max())
+    flat = (
+        "col_index",
+        "target_ids",
+        "sampled_logprobs",
+        "turn_index",
+        "token_position",
+        "trajectory_index",
+        "task_index",
+    )
+    wide = ("input_ids", "attention_mask", "position_ids")
+    return replace(
+        batch,
+        row_index=row_index,
+        **{name: getattr(batch, name)[at] for name in flat},
+        **{name: getattr(batch, name)[rows, :columns] for name in wide},
+    )

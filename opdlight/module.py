@@ -1,0 +1,227 @@
+"""The training step of on-policy distillation: roll out, flatten, score, compare, step."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from opdlight.collate import Collate, count_splits, with_global_tokens
+from opdlight.losses import Loss
+from opdlight.losses.reduce import token_mean
+from opdlight.models.student import Student
+from opdlight.models.teacher import Teachers
+from opdlight.rollout.collector import Collector
+from opdlight.rollout.engine import Sampling
+from opdlight.types import RolloutRequest, Status, SupportScores, TokenBatch, Trajectory
+
+
+@runtime_checkable
+class WatchesScores(Protocol):
+    """A callback that wants to see each micro-batch while its scores are alive."""
+
+    def on_scores(
+        self, module: "OnPolicyDistillation", batch: TokenBatch, hidden: Tensor, scores: SupportScores
+    ) -> None:
+        """Look, detached: `hidden` [N, d] are the student's hidden states at the loss positions."""
+
+
+class OnPolicyDistillation(L.LightningModule):
+    """Owns the student, the frozen teachers and the loss; everything that only watches is a Callback.
+
+    Args:
+        student: the trained model.
+        teachers: the frozen models, routed by task.
+        loss: per-token objective; declares what it needs of the two models.
+        collector: environments × engine.
+        collate: trajectories → micro-batches.
+        optimizer: parameters → optimizer.
+        schedule: update number → factor on the learning rate.
+        sampling: the rollout policy; its temperature also divides the logits of both models (PAPER Eq. 8).
+        evaluation: the policy of the validation loop.
+        max_grad_norm: gradients are clipped to this 2-norm.
+        seed: makes the sampling seeds of the rollouts.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: Student,
+        teachers: Teachers,
+        loss: Loss,
+        collector: Collector,
+        collate: Collate,
+        optimizer: Callable[[Any], Optimizer],
+        schedule: Callable[[int], float],
+        sampling: Sampling,
+        evaluation: Sampling,
+        max_grad_norm: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.student, self.teachers, self.loss = student, teachers, loss
+        self.collector, self.collate = collector, collate
+        self.make_optimizer, self.schedule = optimizer, schedule
+        self.sampling, self.evaluation = sampling, evaluation
+        self.max_grad_norm, self.seed = max_grad_norm, seed
+        self.success = torch.nn.ModuleDict({task: MeanMetric() for task in collate.tasks})
+        self.reward = torch.nn.ModuleDict({task: MeanMetric() for task in collate.tasks})
+        self.evaluated: dict[str, list[Trajectory]] = {}  # the last validation loop, by task
+        self.updates = 0  # the student's version: how often its weights have changed
+        self.stage_name = ""
+        self.stage_seconds: dict[str, float] = {}
+        self.on_progress: Callable[[int, int], None] | None = None  # finished and wanted trajectories
+
+    def training_step(self, requests: list[RolloutRequest], batch_idx: int) -> dict[str, Any]:
+        """One update. The weights travel to the engine after it, in `publish.PublishWeights`."""
+        self.stage_seconds = {}
+        with self.stage("rollout"):
+            trajectories = self.roll_out(requests, self.sampling, seed=self.seed + 1 + batch_idx)
+        batches = self.flatten(trajectories)
+        loss = torch.zeros((), device=self.device)
+        for batch in batches:
+            with self.stage("score"):
+                hidden, scores = self.score(batch)
+            with self.stage("compare"):
+                contribution = token_mean(self.loss(scores, batch), batch.global_tokens)
+            with self.stage("backward"):
+                self.manual_backward(contribution * self.trainer.world_size)  # DDP averages; the token mean is a sum
+            loss += contribution.detach()
+            with self.stage("watch"):
+                self._show(batch, hidden.detach(), scores)
+        with self.stage("update"):
+            self.update(has_gradient=bool(batches))
+        self.log("loss/train", loss, prog_bar=True)
+        self._log_rollout(trajectories, batches)
+        return {"loss": loss, "trajectories": trajectories, "loss_tokens": sum(b.num_tokens for b in batches)}
+
+    def roll_out(self, requests: Sequence[RolloutRequest], sampling: Sampling, seed: int) -> list[Trajectory]:
+        """① The student acts. Every turn carries the policy version that produced it."""
+        return self.collector.collect(requests, sampling, sampling_seed=seed, progress=self.on_progress)
+
+    def flatten(self, trajectories: Sequence[Trajectory]) -> list[TokenBatch]:
+        """② Micro-batches on this device; `global_tokens` counts the loss positions of every rank."""
+        batches = self.collate(trajectories)
+        own = torch.tensor(sum(b.num_tokens for b in batches), device=self.device)
+        total = int(self.trainer.strategy.reduce(own, reduce_op="sum"))
+        return [b.to(self.device) for b in with_global_tokens(batches, total)]
+
+    def score(self, batch: TokenBatch) -> tuple[Tensor, SupportScores]:
+        """③ The teacher names the support and scores it; the student answers on it. Returns also hidden [N, d]."""
+        needs = self.loss.needs
+        support, teacher_sampled = self.teachers.score(
+            batch, k=needs.support_k, sampled=needs.sampled, temperature=self.sampling.temperature
+        )
+        hidden = self.student.hidden(batch)
+        scores = self.student.score(
+            hidden,
+            batch,
+            support=support,
+            teacher_sampled=teacher_sampled,
+            needs=needs,
+            temperature=self.sampling.temperature,
+        )
+        return hidden, scores
+
+    def update(self, *, has_gradient: bool) -> None:
+        """⑤ One optimizer step; a batch without a single loss position changes nothing and is counted."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        if has_gradient:
+            norm = torch.nn.utils.clip_grad_norm_(self.student.trainable_parameters(), self.max_grad_norm)
+            self.log("optimizer/grad_norm", norm)
+            self.log("optimizer/learning_rate", optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            self.updates += 1
+        self.log("optimizer/skipped", 0.0 if has_gradient else 1.0)
+        scheduler = self.lr_schedulers()
+        assert scheduler is not None and not isinstance(scheduler, list)
+        scheduler.step()  # type: ignore[call-arg]
+
+    def validation_step(self, requests: list[RolloutRequest], batch_idx: int) -> None:
+        """Roll out the held-out episodes of one task."""
+        task = requests[0].task
+        with self.stage(f"evaluate {task}"):
+            trajectories = self.roll_out(requests, self.evaluation, seed=0)
+        self.evaluated[task] = trajectories
+        self.success[task].update(torch.tensor([float(t.status is Status.SUCCESS) for t in trajectories]))
+        self.reward[task].update(torch.tensor([t.reward for t in trajectories]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of every task that was evaluated."""
+        for task in self.evaluated:
+            self.log(f"val/success/{task}", self.success[task])
+            self.log(f"val/reward/{task}", self.reward[task])
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over the trained parameters and its schedule by update."""
+        optimizer = self.make_optimizer(self.student.trainable_parameters())
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the student's version. The frozen teachers are no part of a checkpoint."""
+        checkpoint["updates"] = self.updates
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the version back."""
+        self.updates = checkpoint["updates"]
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Name what is going on and add up its wall seconds."""
+        before, self.stage_name = self.stage_name, name
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + time.perf_counter() - start
+            self.stage_name = before
+
+    def _show(self, batch: TokenBatch, hidden: Tensor, scores: SupportScores) -> None:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WatchesScores):
+                callback.on_scores(self, batch, hidden, scores)
+
+    def _log_rollout(self, trajectories: Sequence[Trajectory], batches: Sequence[TokenBatch]) -> None:
+        def mean(values: Sequence[float]) -> float:
+            return sum(values) / max(len(values), 1)
+
+        for task in dict.fromkeys(t.task for t in trajectories):
+            mine = [t for t in trajectories if t.task == task]
+            self.log(f"rollout/reward/{task}", mean([t.reward for t in mine]), prog_bar=True)
+            self.log(f"rollout/success/{task}", mean([float(t.status is Status.SUCCESS) for t in mine]))
+            self.log(f"rollout/turns/{task}", mean([len(t.turns) for t in mine]))
+            for name in sorted({name for t in mine for name in t.metrics}):
+                self.log(f"env/{name}/{task}", mean([t.metrics.get(name, 0.0) for t in mine]))
+        for status in Status:
+            self.log(f"rollout/{status}", mean([float(t.status is status) for t in trajectories]))
+        completions = [len(turn.completion_ids) for t in trajectories for turn in t.turns]
+        self.log("rollout/completion_tokens", mean([float(n) for n in completions]))
+        self.log("rollout/row_splits", float(sum(count_splits(t) for t in trajectories)))
+        self.log("rollout/loss_tokens", float(sum(b.num_tokens for b in batches)))
+
+
+def learning_rate(kind: str, *, warmup: int, updates: int) -> Callable[[int], float]:
+    """Factor on the learning rate by update: linear warm-up, then `constant`, or `cosine` down to 0 at `updates`."""
+    return partial({"constant": _constant, "cosine": _cosine}[kind], warmup, updates)
+
+
+def _constant(warmup: int, updates: int, step: int) -> float:
+    return min(1.0, (step + 1) / (warmup + 1))
+
+
+def _cosine(warmup: int, updates: int, step: int) -> float:
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(updates - warmup, 1)
+    return 0.5 * (1.0 + float(torch.cos(torch.tensor(min(done, 1.0) * torch.pi))))

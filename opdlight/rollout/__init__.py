@@ -1,0 +1,18 @@
+"""Rolling the student out: a Collector drives environments and an Engine."""
+
+from opdlight.rollout.collector import Collector, Limits
+from opdlight.rollout.engine import Completion, Engine, Request, Sampling, ScriptedEngine
+from opdlight.rollout.rendering import ChatRenderer
+from opdlight.rollout.vllm_engine import VLLMEngine
+
+__all__ = [
+    "ChatRenderer",
+    "Collector",
+    "Completion",
+    "Engine",
+    "Limits",
+    "Request",
+    "Sampling",
+    "ScriptedEngine",
+    "VLLMEngine",
+]

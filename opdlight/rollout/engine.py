@@ -1,0 +1,164 @@
+"""What a rollout engine is (token ids in, token ids out), and a scripted one for tests."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from opdlight.errors import ConfigError, EngineError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """The rollout policy: how tokens are drawn from the student's distribution."""
+
+    temperature: float = 1.0  # logits are divided by it; 0 takes the most probable token
+    top_p: float = 1.0  # only the smallest set of tokens with this mass can be drawn
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ConfigError.wrong("sampling.temperature", expected="a number ≥ 0", got=self.temperature)
+        if not 0 < self.top_p <= 1:
+            raise ConfigError.wrong("sampling.top_p", expected="a number in (0, 1]", got=self.top_p)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One completion to generate."""
+
+    request_id: str
+    prompt_ids: list[int]  # [P]
+    max_tokens: int  # longest completion
+    sampling: Sampling
+    seed: int | None = None  # same weights, prompt and seed → same completion; None draws from the engine's own stream
+
+    def check(self, max_model_len: int) -> None:
+        """Raise EngineError unless the request is complete and fits a context of `max_model_len` tokens."""
+        if not self.prompt_ids:
+            raise EngineError(f"Expected `prompt_ids` of request {self.request_id} to hold a token, but got none.")
+        if self.max_tokens < 1:
+            raise EngineError(
+                f"Expected `max_tokens` of request {self.request_id} to be at least 1, but got {self.max_tokens}."
+            )
+        if len(self.prompt_ids) + self.max_tokens > max_model_len:
+            raise EngineError(
+                f"Expected request {self.request_id} to fit `engine.max_model_len` = {max_model_len}, but its "
+                f"prompt has {len(self.prompt_ids)} tokens and `max_tokens` is {self.max_tokens}."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What the engine sampled for one request."""
+
+    request_id: str
+    token_ids: list[int]  # [C] the stop token included when it was sampled
+    logprobs: list[float]  # [C] log π of the full distribution at temperature 1, before top-p (nats)
+    finish_reason: Literal["stop", "length"]
+    policy_version: int  # number of weight updates the engine had received
+
+
+class Engine(Protocol):
+    """Generates completions; `step` advances every running request, so that requests can join and leave at any time."""
+
+    policy_version: int
+    max_model_len: int
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request; raises EngineError if it cannot be served."""
+
+    def step(self) -> list[Completion]:
+        """One decoding step of all running requests; returns those that finished with it."""
+
+    def has_unfinished(self) -> bool:
+        """True while a request is queued or running."""
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        """Take new weights by checkpoint name; raises EngineError if they do not fit or while requests are unfinished."""
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the engine started."""
+
+    def close(self) -> None:
+        """Release the model and its cache."""
+
+
+class ScriptedEngine:
+    """A fake engine: a script answers, `events` tells in which order things happened.
+
+    Args:
+        answer: prompt ids → token ids, or (token ids, log-probs). Finishes by "length" if cut at `max_tokens`, else by "stop".
+        steps: request → after how many decoding steps it finishes (at least 1).
+        max_model_len: longest context in tokens.
+
+    `events` holds ("add", request id), ("finish", request id), ("update", version) and ("close",).
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[list[int]], Sequence[int] | tuple[Sequence[int], Sequence[float]]],
+        *,
+        steps: Callable[[Request], int] = lambda request: 1,
+        max_model_len: int = 4096,
+    ) -> None:
+        self.answer, self.steps, self.max_model_len = answer, steps, max_model_len
+        self.policy_version = 0
+        self.events: list[tuple[object, ...]] = []
+        self.requests: list[Request] = []  # every request ever added
+        self.weights: dict[str, Tensor] = {}  # of the last update
+        self.steps_taken = 0
+        self._running: dict[str, tuple[Request, int]] = {}  # request, steps left
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request."""
+        request.check(self.max_model_len)
+        if request.request_id in self._running:
+            raise EngineError(f"Request {request.request_id} is already running.")
+        self.events.append(("add", request.request_id))
+        self.requests.append(request)
+        self._running[request.request_id] = (request, self.steps(request))
+
+    def step(self) -> list[Completion]:
+        """Count every running request down by one."""
+        self.steps_taken += 1
+        finished = []
+        for request_id, (request, left) in list(self._running.items()):
+            if left > 1:
+                self._running[request_id] = (request, left - 1)
+                continue
+            del self._running[request_id]
+            self.events.append(("finish", request_id))
+            finished.append(self._complete(request))
+        return finished
+
+    def _complete(self, request: Request) -> Completion:
+        answer = self.answer(request.prompt_ids)
+        ids, logprobs = answer if isinstance(answer, tuple) else (answer, [0.0] * len(answer))
+        return Completion(
+            request_id=request.request_id,
+            token_ids=list(ids)[: request.max_tokens],
+            logprobs=list(logprobs)[: request.max_tokens],
+            finish_reason="stop" if len(ids) <= request.max_tokens else "length",
+            policy_version=self.policy_version,
+        )
+
+    def has_unfinished(self) -> bool:
+        """True while a request is running."""
+        return bool(self._running)
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        """Keep the weights and the version."""
+        if self._running:
+            raise EngineError(f"Weights cannot change while {len(self._running)} requests are unfinished.")
+        self.weights = dict(weights)
+        self.policy_version = policy_version
+        self.events.append(("update", policy_version))
+
+    def stats(self) -> dict[str, float]:
+        """Requests served and steps taken."""
+        return {"requests": float(len(self.requests)), "steps": float(self.steps_taken)}
+
+    def close(self) -> None:
+        """Record it."""
+        self.events.append(("close",))

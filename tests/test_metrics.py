@@ -1,0 +1,60 @@
+"""Intervals against scipy-free references, coverage against loops."""
+
+import math
+
+import pytest
+import torch
+
+from opdlight import metrics
+from opdlight.types import Support
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (3, 7), (50, 100), (1, 1000)])
+def test_wilson_bounds_solve_the_score_equation(k: int, n: int) -> None:
+    p = k / n
+    for bound in metrics.wilson_interval(k, n):
+        if 0 < bound < 1:  # |p − b| = z √(b(1−b)/n) defines the interval
+            assert abs(p - bound) == pytest.approx(1.96 * math.sqrt(bound * (1 - bound) / n), rel=1e-9)
+    low, high = metrics.wilson_interval(k, n)
+    assert 0 <= low <= p <= high <= 1
+
+
+def test_interval_of_repeated_samples() -> None:
+    single = metrics.success_interval([[1.0]] * 30 + [[0.0]] * 70)
+    assert single == (0.3, metrics.wilson_interval(30, 100))
+    identical = metrics.success_interval([[1.0] * 8] * 30 + [[0.0] * 8] * 70)  # eight copies tell nothing new
+    assert identical[1] == pytest.approx(single[1], abs=0.01)
+    mixed = metrics.success_interval([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0]] * 25)
+    independent = metrics.wilson_interval(125, 400)
+    assert mixed[1][1] - mixed[1][0] <= (independent[1] - independent[0]) * 1.05
+
+
+def test_coverage_figures_against_loops() -> None:
+    torch.manual_seed(0)
+    n, k, v = 9, 4, 11
+    q, z = torch.randn(n, v).log_softmax(-1), torch.randn(n, v)
+    ids = q.topk(k).indices
+    valid = torch.rand(n, k) > 0.3
+    support = Support(token_ids=ids, teacher_logprobs=q.gather(1, ids), valid=valid, kind="teacher_top_k")
+    target, other = torch.randint(v, (n,)), z.topk(k).indices
+    for i in range(n):
+        inside = [int(ids[i, j]) for j in range(k) if valid[i, j]]
+        assert metrics.teacher_mass(support)[i] == pytest.approx(sum(math.exp(q[i, j]) for j in inside), abs=1e-6)
+        got = metrics.student_mass(z.gather(1, ids), z.logsumexp(-1), valid)[i]
+        assert got == pytest.approx(sum(float(z[i].softmax(-1)[j]) for j in inside), abs=1e-6)
+        assert metrics.sampled_in_support(support, target)[i] == (int(target[i]) in inside)
+        shared = set(ids[i].tolist()) & set(other[i].tolist())
+        assert metrics.overlap(ids, other)[i] == pytest.approx(len(shared) / k)
+
+
+def test_subsample() -> None:
+    assert metrics.subsample(5, 10).tolist() == [0, 1, 2, 3, 4]
+    chosen = metrics.subsample(100, 10, torch.Generator().manual_seed(0)).tolist()
+    assert len(set(chosen)) == 10
+    assert chosen == sorted(chosen)
+
+
+def test_the_glossary_finds_patterns() -> None:
+    assert metrics.describe("coverage/overlap/alfworld") is not None
+    assert metrics.describe("coverage/overlap") is None
+    assert metrics.describe("nonsense") is None

@@ -1,0 +1,69 @@
+"""Tiny models and tokenizers that tests build themselves: random Llamas of a few thousand parameters."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEXTS = [
+    "what is 1 + 2 ? the answer is 3 .",
+    "go to north, then take the red key from the table.",
+    "you win. you lose. look",
+]
+
+
+def tiny_tokenizer(chat_template: str | None = CHATML, vocabulary_size: int = 320) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with ChatML's special tokens; end of sequence is `<|im_end|>`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS * 20, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = chat_template
+    return fast
+
+
+def tiny_llama(
+    seed: int = 0, *, vocabulary_size: int = 320, hidden: int = 64, tied: bool = False, spread: float = 0.3
+) -> LlamaForCausalLM:
+    """A random 2-layer Llama in float32; `spread` is the standard deviation of its weights (large: peaked outputs)."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        initializer_range=spread,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).float().eval()
+
+
+def save_tiny(folder: Path, seed: int = 0, *, hidden: int = 64, tied: bool = False, spread: float = 0.3) -> Path:
+    """Write a tiny model with its tokenizer as a Hugging Face folder; the vocabulary is the tokenizer's."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_llama(seed, vocabulary_size=len(tokenizer), hidden=hidden, tied=tied, spread=spread)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
