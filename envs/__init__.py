@@ -6,6 +6,7 @@ for _name, _entry_point in {
     "ReasoningGym": "envs.reasoning_gym:ReasoningGymEnv",
     "MathDataset": "envs.math_dataset:MathDatasetEnv",
     "ToyText": "envs.toy_text:ToyTextEnv",
+    "ALFWorld": "envs.alfworld.env:ALFWorldEnv",
 }.items():
     gymnasium.register(
         id=f"opdlight/{_name}-v0",

@@ -79,7 +79,7 @@ class TextEnv(gymnasium.Env[str, str]):
     `truncated` that a limit cut it. Rewards are 0 or 1 at the end unless a task says otherwise.
     """
 
-    metadata = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  Gymnasium declares it so
     system_prompt: str | None = None  # sent once, before the first observation
     max_turns: int = 1  # every episode is over after so many steps; an env of several turns sets it
     fresh_prompt: bool = (

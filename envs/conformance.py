@@ -78,7 +78,9 @@ def play(env: TextEnv, seed: int, policy: Policy, where: str) -> Transcript:
         transcript.append((action, observation, reward, terminated, truncated, info["metrics"], info.get("success")))
         if terminated or truncated:
             return transcript
-    _broken("max-turns", f"the episode went on after max_turns = {env.max_turns} steps (truncate, or set it)", where)
+    return _broken(
+        "max-turns", f"the episode went on after max_turns = {env.max_turns} steps (truncate, or set it)", where
+    )
 
 
 def _check_end(env: TextEnv, turn: int, terminated: object, truncated: object, info: Any, here: str) -> None:
@@ -117,9 +119,10 @@ def _check_gymnasium(make_env: Callable[[], TextEnv]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gymnasium's advice on renderers and specs is not for text
+            env.action_space.seed(0)
             check_env(env, skip_render_check=True)
     except Exception as error:
-        raise EnvError(f"Rule `gymnasium` broken (gymnasium.utils.env_checker.check_env): {error}") from error
+        raise EnvError(f"Rule `gymnasium` broken (gymnasium.utils.env_checker.check_env): {error!r}") from error
     env.close()
 
 
@@ -131,7 +134,7 @@ def _check_text(text: object, where: str) -> None:
 def _policies(make_env: Callable[[], TextEnv]) -> dict[str, Policy]:
     env = make_env()
     policies: dict[str, Policy] = {"random text": _random_text}
-    for start in range(len(BAD_ACTIONS)) if env.max_turns == 1 else [0]:
+    for start in range(0, len(BAD_ACTIONS), env.max_turns):  # a short episode cannot hold them all
         policies[f"bad actions from number {start}"] = functools.partial(_bad_action, start)
     if _has_expert(env):
         policies["the expert"] = lambda env, turn: _expert_action(env)

@@ -127,7 +127,8 @@ class _Worker:
         with self._lock:
             if self._process is None or self._process.poll() is not None or self._pipe is None:
                 self._start()
-            assert self._process is not None and self._pipe is not None
+            assert self._process is not None
+            assert self._pipe is not None
             try:
                 self._pipe.send((function, args, imports))
                 if (not_ready := self._receive()) is not None:
@@ -194,7 +195,7 @@ def serve() -> None:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # its signal is not handled: the kernel kills this process
         try:
             verdict = Verdict(correct=bool(function(*args)))
-        except Exception:  # whatever a scorer or parser makes of hostile text, the answer is wrong and counted
+        except Exception:  # noqa: BLE001  whatever a scorer makes of hostile text, the answer is wrong and counted
             verdict = Verdict(correct=False, failed=True)
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         pipe.send(verdict)

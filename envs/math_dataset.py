@@ -155,7 +155,7 @@ def _column(raw: dict[str, Any], argument: str, column: str, number: int) -> str
         elif isinstance(value, dict) and part in value:
             value = value[part]
         else:
-            raise unknown_name(argument, column, value.keys() if isinstance(value, dict) else raw.keys())
+            raise unknown_name(argument, part, value.keys() if isinstance(value, dict) else raw.keys())
     if not isinstance(value, str | int | float):
         raise ConfigError.wrong(argument, expected=f"a column of texts or numbers (row {number})", got=value)
     return str(value)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from opdlight.data import Task, episode_seed
-from opdlight.errors import ConfigError, NoExpertError
+from opdlight.errors import ConfigError
 from opdlight.rollout.engine import Completion
 from opdlight.rollout.rendering import ChatRenderer
 from opdlight.types import Status, Trajectory, Turn
@@ -67,14 +67,8 @@ def demonstrate(name: str, task: Task, seed: int, detours: float, learn_detours:
             )
 
 
-def _job(arguments: tuple[str, Task, int, float, bool]) -> Demonstration | None:
-    try:
-        return demonstrate(*arguments)
-    except NoExpertError:
-        raise
-    except Exception as error:  # one broken episode must not lose the others; the caller counts the missing ones
-        print(f"demonstration of {arguments[0]} with seed {arguments[2]} failed: {error!r}")
-        return None
+def _job(arguments: tuple[str, Task, int, float, bool]) -> Demonstration:
+    return demonstrate(*arguments)
 
 
 def collect_demonstrations(
@@ -84,9 +78,9 @@ def collect_demonstrations(
     if not 0 <= detours < 1:
         raise ConfigError.wrong("demonstrations.detours", expected="a share in [0, 1)", got=detours)
     total = sum(t.weight for t in tasks.values())
-    context = get_context("spawn")
-    # few tasks a child: environments with native engines may grow, and a fresh process gives the memory back
-    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=25) as pool:
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # the slow imports happen once
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         for name, task in tasks.items():
             wanted, tried = round(episodes * task.weight / total), 0
             while wanted > 0:
@@ -96,7 +90,7 @@ def collect_demonstrations(
                 tried += wanted
                 jobs = [(name, task, s, detours, learn_detours) for s in seeds]
                 for found in pool.map(_job, jobs, chunksize=8):
-                    if found is not None and found.success and wanted > 0:
+                    if found.success and wanted > 0:
                         wanted -= 1
                         yield found
 

@@ -6,16 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer
 
 from opdlight import metrics
-from opdlight.config import EvaluateConfig, hydra_entry
+from opdlight.config import EvaluateConfig, hydra_entry, instantiate
 from opdlight.data import Task, TaskMixture, held_out
-from opdlight.models.checkpoints import resolve_model
+from opdlight.models.checkpoints import load_tokenizer, resolve_model, whole_model
 from opdlight.rollout import ChatRenderer, Collector, Engine, Limits, Sampling
 from opdlight.types import Status, Trajectory
 
@@ -87,9 +85,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Run the evaluation of a composed config; writes `evaluation.json` and `trajectories.jsonl` to the run folder."""
     mixture: TaskMixture = instantiate(cfg.task)
     model = resolve_model(cfg.model.student.model)
-    engine = instantiate(cfg.engine)
+    with whole_model(model, cfg.model.dtype) as whole:
+        engine = instantiate(cfg.engine, model=whole)
     try:
-        collector = make_collector(engine, AutoTokenizer.from_pretrained(model), mixture.tasks, cfg.env_threads)
+        collector = make_collector(engine, load_tokenizer(model), mixture.tasks, cfg.env_threads)
         console = Console()
         with console.status("rolling out") as status:
             found = evaluate_tasks(

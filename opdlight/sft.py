@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig
 from rich.console import Console
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from opdlight import run_folder
 from opdlight.collate import Collate
-from opdlight.config import SftConfig, hydra_entry
+from opdlight.config import SftConfig, hydra_entry, instantiate
 from opdlight.data import TaskMixture
 from opdlight.demonstrations import collect_demonstrations, read_demonstrations, tokens, write_demonstrations
 from opdlight.losses.reduce import token_mean
@@ -88,7 +87,7 @@ def batches(
 
 
 def sft(cfg: DictConfig) -> dict[str, float]:
-    """Collect demonstrations (or read `demonstrations.file`), fine-tune, save the model to `<run folder>/student`."""
+    """Collect demonstrations (or read `demonstrations.file`), fine-tune, save `<run folder>/student` (and `adapter`)."""
     folder = run_folder.open_run(cfg)
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
@@ -122,6 +121,8 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     updates = cfg.trainer.max_steps
     trainer.fit(module, batches(trajectories, collate, batch_size=cfg.batch_size, updates=updates, seed=cfg.seed))
     student.save(folder / "student")
+    if student.has_adapter:
+        student.save_adapter(folder / "adapter")
     Console().print(f"saved {folder / 'student'}", soft_wrap=True)
     return {"sft/loss": float(trainer.callback_metrics["sft/loss"])}
 

@@ -4,18 +4,17 @@ import time
 from pathlib import Path
 
 import lightning as L
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf import DictConfig
-from transformers import AutoTokenizer
 
 from opdlight import run_folder
 from opdlight.callbacks import Throughput
 from opdlight.collate import Collate
-from opdlight.config import TrainConfig, hydra_entry
+from opdlight.config import TrainConfig, hydra_entry, instantiate
 from opdlight.data import OnPolicyData, TaskMixture
 from opdlight.evaluate import Result, evaluate_tasks, make_collector
 from opdlight.models import Student, Teachers, resolve_model
+from opdlight.models.checkpoints import load_tokenizer, whole_model
 from opdlight.module import OnPolicyDistillation
 from opdlight.types import Trajectory
 
@@ -26,7 +25,8 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     teachers = Teachers(
         {name: task.teacher for name, task in mixture.tasks.items()}, student=student, dtype=cfg.model.dtype
     )
-    engine = instantiate(cfg.engine)
+    with whole_model(cfg.model.student.model, cfg.model.dtype) as model:
+        engine = instantiate(cfg.engine, model=model)
     return OnPolicyDistillation(
         student=student,
         teachers=teachers,
@@ -100,10 +100,11 @@ def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[T
     for name, task in mixture.tasks.items():
         by_model.setdefault(str(resolve_model(task.teacher)), []).append(name)
     for model, names in by_model.items():
-        engine = instantiate(cfg.engine, model=model)
+        with whole_model(model, cfg.model.dtype) as whole:
+            engine = instantiate(cfg.engine, model=whole)
         try:
             tasks = {n: mixture.tasks[n] for n in names}
-            collector = make_collector(engine, AutoTokenizer.from_pretrained(model), tasks, cfg.rollout.env_threads)
+            collector = make_collector(engine, load_tokenizer(model), tasks, cfg.rollout.env_threads)
             found |= evaluate_tasks(collector, tasks, instantiate(cfg.evaluation))
         finally:
             engine.close()

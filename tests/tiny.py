@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 CHATML = (
@@ -67,3 +67,28 @@ def save_tiny(folder: Path, seed: int = 0, *, hidden: int = 64, tied: bool = Fal
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+TURNS = "{% for m in messages %}{{ '<' + m.role[0] + '>' + m.content + '</s>' }}{% endfor %}"  # <u>hi</s><a>go</s>
+OPEN = "{% if add_generation_prompt %}<a>{% endif %}"
+
+
+def character_tokenizer(
+    chat_template: str | None = TURNS + OPEN, merges: tuple[str, ...] = ()
+) -> PreTrainedTokenizerFast:
+    """A tokenizer whose ids can be written by hand: </s> 0, <s> 1, <u> 2, <a> 3, <think> 4, </think> 5, 'a' 10, …
+
+    The marks are those of `TURNS`: <s> system, <u> user, <a> assistant. Pairs of letters in `merges` are one token
+    each, with ids from 40 on, wherever text is tokenised.
+    """
+    marks = ["</s>", "<s>", "<u>", "<a>", "<think>", "</think>", "<bos>", "<stop>"]
+    letters = [chr(ord("a") + i) for i in range(26)] + [" "]
+    vocabulary = {t: i for i, t in enumerate(marks)} | {t: 10 + i for i, t in enumerate(letters)}
+    vocabulary |= {pair: 40 + i for i, pair in enumerate(merges)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[(pair[0], pair[1]) for pair in merges]))
+    tokenizer.add_special_tokens(marks)
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 6)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<bos>")
+    fast.chat_template = chat_template
+    return fast

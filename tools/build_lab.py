@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from rich.progress import track
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from opdlight.config import instantiate
 from opdlight.data import TaskMixture
 from opdlight.demonstrations import (
     Demonstration,
@@ -140,7 +140,7 @@ def demonstrations(work: Path, args: argparse.Namespace) -> None:
     write_demonstrations(work / "sloppy-sums.jsonl", sloppy_sums(sums, args.sloppy_sums, args.seed))
 
 
-def train(start: Path, file: Path, out: Path, *, updates: int, batch: int, rate: float, seed: int) -> None:
+def train(start: Path, file: Path, out: Path, *, updates: int, batch: int, rate: float, seed: int, micro_batch: int = 2048) -> None:
     """One run of opdlight.sft."""
     arguments = [
         f"model.student.model={start}",
@@ -149,7 +149,7 @@ def train(start: Path, file: Path, out: Path, *, updates: int, batch: int, rate:
         f"batch_size={batch}",
         f"model.learning_rate={rate}",
         f"seed={seed}",
-        "model.micro_batch_tokens=32768",
+        f"model.micro_batch_tokens={micro_batch}",
         f"hydra.run.dir={out}",
     ]
     subprocess.run([sys.executable, "-m", "opdlight.sft", *arguments], cwd=ROOT, check=True)
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--sums", type=int, default=40_000, help="sums to demonstrate")
     parser.add_argument("--games", type=int, default=3_000, help="ALFWorld games to demonstrate")
     parser.add_argument("--sloppy-sums", type=float, default=0.6, help="share of the student's steps without carry")
-    parser.add_argument("--sloppy-actions", type=float, default=0.5, help="share of the student's actions at random")
+    parser.add_argument("--sloppy-actions", type=float, default=0.65, help="share of the student's actions at random")
     parser.add_argument("--updates-sums", type=int, default=3_000)
     parser.add_argument("--updates-alfworld", type=int, default=2_000)
     parser.add_argument("--updates-student", type=int, default=1_000)

@@ -30,11 +30,12 @@ def renormalised_reverse_kl(student_logits: Tensor, teacher_logprobs: Tensor, va
     0.1438
     """
     wide = torch.promote_types(student_logits.dtype, torch.float32)
-    # The lowest finite number, not −inf: a row without a valid entry stays a number, and so does its gradient.
+    # The lowest finite number, not −inf: an invalid entry has π̂ = 0 and a finite log-ratio, hence no share in the sum, and
+    # a row without a valid entry is uniform on both sides: 0.
     lowest = torch.finfo(wide).min
     log_pi = student_logits.to(wide).masked_fill(~valid, lowest).log_softmax(-1)
     log_q = teacher_logprobs.to(wide).masked_fill(~valid, lowest).log_softmax(-1)
-    return (log_pi.exp() * (log_pi - log_q)).masked_fill(~valid, 0.0).sum(-1)
+    return (log_pi.exp() * (log_pi - log_q)).sum(-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,5 +62,6 @@ class TopKReverseKL:
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
         """ℓ [N]."""
-        assert scores.support is not None and scores.student_logits is not None
+        assert scores.support is not None
+        assert scores.student_logits is not None
         return renormalised_reverse_kl(scores.student_logits, scores.support.teacher_logprobs, scores.support.valid)

@@ -60,7 +60,8 @@ class SampledToken:
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
         """r_t [N], with the gradient R_t ∇log π(y_t)."""
-        assert scores.student_sampled is not None and scores.teacher_sampled is not None
+        assert scores.student_sampled is not None
+        assert scores.teacher_sampled is not None
         log_pi = scores.student_sampled
         ratio = (log_pi - scores.teacher_sampled).detach()
         to_go = discounted_to_go(ratio, batch.trajectory_index, batch.token_position, self.gamma)

@@ -1,31 +1,36 @@
 """Where models come from: names, folders, adapters."""
 
 import difflib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from opdlight.errors import CheckpointError, ConfigError
+from opdlight.models import smollm2
 
 LAB = Path(__file__).parents[1] / "assets" / "lab"
+SMOLLM2 = LAB.parent / "smollm2"  # adapters on SmolLM2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def resolve_model(name: str | Path) -> str:
-    """`lab/<name>` → the bundled folder; an existing folder → its full path; anything else is taken for a Hub name.
+    """The folder of a model, or its Hub name.
+
+    `lab/<name>` and `smollm2/<name>` are bundled folders, `smollm2` is SmolLM2-135M-Instruct (prepared on first use), an
+    existing folder becomes its full path, and anything else is taken for a Hub name.
 
     Raises:
-        CheckpointError: if the lab has no such model, or a folder holds none.
+        CheckpointError: if no such model is bundled, a folder holds none, or `smollm2` cannot be prepared.
     """
-    if str(name).startswith("lab/"):
-        folder = LAB / str(name).removeprefix("lab/").rstrip("/")
-        if not _is_model(folder):
-            known = sorted(f"lab/{f.name}" for f in LAB.glob("*") if _is_model(f))
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(known) or 'none'}."
-            raise CheckpointError(f"No lab model is called {str(name)!r}. {hint}")
-        return str(folder.resolve())
+    if str(name) == "smollm2":
+        return str(smollm2.prepared())
+    for prefix, bundle in (("lab", LAB), ("smollm2", SMOLLM2)):
+        if str(name).startswith(f"{prefix}/"):
+            return _bundled(str(name), prefix, bundle)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not _is_model(folder):
@@ -36,6 +41,16 @@ def resolve_model(name: str | Path) -> str:
     if folder.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
         raise CheckpointError(f"Expected a model folder, lab/<name> or a Hub name, but {str(name)!r} does not exist.")
     return str(name)
+
+
+def _bundled(name: str, prefix: str, bundle: Path) -> str:
+    folder = bundle / name.removeprefix(f"{prefix}/").rstrip("/")
+    if not _is_model(folder):
+        known = sorted(f"{prefix}/{f.name}" for f in bundle.glob("*") if _is_model(f))
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(known) or 'none'}."
+        raise CheckpointError(f"No {prefix} model is called {name!r}. {hint}")
+    return str(folder.resolve())
 
 
 def load_model(name: str | Path, dtype: str) -> PreTrainedModel:
@@ -49,11 +64,11 @@ def load_model(name: str | Path, dtype: str) -> PreTrainedModel:
     if dtype not in DTYPES:
         raise ConfigError.wrong("model.dtype", expected=f"one of {', '.join(DTYPES)}", got=dtype)
     source = resolve_model(name)
-    if (Path(source) / "adapter_config.json").is_file():
+    if is_adapter(source):
         from peft import PeftModel  # slow to import, and only adapters need it
 
         base = load_model(_base_of(source), dtype)
-        return PeftModel.from_pretrained(base, source).merge_and_unload()  # type: ignore[no-any-return]
+        return PeftModel.from_pretrained(base, source).merge_and_unload()
     try:
         config = AutoConfig.from_pretrained(source)
         for key, value in config.to_dict().items():
@@ -67,13 +82,30 @@ def load_model(name: str | Path, dtype: str) -> PreTrainedModel:
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model; an adapter folder without one uses its base's."""
     source = resolve_model(name)
-    folder = Path(source)
-    if (folder / "adapter_config.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+    if is_adapter(source) and not (Path(source) / "tokenizer_config.json").is_file():
         return load_tokenizer(_base_of(source))
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot load the tokenizer of {str(name)!r}: {error}") from error
+
+
+@contextmanager
+def whole_model(name: str | Path, dtype: str) -> Iterator[str]:
+    """What an engine can load: the model's folder or Hub name; of an adapter, a temporary folder with merged weights."""
+    source = resolve_model(name)
+    if not is_adapter(source):
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="opdlight-merged-") as folder:
+        load_model(source, dtype).save_pretrained(folder)
+        load_tokenizer(source).save_pretrained(folder)
+        yield folder
+
+
+def is_adapter(source: str | Path) -> bool:
+    """True for a folder that holds a LoRA adapter and no model of its own."""
+    return (Path(source) / "adapter_config.json").is_file()
 
 
 def _base_of(adapter: str) -> str:

@@ -4,10 +4,12 @@ import copy
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -42,6 +44,8 @@ class Student(nn.Module):
         super().__init__()
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(model, dtype)
+        self.base = model
+        self.has_adapter = lora is not None
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if lora is not None:
@@ -86,14 +90,23 @@ class Student(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write a Hugging Face folder (merged weights, config, tokenizer); it appears whole or not at all."""
-        folder = Path(folder)
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        self.model.save_pretrained(temporary, state_dict=self._merged())
-        self.tokenizer.save_pretrained(temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        with _written_whole(Path(folder)) as temporary:
+            self.model.save_pretrained(temporary, state_dict=self._merged())
+            self.tokenizer.save_pretrained(temporary)
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write the LoRA adapter alone in peft's format: a few MB that name `base`; it appears whole or not at all."""
+        from peft import get_peft_model_state_dict
+
+        config = copy.copy(self.model.peft_config["default"])
+        config.base_model_name_or_path, config.inference_mode = self.base, True
+        config.target_modules = sorted(config.target_modules)  # of a set the order would change from run to run
+        weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        with _written_whole(Path(folder)) as temporary:
+            config.save_pretrained(temporary)
+            # peft saves under the names of its wrapper, which an injected adapter has not
+            named = {f"base_model.model.{name}": weight.contiguous() for name, weight in weights.items()}
+            save_file(named, temporary / "adapter_model.safetensors")
 
     @torch.no_grad()
     def _merged(self) -> dict[str, Tensor]:
@@ -110,6 +123,18 @@ class Student(nn.Module):
             for name, weight in merged.get_base_layer().state_dict().items():
                 weights[f"{layer}.{name}"] = weight.detach()
         return weights
+
+
+@contextmanager
+def _written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder to write to, which takes the place of `folder` at the end."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
 
 
 def _add_lora(model: Any, lora: Mapping[str, Any]) -> None:

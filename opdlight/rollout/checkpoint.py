@@ -1,10 +1,11 @@
 """What a model folder says about itself: its stop tokens and the weights it consists of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from opdlight.errors import EngineError
 
@@ -29,18 +30,24 @@ def checkpoint_shapes(model: str) -> Shapes:
     """Name, shape and identity of every weight of `model`, from its config alone."""
     with torch.device("meta"):
         reference = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
-    return {name: (weight.shape, id(weight)) for name, weight in reference.state_dict(keep_vars=True).items()}
+    weights = revert_weight_conversion(reference, reference.state_dict(keep_vars=True))
+    return {name: (weight.shape, id(weight)) for name, weight in weights.items()}
 
 
-def check_weights(named: Sequence[tuple[str, Tensor]], shapes: Shapes) -> None:
-    """Raise EngineError unless `named` is the whole model; a tied weight may come under one of its names or all."""
-    for name, weight in named:
+def complete_weights(weights: Iterable[tuple[str, Tensor]], shapes: Shapes) -> dict[str, Tensor]:
+    """Every weight of the model by name; a tied weight that came under one of its names is there under all of them.
+
+    Raises EngineError if a name is unknown, a shape differs, or a weight is missing.
+    """
+    found: dict[str, Tensor] = {}
+    for name, weight in weights:
         if name not in shapes:
             raise EngineError(f"The engine's model has no weight {name!r}; it expects names like {min(shapes)!r}.")
         if weight.shape != shapes[name][0]:
             expected, got = tuple(shapes[name][0]), tuple(weight.shape)
             raise EngineError(f"Expected weight {name!r} to have shape {expected}, but got {got}.")
-    given = {shapes[name][1] for name, _ in named}
-    missing = sorted(name for name, (_, identity) in shapes.items() if identity not in given)
-    if missing:
+        found[name] = weight.detach()
+    by_identity = {shapes[name][1]: weight for name, weight in found.items()}
+    if missing := sorted(name for name, (_, identity) in shapes.items() if identity not in by_identity):
         raise EngineError(f"A weight update must hold the whole model, but {len(missing)} are missing: {missing[:5]}.")
+    return {name: found.get(name, by_identity[identity]) for name, (_, identity) in shapes.items()}

@@ -75,7 +75,7 @@ class Engine(Protocol):
         """True while a request is queued or running."""
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Take new weights by checkpoint name; raises EngineError if they do not fit or while requests are unfinished."""
+        """Take new weights by checkpoint name; raises EngineError if they do not fit or requests are unfinished."""
 
     def stats(self) -> dict[str, float]:
         """Counters since the engine started."""
@@ -88,7 +88,8 @@ class ScriptedEngine:
     """A fake engine: a script answers, `events` tells in which order things happened.
 
     Args:
-        answer: prompt ids → token ids, or (token ids, log-probs). Finishes by "length" if cut at `max_tokens`, else by "stop".
+        answer: prompt ids → token ids, or (token ids, log-probs). Finishes by "length"
+            if cut at `max_tokens`, else by "stop".
         steps: request → after how many decoding steps it finishes (at least 1).
         max_model_len: longest context in tokens.
 

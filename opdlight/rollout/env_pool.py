@@ -3,7 +3,7 @@
 import logging
 import queue
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +48,7 @@ class EnvPool:
         self._prepare_envs: dict[str, TextEnv] = {}  # touched by the preparer only
         self._idle: dict[str, list[TextEnv]] = {}
         self._episodes: dict[int, _Episode] = {}
-        self._answers: queue.SimpleQueue[tuple[_Episode, int, Answer | BaseException]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[_Episode, int, Future[Answer]]] = queue.SimpleQueue()
         self._in_flight = 0
 
     def reset(self, number: int, task: str, seed: int) -> None:
@@ -76,15 +76,13 @@ class EnvPool:
         found: list[tuple[int, Answer]] = []
         while True:
             try:
-                episode, number, answer = self._answers.get(block=wait and not found)
+                episode, number, future = self._answers.get(block=wait and not found)
             except queue.Empty:
                 return found
             self._in_flight -= 1
             if self._episodes.get(number) is not episode:
                 continue  # of an abandoned collection
-            if isinstance(answer, BaseException):
-                raise answer
-            found.append((number, answer))
+            found.append((number, future.result()))
 
     @property
     def in_flight(self) -> int:
@@ -118,21 +116,11 @@ class EnvPool:
 
     def _send(self, episode: _Episode, number: int, ask: Callable[[TextEnv], Answer]) -> None:
         self._in_flight += 1
-        self._workers.submit(self._work, episode, number, ask)
-
-    def _work(self, episode: _Episode, number: int, ask: Callable[[TextEnv], Answer]) -> None:
-        answer: Answer | BaseException
-        try:
-            if episode.env is None:
-                episode.env = self._make_env(episode.task)
-            answer = self._ask(episode, ask)
-        except BaseException as error:  # handed over, never dropped: `answers` raises it on the caller's thread
-            answer = error
-        self._answers.put((episode, number, answer))
+        future = self._workers.submit(self._ask, episode, ask)
+        future.add_done_callback(lambda done: self._answers.put((episode, number, done)))
 
     def _ask(self, episode: _Episode, ask: Callable[[TextEnv], Answer]) -> Answer:
-        env = episode.env
-        assert env is not None
+        env = episode.env = episode.env or self._make_env(episode.task)
         try:
             return ask(env)
         except (ConfigError, MissingDependencyError):
@@ -145,7 +133,7 @@ class EnvPool:
             try:
                 env.close()
             except Exception as close_error:
-                log.warning("A failed environment of task %r did not close: %r", episode.task, close_error)
+                log.warning("A failed environment of task %r did not close.", episode.task, exc_info=close_error)
             return Answer(error=error)
 
     def _prepare(self, task: str, seed: int) -> None:
@@ -154,7 +142,7 @@ class EnvPool:
                 self._prepare_envs[task] = self._make_env(task)
             self._prepare_envs[task].prepare(seed)
         except Exception as error:  # only a hint: the reset itself will raise what is wrong
-            log.warning("Environment of task %r could not prepare seed %d: %r", task, seed, error)
+            log.warning("Environment of task %r could not prepare seed %d.", task, seed, exc_info=error)
 
 
 def _text(observation: Any) -> str:

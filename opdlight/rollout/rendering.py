@@ -52,10 +52,10 @@ class Conversation:
     While the rendered text only grows, the next prompt is
         previous prompt ids + completion ids + ids of the bridge,
     where the bridge is what the template puts between the completion and the next answer: the end of the assistant's
-    turn, the observation, the start of the next answer. A stop token that was sampled opens the bridge already and is not
-    repeated; after a completion cut by length the whole bridge, end-of-turn marker included, is the environment's. Where
-    the template rewrites history (it strips <think>, trims blanks, or ends a turn with another token than the one
-    sampled), everything is rendered again: the trajectory continues in a new training row, and `splits` counts it.
+    turn, the observation, the start of the next answer. A stop token that was sampled is the first of these and is not
+    repeated; after a completion cut by length the whole bridge, end-of-turn marker included, is the environment's.
+    Where the template rewrites history (it strips <think>, trims blanks, or ends a turn with another token than the
+    one sampled), everything is rendered again: the trajectory goes on in a new training row, and `splits` counts it.
 
     With `fresh_prompt` every observation is a complete prompt, so each turn starts over (and counts as a split).
     """

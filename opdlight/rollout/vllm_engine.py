@@ -1,10 +1,11 @@
 """vLLM inside the trainer's process: continuous batching, a prefix cache, and weights that follow the student.
 
-The only file that imports vllm, and only when an engine starts. One process holds trainer and engine, so what vLLM changes
-for the whole process when it starts (threads, random streams, process-group variables, warnings) is put back.
+The only file that imports vllm, and only when an engine starts. One process holds trainer and engine, so what vLLM
+changes for the whole process when it starts (threads, random streams, process-group variables) is put back.
 """
 
 import gc
+import logging
 import os
 import random
 import time
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
-from opdlight.rollout.checkpoint import check_weights, checkpoint_shapes, stop_token_ids
+from opdlight.rollout.checkpoint import checkpoint_shapes, complete_weights, stop_token_ids
 from opdlight.rollout.engine import Completion, Request
 
 _SETTINGS = {
@@ -75,26 +76,28 @@ class VLLMEngine:
             0.0,
         )
         self._owns_group = bool(_alive) or not torch.distributed.is_initialized()
-        arguments = dict(
-            model=model,
-            dtype=dtype,
-            seed=seed,
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max(2048, max_model_len, max_num_seqs),
-            gpu_memory_utilization=gpu_memory_utilization,
-            enable_prefix_caching=True,
-            logprobs_mode="raw_logprobs",
-            skip_tokenizer_init=True,
-            generation_config="vllm",  # sampling is what the request says, not what the model folder suggests
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-        )
+        arguments: dict[str, Any] = {
+            "model": model,
+            "dtype": dtype,
+            "seed": seed,
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max(2048, max_model_len, max_num_seqs),
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "enable_prefix_caching": True,
+            "logprobs_mode": "raw_logprobs",
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",  # sampling is what the request says, not what the model folder suggests
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+        }
         start = time.perf_counter()
         with _process_state_kept(), self._engine_threads():
             self._vllm = _import_vllm()
             if self._vllm.platforms.current_platform.is_cpu():
-                arguments |= dict(enforce_eager=True, kv_cache_memory_bytes=int(kv_cache_gib * 2**30))
+                arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
+                # after a part of a prompt vLLM winds a request's random generator back, which a CPU generator cannot do
+                arguments["enable_chunked_prefill"] = False
             self._engine: Any = self._vllm.LLMEngine.from_engine_args(self._vllm.EngineArgs(**arguments))
         self._vocabulary_size = self._engine.model_config.get_vocab_size()
         self._stats["start_seconds"] = time.perf_counter() - start
@@ -168,11 +171,11 @@ class VLLMEngine:
         if self._running:
             raise EngineError(f"Weights cannot change while {len(self._running)} requests are unfinished.")
         start = time.perf_counter()
-        named = [(name, weight.detach()) for name, weight in weights]
-        check_weights(named, self._shapes)
+        # Tied weights go under every name: vLLM's CPU head packs its own copy, again only if it gets its weight by name
+        named = complete_weights(weights, self._shapes)
         with torch.no_grad(), self._engine_threads():
             self._engine.collective_rpc(
-                "reload_weights", kwargs=dict(weights_iterator=iter(named), is_checkpoint_format=True)
+                "reload_weights", kwargs={"weights_iterator": iter(named.items()), "is_checkpoint_format": True}
             )
         if not self._engine.reset_prefix_cache():
             raise EngineError(
@@ -220,6 +223,7 @@ class VLLMEngine:
 def _import_vllm() -> Any:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM warns before it has set its own level
     try:
         import vllm
         import vllm.platforms

@@ -45,8 +45,10 @@ def test_redraws_start_at_the_seed_and_stay_in_31_bits() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("12", "12"), ("<think>a</think>12", "12"), ("a</think>12", "12"), ("<think>a", None), ("<think>a</think><think>b", None)]
-    + [("x</think>y</think>z", "z"), ("", "")],
+    [
+        ("12", "12"), ("<think>a</think>12", "12"), ("a</think>12", "12"), ("<think>a", None),
+        ("<think>a</think><think>b", None), ("x</think>y</think>z", "z"), ("", ""),
+    ],
 )  # fmt: skip
 def test_after_thinking(text: str, expected: str | None) -> None:
     assert after_thinking(text) == expected
@@ -63,6 +65,10 @@ def test_an_env_without_an_expert_says_so() -> None:
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    code = "import envs, sys; print({'torch', 'sympy', 'reasoning_gym', 'pyarrow', 'vllm', 'alfworld'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": "."})
+    code = (
+        "import envs, sys; print({'torch', 'sympy', 'reasoning_gym', 'pyarrow', 'vllm', 'alfworld'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": "."}
+    )
     assert done.stdout.strip() == "set()"

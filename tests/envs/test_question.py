@@ -10,8 +10,10 @@ from envs.question import extract_answer, last_boxed
     [
         (r"\boxed{5}", "5"), (r"<think>\boxed{4}</think>\boxed{5}", "5"), (r"\boxed{4} no, \boxed{5}", "5"),
         (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed {5}", "5"), (r"\boxed{\{1,2\}}", r"\{1,2\}"),
-        (r"\boxed{4} \boxed{5", "4"), (r"\boxed{a\}b}", r"a\}b"), (r"\boxed{}", None), (r"\boxed{ }", None), ("5", None),
-        (r"<think>\boxed{5}", None), (r"\\boxed{5}", "5"), (r"\boxed{\boxed{5}}", "5"), (r"\boxed{a{b} \boxed{5}", "5"), (r"{}}\boxed{5}", "5"),
+        (r"\boxed{4} \boxed{5", "4"), (r"\boxed{a\}b}", r"a\}b"), (r"\boxed{}", None), (r"\boxed{ }", None),
+        ("5", None),
+        (r"<think>\boxed{5}", None), (r"\\boxed{5}", "5"), (r"\boxed{\boxed{5}}", "5"),
+        (r"\boxed{a{b} \boxed{5}", "5"), (r"{}}\boxed{5}", "5"),
         (r"<think>\boxed{5}</think>", None), ("boxed{5}", None), ("", None),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""ReasoningGym: the question is a function of the seed, sides never meet, grading is strict, hostile answers harmless."""
+"""ReasoningGym: the question is a function of the seed, sides never meet, grading is strict, nothing hangs."""
 
 import itertools
 import random
@@ -79,24 +79,20 @@ def test_training_and_held_out_questions_never_meet_even_in_a_tiny_set() -> None
     env = ReasoningGymEnv("chain_sum", {"min_terms": 2, "max_terms": 2, "max_digits": 1})  # 200 questions in all
     training = {env.reset(seed=seed)[0] for seed in range(1500)}
     held_out = {env.reset(seed=FIRST_HELD_OUT_SEED + seed)[0] for seed in range(500)}
-    assert len(training) > 100 and len(held_out) > 25
+    assert len(training) > 100
+    assert len(held_out) > 25
     assert not training & held_out
 
 
 def test_a_set_with_one_question_cannot_be_held_out() -> None:
-    env = ReasoningGymEnv("chain_sum", {"min_terms": 1, "max_terms": 1, "min_digits": 1, "max_digits": 1}, "")
-    seen = {env.reset(seed=seed)[0] for seed in (*range(100), *range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 100))}
-    assert len(seen) == 10  # ten one-digit questions still split
-    one = ReasoningGymEnv("tower_of_hanoi", {"min_disks": 3, "max_disks": 3, "min_pegs": 3, "max_pegs": 3, "visualize": False})
-    outcomes = []
-    for seed in (0, FIRST_HELD_OUT_SEED):
-        try:
-            one.reset(seed=seed)
-            outcomes.append("posed")
-        except EnvError as error:
-            assert "too few different questions" in str(error)
-            outcomes.append("refused")
-    assert len(outcomes) == 2
+    env = ReasoningGymEnv("count_bits", {"min_n": 5, "max_n": 5}, instruction="")
+    (question,) = {
+        str(reasoning_gym.create_dataset("count_bits", min_n=5, max_n=5, seed=s)[0]["question"]) for s in (1, 2)
+    }
+    own_side, other_side = sorted((0, FIRST_HELD_OUT_SEED), key=lambda seed: not on_side_of(seed, question))
+    assert env.reset(seed=own_side)[0] == question
+    with pytest.raises(EnvError, match=r"count_bits.*too few different questions"):
+        env.reset(seed=other_side)
 
 
 @pytest.mark.parametrize("seed", [0, 10**9 - 1, 10**9, 2 * 10**9])
@@ -115,7 +111,11 @@ def test_strictness() -> None:
     assert env.step(f"<think>It is 99.</think>So {boxed(right)}")[1] == 1.0
     for said in (str(right), f"<think>{boxed(right)}</think>", f"<think>{boxed(right)}", boxed(f"{right} apples")):
         assert env.step(said)[1] == 0.0
-    assert env.step(boxed(right + 1))[4]["metrics"] == {"answer_found": 1.0, "grader_timeouts": 0.0, "grader_errors": 0.0}
+    assert env.step(boxed(right + 1))[4]["metrics"] == {
+        "answer_found": 1.0,
+        "grader_timeouts": 0.0,
+        "grader_errors": 0.0,
+    }
     assert env.step(f"{right}")[4]["metrics"]["answer_found"] == 0.0
     lenient = ReasoningGymEnv("chain_sum", EASY, answer_format="boxed_or_last_number")
     lenient.reset(seed=1)
@@ -135,12 +135,20 @@ def test_another_solution_counts_where_the_scorer_takes_it() -> None:
     stored = env._entry["answer"]
     assert reward(env, stored.replace("C", "7")) == 1.0
     assert reward(env, stored.replace("+ C", "+ x + C")) == 0.0
+    (env,) = environments("countdown")
+    stored = env._entry["answer"]
+    assert re.fullmatch(r"[\d +-]+", stored)  # a sum, but it is asked for itself and not for its value
+    assert reward(env, f"0*({stored}) + ({stored})") == 0.0  # numbers used twice
+    assert reward(env, f"({stored})") == 1.0
+    assert env.expert_action() == boxed(stored)
 
 
 def test_hostile_answers_are_wrong_and_counted() -> None:
     (env,) = environments("countdown")
     metrics = env.step(boxed("9**9**9**9"))[4]["metrics"]
     assert metrics["grader_timeouts"] == 1.0
+    (env,) = environments("rubiks_cube")  # its scorer repeats a move as often as a number says
+    assert reward(env, "-987654321") == 0.0
     (env,) = environments("prime_factorization")  # its scorer raises on words
     assert env.step(boxed("zzz"))[4]["metrics"]["grader_errors"] == 1.0
     (env,) = environments("boxnet")  # its scorer raises on numbers
@@ -160,8 +168,10 @@ def test_no_answer_is_executed(dataset: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "safe"),
     [
-        ("3*x**2 + C", True), ("(1 + 2)/3", True), ("sin(x) - exp(2*x)", True), ("0.5*x", True), (".5*x", True), ("x.y", False),
-        ("exec(1)", False), ("__import__", False), ("x(1).real", False), ("'a'", False), ("[1]", False), ("2 .real", False),
+        ("3*x**2 + C", True), ("(1 + 2)/3", True), ("sin(x) - exp(2*x)", True), ("0.5*x", True), (".5*x", True),
+        ("x.y", False),
+        ("exec(1)", False), ("__import__", False), ("x(1).real", False), ("'a'", False), ("[1]", False),
+        ("2 .real", False),
         ("1..real", False), ("5.real", False), ("ℯxec", False),
     ],
 )  # fmt: skip
@@ -180,7 +190,8 @@ def test_worked_sums_are_right_at_every_step() -> None:
             left, right = step.split(" = ")
             assert eval(left) == int(right)
         if steps:
-            assert steps.startswith(expression.split(" ")[0]) and int(steps.rpartition("= ")[2]) == eval(expression)
+            assert steps.startswith(expression.split(" ")[0])
+            assert int(steps.rpartition("= ")[2]) == eval(expression)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +210,7 @@ def test_the_expert_of_sums_is_always_right(dataset: str, params: dict[str, obje
         assert re.fullmatch(r"(<think>[-\d.+ =;]+</think>)?\\boxed\{-?[\d.]+\}", action)
         thought += "<think>" in action
         assert env.step(action)[1] == 1.0
-    assert thought == (0 if params.get("max_terms") == 1 else thought) and (thought > 30 or params.get("max_terms") == 1)
+    assert (thought == 0) == (params.get("max_terms") == 1)
 
 
 def test_the_expert_without_a_sum_gives_the_answer_or_says_there_is_none() -> None:

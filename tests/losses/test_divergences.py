@@ -66,8 +66,10 @@ def test_row_without_valid_entry_is_zero_with_a_graph() -> None:
     z, log_q, valid = example()
     log_q[1] = float("nan")  # filler may hold anything
     loss, gradient = value_and_gradient(z, log_q, valid)
-    assert loss[1] == 0 and torch.equal(gradient[1], torch.zeros(5, dtype=torch.float64))
-    assert loss.isfinite().all() and gradient.isfinite().all()
+    assert loss[1] == 0
+    assert torch.equal(gradient[1], torch.zeros(5, dtype=torch.float64))
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()
 
 
 def test_invalid_entries_are_as_if_left_out() -> None:
@@ -109,13 +111,15 @@ def test_whole_vocabulary_is_the_exact_reverse_kl() -> None:
 def test_equal_models_give_zero_loss_and_zero_gradient(dtype: torch.dtype) -> None:
     z, _, valid = example(dtype=dtype)
     loss, gradient = value_and_gradient(z, z.log_softmax(-1), valid)
-    assert loss.abs().max() < 1e-6 and gradient.abs().max() < 1e-6
+    assert loss.abs().max() < 1e-6
+    assert gradient.abs().max() < 1e-6
 
 
 def test_far_apart_models_stay_finite() -> None:
     z = torch.tensor([[1e4, -1e4, 0.0]])
     loss, gradient = value_and_gradient(z, -z, torch.ones(1, 3, dtype=torch.bool))
-    assert loss.item() == pytest.approx(2e4) and gradient.isfinite().all()
+    assert loss.item() == pytest.approx(2e4)
+    assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("k", [1, 0, -3])

@@ -18,7 +18,8 @@ def test_no_tokens_give_zero_with_a_graph() -> None:
     empty = torch.zeros(0, requires_grad=True)
     share = token_mean(empty, 5)
     share.backward()
-    assert share.item() == 0.0 and empty.grad is not None
+    assert share.item() == 0.0
+    assert empty.grad is not None
 
 
 @pytest.mark.parametrize("tokens", [0, -1])

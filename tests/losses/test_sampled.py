@@ -114,7 +114,8 @@ def test_no_token_at_all(gamma: float) -> None:
     empty = torch.zeros(0, requires_grad=True)
     scores = SupportScores(support=None, student_sampled=empty, teacher_sampled=torch.zeros(0))
     loss = SampledToken(gamma=gamma)(scores, batch_of([], []))
-    assert loss.shape == (0,) and loss.requires_grad
+    assert loss.shape == (0,)
+    assert loss.requires_grad
 
 
 @pytest.mark.parametrize("gamma", [-0.1, 1.5, float("nan")])

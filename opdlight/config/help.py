@@ -1,12 +1,13 @@
 """`--help` of an entry point, read from the comments in conf/: they are the one place that describes an option."""
 
+import json
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 
 def help_text(conf: Path, config_name: str, overrides: Sequence[str] = ()) -> str:
@@ -25,20 +26,25 @@ def help_text(conf: Path, config_name: str, overrides: Sequence[str] = ()) -> st
     module = f"python -m opdlight.{config_name}"
     lines = [*_wrap(" ".join(about), ""), "", f"Usage: {module} [group=option]... [key=value]...", ""]
     lines.append("Groups (* = chosen):")
+    options = {group: sorted((conf / group).glob("*.yaml")) for group in chosen}
+    width = max((len(file.stem) for files in options.values() for file in files), default=0)
     for group, option in chosen.items():
-        files = sorted((conf / group).glob("*.yaml"))
-        width = max((len(file.stem) for file in files), default=0)
-        for i, file in enumerate(files):
+        for i, file in enumerate(options[group]):
             mark = "*" if file.stem == option else " "
             start = f"  {group if i == 0 else '':<10} {mark} {file.stem:<{width}}  "
             lines += _wrap(next(iter(leading_comment(file)), ""), start)
     lines += ["", "Options worth knowing, as they are now:"]
     sources = [("", main)] + [(f"{g}.", conf / g / f"{o}.yaml") for g, o in chosen.items() if o]
     for prefix, path in sources:
-        for key, comment in commented_keys(path):
-            if not key.startswith("hydra"):
-                lines.append("  " + "  ".join(_settings(path, key, prefix)))
-                lines += _wrap(comment, "      ")
+        found = {key: comment for key, comment in commented_keys(path) if not key.startswith("hydra")}
+        for key, comment in found.items():
+            settings = (
+                f"{prefix}{name}={_plain(value)}"
+                for name, value in _settings(path, key)
+                if name not in found or name == key
+            )
+            lines += _wrap("  ".join(settings) or f"{prefix}{key}", "  ")
+            lines += _wrap(comment, "      ")
     lines += ["", "Examples:", *(f"  {line}" for line in examples)] if examples else []
     lines += [
         "",
@@ -90,28 +96,23 @@ def chosen_options(conf: Path, main: Path, overrides: Sequence[str]) -> dict[str
     return chosen
 
 
-def _settings(path: Path, key: str, prefix: str) -> list[str]:
-    """`key=value` of a plain value, or of each plain value in a mapping."""
+def _settings(path: Path, key: str) -> list[tuple[str, object]]:
+    """The dotted key with its plain value, or those of each plain value in a mapping."""
     value: Any = _load(path)
     for segment in key.split("."):
         value = value[segment]
     if not isinstance(value, Mapping):
-        return [f"{prefix}{key}={_plain(value)}"]
-    return [
-        f"{prefix}{key}.{name}={_plain(v)}"
-        for name, v in value.items()
-        if not str(name).startswith("_") and not isinstance(v, Mapping)
-    ] or [f"{prefix}{key}"]
+        return [(key, value)]
+    plain = [n for n, v in value.items() if not str(n).startswith("_") and not isinstance(v, Mapping)]
+    return [(f"{key}.{name}", value[name]) for name in plain]
 
 
 def _plain(value: object) -> str:
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("\n...\n").strip()
-    )
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)  # as Hydra reads it
 
 
 def _load(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return {str(key): value for key, value in OmegaConf.to_container(OmegaConf.load(path)).items()}  # type: ignore[union-attr]
 
 
 def _wrap(text: str, start: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
-from opdlight.config_values import hint, nearest
+from opdlight.config.values import HYDRA_KEYS, hint, nearest
 from opdlight.errors import ConfigError
 
 
@@ -15,7 +15,10 @@ def explain_composition(error: HydraException, known: Mapping[str, Any]) -> Conf
     text = str(error)
     if isinstance(error, OverrideParseException):
         detail = text.removeprefix(f"Error parsing override '{error.override}'")
-        return ConfigError(f"Cannot read the override `{error.override}`: {_one_line(detail)}")
+        reason = _one_line(detail.partition("See https")[0])
+        return ConfigError(
+            f"Cannot read the override `{error.override}`: {reason}. Write key=value, and quote commas and brackets."
+        )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         return _missing_option(error, error.missing_cfg_file)
     if match := re.match(r"Could not override '([^']+)'", text):
@@ -36,7 +39,8 @@ def explain_interpolation(text: str, known: Mapping[str, Any]) -> str:
 def unknown_key(key: str, known: Mapping[str, Any]) -> ConfigError:
     """The error for a dotted key that the config does not have."""
     parent = key.rpartition(".")[0]
-    add = f" To set an argument of `{parent}` that the config does not list, write +{key}=<value>." if parent else ""
+    add = f" An argument of `{parent}` that the config does not list needs a plus: +{key}=<value>."
+    add = add if parent in _paths(known) else ""
     return ConfigError(f"Unknown key `{key}`. {nearest_key(key, known)}{add}")
 
 
@@ -57,7 +61,7 @@ def nearest_key(key: str, known: Mapping[str, Any]) -> str:
     end = nearest(key.rpartition(".")[2], by_end)
     if end is not None:
         return f"Did you mean `{by_end[end]}`?"
-    return hint(segment, names, prefix=".".join([*right, ""]))
+    return hint(segment, [n for n in names if n not in HYDRA_KEYS], prefix=".".join([*right, ""]))
 
 
 def _missing_option(error: MissingConfigException, path: str) -> ConfigError:
@@ -69,7 +73,7 @@ def _missing_option(error: MissingConfigException, path: str) -> ConfigError:
         return ConfigError(f"There is no config `{option}`{where}.")
     near = nearest(option, options)
     guess = f" Did you mean `{group}={near}`?" if near else ""
-    choice = f" Options: {', '.join(options)}." if options else " It has no options."
+    choice = f" Options: {', '.join(options)}." if options else ""
     return ConfigError(f"The group `{group}` has no option {option!r}{where}.{guess}{choice}")
 
 

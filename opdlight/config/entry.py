@@ -8,9 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -20,97 +19,13 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from opdlight.config_checks import check_config
-from opdlight.config_errors import explain_composition, explain_interpolation
-from opdlight.config_help import help_text
-from opdlight.config_values import Node
+from opdlight.config.checks import check_config
+from opdlight.config.explain import explain_composition, explain_interpolation
+from opdlight.config.help import help_text
 from opdlight.errors import CheckpointError, ConfigError, MissingDependencyError, VocabularyError
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 USER_ERRORS = (ConfigError, MissingDependencyError, VocabularyError, CheckpointError)  # a traceback would not help
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutConfig:
-    """How much is rolled out for one update."""
-
-    groups: int
-    group_size: int
-    env_threads: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfig:
-    """A student, the teachers by task, and what depends on their size."""
-
-    student: Node
-    teachers: dict[str, str]
-    dtype: Literal["float32", "bfloat16"]
-    max_model_len: int
-    learning_rate: float
-    micro_batch_tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemonstrationsConfig:
-    """Where `opdlight.sft` takes its demonstrations from."""
-
-    file: str | None
-    episodes: int
-    detours: float
-    workers: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunConfig:
-    """What every entry point has."""
-
-    seed: int
-    run_dir: str
-    task: Node
-    model: ModelConfig
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig(RunConfig):
-    """The top level of conf/train.yaml."""
-
-    rollout: RolloutConfig
-    sampling: Node
-    evaluation: Node
-    evaluate_teachers: bool
-    loss: Node
-    mask: Node
-    engine: Node
-    trainer: Node
-    callbacks: dict[str, Node]
-    optimizer: Node
-    schedule: Node
-    micro_batch_tokens: int
-    max_grad_norm: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SftConfig(RunConfig):
-    """The top level of conf/sft.yaml."""
-
-    demonstrations: DemonstrationsConfig
-    batch_size: int
-    trainer: Node
-    optimizer: Node
-    schedule: Node
-    micro_batch_tokens: int
-    max_grad_norm: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateConfig(RunConfig):
-    """The top level of conf/evaluate.yaml."""
-
-    samples: int
-    sampling: Node
-    engine: Node
-    env_threads: int
 
 
 def check(cfg: DictConfig, schema: type) -> None:
@@ -120,13 +35,14 @@ def check(cfg: DictConfig, schema: type) -> None:
         ConfigError: naming the key, what was expected, what came.
     """
     try:
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        plain = _plain(cfg, resolve=True)
     except MissingMandatoryValue as error:
         raise ConfigError(f"Missing `{error.full_key}`. Give it as {error.full_key}=<value>.") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"Cannot resolve `{error.full_key}`: {explain_interpolation(str(error), cfg)}") from error
-    assert isinstance(plain, dict)
-    check_config({str(key): value for key, value in plain.items()}, schema)
+        raise ConfigError(
+            f"Cannot resolve `{error.full_key}`: {explain_interpolation(str(error), _plain(cfg))}"
+        ) from error
+    check_config(plain, schema)
 
 
 def compose(
@@ -149,9 +65,9 @@ def compose(
         try:
             full = hydra.compose(config_name, [*search, *overrides], return_hydra_config=True)
         except HydraException as error:
-            known: Mapping[Any, Any] = {}
+            known: Mapping[str, Any] = {}
             if not isinstance(error, (MissingConfigException, OverrideParseException)):  # the groups are all right
-                known = hydra.compose(config_name, [o for o in overrides if _names_option(o, conf)])
+                known = _plain(hydra.compose(config_name, [o for o in overrides if _names_option(o, conf)]))
             raise explain_composition(error, known) from error
     cfg = full.copy()
     with read_write(cfg), open_dict(cfg):
@@ -204,6 +120,12 @@ def hydra_entry(
         return main
 
     return decorate
+
+
+def _plain(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=resolve)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _names_option(override: str, conf: Path) -> bool:

@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
-from opdlight.config_values import check_fields, check_value, hint, join, nearest
+from opdlight.config.values import HYDRA_KEYS, check_fields, check_value, hint, join, nearest
 from opdlight.errors import ConfigError
-
-HYDRA_KEYS = frozenset({"_target_", "_partial_", "_args_", "_recursive_", "_convert_"})
 
 
 def check_config(config: Mapping[str, Any], schema: type) -> None:
@@ -105,8 +103,8 @@ def _check_node(key: str, node: Mapping[str, Any]) -> None:
 
 def _hints(target: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """Annotations by parameter. One that cannot be evaluated (a name for type checkers only) counts as Any."""
-    function = target.__init__ if isinstance(target, type) and not is_dataclass(target) else target
+    is_plain_class = isinstance(target, type) and not is_dataclass(target)
     try:
-        return get_type_hints(function)
+        return get_type_hints(getattr(target, "__init__") if is_plain_class else target)  # noqa: B009 (mypy: unsound)
     except (NameError, TypeError, AttributeError):
         return {n: p.annotation for n, p in parameters.items() if not isinstance(p.annotation, str)}

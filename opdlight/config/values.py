@@ -1,4 +1,4 @@
-"""Plain values from YAML against Python annotations: int, float, bool, str, Literal, unions, containers, dataclasses."""
+"""Plain values from YAML against annotations: int, float, bool, str, Literal, unions, containers, dataclasses."""
 
 import difflib
 import types
@@ -8,6 +8,8 @@ from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from opdlight.errors import ConfigError
+
+HYDRA_KEYS = frozenset({"_target_", "_partial_", "_args_", "_recursive_", "_convert_"})
 
 
 class Node:
@@ -28,6 +30,7 @@ def hint(got: str, names: Collection[str], prefix: str = "") -> str:
 
 
 def join(prefix: str, key: object) -> str:
+    """The dotted key of `key` within `prefix`."""
     return f"{prefix}.{key}" if prefix else str(key)
 
 

@@ -1,0 +1,215 @@
+"""Experts that demonstrate ALFWorld: a predictable explorer, fast-downward's planner, ALFWorld's own agent.
+
+An expert is told every action that was taken, its own or not, so it goes on sensibly after detours.
+"""
+
+import re
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+from envs.alfworld.game import NOTHING_HAPPENS, Play
+from envs.alfworld.planner import solve
+
+
+class Expert(Protocol):
+    """Knows a playthrough from its start and says what to do next."""
+
+    def observe(self, command: str, feedback: str) -> None:
+        """An action was taken in the playthrough, with this feedback."""
+
+    def act(self) -> str:
+        """The next command; calling it twice gives the same answer."""
+
+
+class Explorer:
+    """Deterministic search that uses only what the conversation has shown.
+
+    The wanted thing is fetched where it was last seen; while it was not seen, receptacles are looked into in the order
+    of the room description, closed ones opened. What is carried by mistake is put back first. It remembers which
+    receptacles it saw; their contents it reads from the game, as only the agent's own hands change them.
+    """
+
+    def __init__(self, play: Play) -> None:
+        self.play = play
+        self.targets = {key: name.lower() for key, name in play.game.file.targets.items()}
+        # in the order of the room description
+        self.receptacles = sorted(receptacle for receptacle, _ in play.facts["receptacleatlocation"])
+        self.places = {self._name(receptacle): receptacle for receptacle in self.receptacles}
+        self.seen: set[str] = set()
+        self.taken_from = ""
+
+    def observe(self, command: str, feedback: str) -> None:
+        """Remember which receptacles were looked into and where the carried thing came from."""
+        words = re.fullmatch(r"(?:(?:go to|open|examine)|(take) .* from) (.*)", command)
+        place = self.places.get(words.group(2)) if words and feedback != NOTHING_HAPPENS else None
+        if words and place:
+            if not self._closed(place):
+                self.seen.add(place)
+            if words.group(1):
+                self.taken_from = place
+
+    def act(self) -> str:
+        """The next command of the search."""
+        held = [thing for _, thing in self.play.facts.get("holds", ())]
+        if held and not self._is(held[0], "object_target"):
+            return self._put(held[0], self.taken_from)
+        if not held:
+            return self._fetch()
+        if self.play.game.file.task_type == "look_at_obj_in_light":
+            return self._look(held[0])
+        treatment = self._treatment(held[0])
+        return treatment or self._put(held[0], self._destination())
+
+    def _fetch(self) -> str:
+        for place in self._known():
+            for thing in self._contents(place):
+                if self._is(thing, "object_target") and not self._delivered(thing, place):
+                    return self._at(place) or f"take {self._name(thing)} from {self._name(place)}"
+        return self._search()
+
+    def _look(self, held: str) -> str:
+        for place in self._known():
+            for thing in self._contents(place):
+                if self._is(thing, "toggle_target"):
+                    return self._at(place) or f"use {self._name(thing)}"
+        return self._search()
+
+    def _search(self) -> str:
+        unseen = [place for place in self.receptacles if place not in self.seen]
+        place = next(filter(self._is_here, unseen), (unseen or self.receptacles)[0])
+        return self._at(place) or f"examine {self._name(place)}"
+
+    def _put(self, held: str, place: str) -> str:
+        return self._at(place) or f"move {self._name(held)} to {self._name(place)}"
+
+    def _treatment(self, held: str) -> str | None:
+        """The next command towards clean, hot or cool; None if the thing is so, or need not be."""
+        for verb, fact, kind in (
+            ("clean", "isclean", "sinkbasin"),
+            ("heat", "ishot", "microwave"),
+            ("cool", "iscool", "fridge"),
+        ):
+            if f"pick_{verb}_" in self.play.game.file.task_type and not self._has(fact, held):
+                place = self._of_class(kind)[0]
+                return self._go(place) or f"{verb} {self._name(held)} with {self._name(place)}"
+        return None
+
+    def _destination(self) -> str:
+        """The receptacle with most of the wanted objects (two go into the same one), else the first of its class."""
+        places = self._of_class(self.targets["parent_target"])
+        return max(places, key=lambda place: sum(self._is(t, "object_target") for t in self._contents(place)))
+
+    def _delivered(self, thing: str, place: str) -> bool:
+        return place in self._of_class(self.targets["parent_target"]) and self._treatment(thing) is None
+
+    def _at(self, place: str) -> str | None:
+        """How to get to the open receptacle; None if the agent is there and it is open."""
+        if self._closed(place):
+            return self._go(place) or f"open {self._name(place)}"
+        return self._go(place)
+
+    def _go(self, place: str) -> str | None:
+        return None if self._is_here(place) else f"go to {self._name(place)}"
+
+    def _is_here(self, place: str) -> bool:
+        [(_, location)] = self.play.facts["atlocation"]
+        return (place, location) in self.play.facts["receptacleatlocation"]
+
+    def _closed(self, place: str) -> bool:
+        return self._has("openable", place) and not self._has("opened", place)
+
+    def _known(self) -> Iterator[str]:
+        """Receptacles whose content was seen; the present one first."""
+        return (r for r in sorted(self.receptacles, key=lambda r: not self._is_here(r)) if r in self.seen)
+
+    def _contents(self, place: str) -> list[str]:
+        """Things in the receptacle, in the order in which they are described."""
+        return sorted(thing for thing, where in self.play.facts.get("inreceptacle", ()) if where == place)
+
+    def _of_class(self, kind: str) -> list[str]:
+        return [r for r in self.receptacles if (r, f"{kind}type") in self.play.facts["receptacletype"]]
+
+    def _is(self, thing: str, target: str) -> bool:
+        return (thing, f"{self.targets[target]}type") in self.play.facts["objecttype"]
+
+    def _has(self, fact: str, thing: str) -> bool:
+        return (thing,) in self.play.facts.get(fact, ())
+
+    def _name(self, thing: str) -> str:
+        return self.play.game.entities[thing].name
+
+
+class Planner:
+    """The plan of fast-downward, followed while the agent follows it and made anew where the agent left it."""
+
+    def __init__(self, play: Play) -> None:
+        self.play = play
+        self.plan: list[str] = []
+
+    def observe(self, command: str, feedback: str) -> None:
+        """Advance in the plan, or drop it."""
+        self.plan = self.plan[1:] if self.plan[:1] == [command] else []
+
+    def act(self) -> str:
+        """The first command of the plan."""
+        if not self.plan:
+            self.plan = solve(self.play)
+        return self.plan[0]
+
+
+class HandCoded:
+    """ALFWorld's own hand-coded agent. It draws from Python's global random numbers where it has a choice.
+
+    It was written to be followed: where a detour breaks its book-keeping (its own exceptions, or the IndexError of an
+    empty list), it starts anew as if it had just entered the room. Where it proposes what cannot be done it looks
+    around, as ALFWorld's wrapper of it does.
+    """
+
+    def __init__(self, play: Play) -> None:
+        self.play = play
+        self.next = ""
+        self._enter()
+
+    def observe(self, command: str, feedback: str) -> None:
+        """Let the agent see the step and decide."""
+        from alfworld.agents.expert import HandCodedAgentFailed, HandCodedAgentTimeout
+
+        try:
+            self.next = self.agent.act(self._state(feedback), 0, self.play.won, command)
+        except (HandCodedAgentFailed, HandCodedAgentTimeout, IndexError):
+            self._enter()
+        if self.next not in self.play.commands:
+            self.next = "look"
+
+    def act(self) -> str:
+        """What the agent decided."""
+        return self.next
+
+    def _enter(self) -> None:
+        from alfworld.agents.expert import HandCodedTWAgent
+
+        file = self.play.game.file
+        targets = {key: name.lower() for key, name in file.targets.items()}
+        self.agent = HandCodedTWAgent(max_steps=200)
+        self.agent.policy = self.agent.get_task_policy({"task_type": file.task_type})(targets, max_steps=200)
+        self.agent.observe(self.play.introduction)
+        self.next = "look"
+
+    def _state(self, feedback: str) -> dict[str, Any]:
+        """The part of TextWorld's game state that the agent reads."""
+        names = {name: entity.name for name, entity in self.play.game.entities.items()}
+        facts = [
+            SimpleNamespace(name=predicate, names=[names.get(a, a) for a in row])
+            for predicate, rows in self.play.facts.items()
+            if not predicate.startswith("type ")
+            for row in sorted(rows)
+        ]
+        return {"feedback": feedback, "facts": facts, "admissible_commands": self.play.admissible, "won": self.play.won}
+
+
+EXPERTS: dict[str, type[Explorer] | type[Planner] | type[HandCoded]] = {
+    "explorer": Explorer,
+    "planner": Planner,
+    "handcoded": HandCoded,
+}

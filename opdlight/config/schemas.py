@@ -1,0 +1,89 @@
+"""What the top level of each entry point's config holds."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from opdlight.config.values import Node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutConfig:
+    """How much is rolled out for one update."""
+
+    groups: int
+    group_size: int
+    env_threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """A student, the teachers by task, and what depends on their size."""
+
+    student: Node
+    teachers: dict[str, str]
+    dtype: Literal["float32", "bfloat16"]
+    max_model_len: int
+    learning_rate: float
+    micro_batch_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemonstrationsConfig:
+    """Where `opdlight.sft` takes its demonstrations from."""
+
+    file: str | None
+    episodes: int
+    detours: float
+    workers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """What every entry point has."""
+
+    seed: int
+    run_dir: str
+    task: Node
+    model: ModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """The top level of conf/train.yaml."""
+
+    rollout: RolloutConfig
+    sampling: Node
+    evaluation: Node
+    evaluate_teachers: bool
+    loss: Node
+    mask: Node
+    engine: Node
+    trainer: Node
+    callbacks: dict[str, Node]
+    optimizer: Node
+    schedule: Node
+    micro_batch_tokens: int
+    max_grad_norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftConfig(RunConfig):
+    """The top level of conf/sft.yaml."""
+
+    demonstrations: DemonstrationsConfig
+    batch_size: int
+    trainer: Node
+    optimizer: Node
+    schedule: Node
+    micro_batch_tokens: int
+    max_grad_norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig(RunConfig):
+    """The top level of conf/evaluate.yaml."""
+
+    samples: int
+    sampling: Node
+    engine: Node
+    env_threads: int

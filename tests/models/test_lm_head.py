@@ -1,0 +1,274 @@
+"""The sparse and chunked head against full logits: values, every gradient, and what is never made."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from opdlight.errors import ConfigError
+from opdlight.losses import renormalised_reverse_kl
+from opdlight.models import lm_head
+from opdlight.models.lm_head import LMHead, log_normaliser, support_logits, token_logprobs, top_k, top_k_and_token
+
+N, K, D, V = 13, 4, 6, 40
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 6e-2}
+KINDS = {
+    "plain": {},
+    "bias": {"bias": True},
+    "scale": {"scale": 0.25},
+    "softcap": {"softcap": 2.0},
+    "all": {"bias": True, "scale": 0.5, "softcap": 3.0},
+}
+dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+kinds = pytest.mark.parametrize("kind", list(KINDS))
+
+
+def make(kind: str = "plain", dtype: torch.dtype = torch.float64, v: int = V) -> tuple[Tensor, LMHead]:
+    """Hidden states and a head, both leaves with gradient."""
+    generator = torch.Generator().manual_seed(5)
+    settings = dict(KINDS[kind])
+    hidden = torch.randn(N, D, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(v, D, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    bias = torch.randn(v, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    return hidden, LMHead(weight=weight, bias=bias if settings.pop("bias", False) else None, **settings)  # type: ignore[arg-type]
+
+
+def support(k: int = K, v: int = V) -> Tensor:
+    generator = torch.Generator().manual_seed(6)
+    return torch.stack([torch.randperm(v, generator=generator)[:k] for _ in range(N)])
+
+
+def reference(hidden: Tensor, head: LMHead) -> Tensor:
+    """All logits, written out."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    logits = (hidden @ head.weight.T).to(wide)
+    if head.bias is not None:
+        logits = logits + head.bias
+    logits = logits * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+def gradients(value: Tensor, hidden: Tensor, head: LMHead) -> list[Tensor]:
+    """Of a fixed random combination of the outputs."""
+    generator = torch.Generator().manual_seed(7)
+    direction = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
+    leaves = [hidden, head.weight] + ([] if head.bias is None else [head.bias])
+    return list(torch.autograd.grad((value * direction).sum(), leaves, retain_graph=True))
+
+
+def assert_same(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    torch.testing.assert_close(got.double(), expected.double(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.fixture(params=["union", "gather"])
+def strategy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(lm_head, "GATHER_RATIO", 10**9 if request.param == "union" else 0)
+    return str(request.param)
+
+
+@dtypes
+@kinds
+@pytest.mark.parametrize("part", [1, 100, 2**23])
+def test_support_logits_equal_full_logits(
+    strategy: str, kind: str, dtype: torch.dtype, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lm_head, "PART_ELEMENTS", part)
+    hidden, head = make(kind, dtype)
+    ids = support()
+    ids[2] = ids[2, 0]  # the same id K times
+    got, expected = support_logits(hidden, head, ids), reference(hidden, head).gather(-1, ids)
+    assert got.dtype is torch.promote_types(dtype, torch.float32)
+    assert_same(got, expected, dtype)
+    for mine, theirs in zip(gradients(got, hidden, head), gradients(expected, hidden, head), strict=True):
+        assert mine.dtype is dtype
+        assert_same(mine, theirs, dtype)
+
+
+@dtypes
+@kinds
+def test_loss_and_gradients_through_the_sparse_head(strategy: str, kind: str, dtype: torch.dtype) -> None:
+    hidden, head = make(kind, dtype)
+    ids, valid = support(), torch.ones(N, K, dtype=torch.bool)
+    valid[3, 1:] = False
+    log_q = torch.randn(N, K, generator=torch.Generator().manual_seed(8)).log_softmax(-1)
+    got = renormalised_reverse_kl(support_logits(hidden, head, ids) / 1.7, log_q, valid)
+    expected = renormalised_reverse_kl(reference(hidden, head).gather(-1, ids) / 1.7, log_q, valid)
+    assert_same(got, expected, dtype)
+    for mine, theirs in zip(gradients(got, hidden, head), gradients(expected, hidden, head), strict=True):
+        assert_same(mine, theirs, dtype)
+
+
+def test_gradients_equal_finite_differences(strategy: str) -> None:
+    hidden, head = make("all")
+    assert head.bias is not None
+    ids = support()
+
+    def logits(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return support_logits(h, LMHead(weight=w, bias=b, scale=0.5, softcap=3.0), ids)
+
+    assert torch.autograd.gradcheck(logits, (hidden, head.weight, head.bias))
+
+
+def test_order_of_the_support_only_orders_the_logits(strategy: str) -> None:
+    hidden, head = make()
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(
+        support_logits(hidden, head, support()[:, order]), support_logits(hidden, head, support())[:, order]
+    )
+
+
+def test_support_of_the_whole_vocabulary_is_the_exact_divergence(strategy: str) -> None:
+    hidden, head = make("bias")
+    log_q = torch.randn(N, V, generator=torch.Generator().manual_seed(9), dtype=torch.float64).log_softmax(-1)
+    ids = support(V)
+    got = renormalised_reverse_kl(support_logits(hidden, head, ids), log_q.gather(-1, ids), torch.ones_like(ids).bool())
+    log_pi = reference(hidden, head).log_softmax(-1)
+    torch.testing.assert_close(got, (log_pi.exp() * (log_pi - log_q)).sum(-1))
+
+
+def test_frozen_head_gets_no_gradient(strategy: str) -> None:
+    hidden, head = make()
+    frozen = LMHead(weight=head.weight.detach())
+    (gradient,) = torch.autograd.grad(support_logits(hidden, frozen, support()).sum(), [hidden])
+    (expected,) = torch.autograd.grad(reference(hidden, frozen).gather(-1, support()).sum(), [hidden])
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_frozen_hidden_states_leave_the_gradient_of_the_head(strategy: str) -> None:
+    hidden, head = make()
+    (gradient,) = torch.autograd.grad(support_logits(hidden.detach(), head, support()).sum(), [head.weight])
+    (expected,) = torch.autograd.grad(reference(hidden, head).gather(-1, support()).sum(), [head.weight])
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_no_positions(strategy: str) -> None:
+    hidden, head = make()
+    none = hidden[:0]
+    ids = torch.zeros(0, K, dtype=torch.long)
+    total = support_logits(none, head, ids).sum() + log_normaliser(none, head).sum()
+    total = total + token_logprobs(none, head, ids[:, 0]).sum()
+    total.backward()
+    assert total.item() == 0.0
+    assert hidden.grad is not None
+    assert not hidden.grad.any()
+    assert top_k(none, head, 3, limit=V)[0].shape == (0, 3)
+
+
+@dtypes
+@kinds
+@pytest.mark.parametrize("chunk", [1, 5, 256])
+def test_normaliser_and_token_logprobs_equal_full_logits(kind: str, dtype: torch.dtype, chunk: int) -> None:
+    hidden, head = make(kind, dtype)
+    tokens, temperature = support()[:, 0], 0.7
+    full = reference(hidden, head) / temperature
+    for got, expected in (
+        (log_normaliser(hidden, head, temperature, chunk), full.logsumexp(-1)),
+        (
+            token_logprobs(hidden, head, tokens, temperature, chunk),
+            full.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1),
+        ),
+    ):
+        assert_same(got, expected, dtype)
+        for mine, theirs in zip(gradients(got, hidden, head), gradients(expected, hidden, head), strict=True):
+            assert_same(mine, theirs, dtype)
+
+
+@dtypes
+@pytest.mark.parametrize("chunk", [1, 5, 256])
+def test_top_k_is_the_sorted_full_distribution_below_the_limit(dtype: torch.dtype, chunk: int) -> None:
+    hidden, head = make("all", dtype)
+    limit, tokens = 25, support(v=25)[:, 0]
+    full = (reference(hidden, head) / 1.3).log_softmax(-1)
+    ids, logprobs, token = top_k_and_token(hidden, head, 7, tokens, temperature=1.3, limit=limit, chunk=chunk)
+    assert ids.max() < limit
+    assert_same(logprobs, full[:, :limit].sort(-1, descending=True).values[:, :7], dtype)
+    assert_same(logprobs, full.gather(1, ids), dtype)
+    assert_same(token, full.gather(1, tokens[:, None]).squeeze(1), dtype)
+    assert not logprobs.requires_grad
+    alone = top_k(hidden, head, 7, temperature=1.3, limit=limit, chunk=chunk)
+    assert torch.equal(alone[0], ids)
+    assert torch.equal(alone[1], logprobs)
+
+
+def test_padding_of_the_head_keeps_its_mass() -> None:
+    hidden, head = make()
+    _, logprobs = top_k(hidden, head, 30, limit=30)
+    _, all_of_it = top_k(hidden, head, V, limit=V)
+    assert (logprobs.exp().sum(-1) < 1 - 1e-6).all()
+    torch.testing.assert_close(all_of_it.exp().sum(-1), torch.ones(N, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("k", [0, 26])
+def test_more_ids_than_there_are_is_refused(k: int) -> None:
+    hidden, head = make()
+    with pytest.raises(ConfigError, match=r"`loss\.k` to be from 1 to the 25 ids"):
+        top_k(hidden, head, k, limit=25)
+
+
+def test_token_logprobs_are_never_positive_in_bfloat16() -> None:
+    hidden, head = make(dtype=torch.bfloat16)
+    sharp = LMHead(weight=head.weight * 20)
+    best = reference(hidden, sharp).argmax(-1)
+    assert (token_logprobs(hidden, sharp, best) <= 0).all()
+
+
+class Sizes(TorchDispatchMode):
+    """Records the shape of every tensor that any operation makes, in forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, Tensor):
+                self.shapes.add(tuple(value.shape))
+        return result
+
+
+def test_renormalised_step_makes_nothing_of_width_v_but_the_gradient_of_the_head(strategy: str) -> None:
+    v = 5000
+    hidden, head = make(v=v)
+    with Sizes() as sizes:
+        logits = support_logits(hidden, head, support())
+        renormalised_reverse_kl(logits, torch.zeros(N, K), torch.ones(N, K, dtype=torch.bool)).sum().backward()
+    wide = {shape for shape in sizes.shapes if v in shape}
+    assert wide == {(v, D)}
+
+
+def test_frozen_head_makes_nothing_of_width_v_at_all(strategy: str) -> None:
+    v = 5000
+    hidden, head = make(v=v)
+    frozen = LMHead(weight=head.weight.detach())
+    with Sizes() as sizes:
+        support_logits(hidden, frozen, support()).sum().backward()
+    assert not {shape for shape in sizes.shapes if v in shape}
+
+
+def test_full_width_functions_hold_one_chunk_at_a_time() -> None:
+    v = 5000
+    hidden, head = make(v=v)
+    with Sizes() as sizes:
+        (log_normaliser(hidden, head, 1.0, 3) + token_logprobs(hidden, head, support()[:, 0], 1.0, 3)).sum().backward()
+        top_k(hidden, head, K, limit=v, chunk=3)
+    transposed = (D, v)  # a view of the weight
+    assert max(s[0] for s in sizes.shapes - {transposed} if len(s) == 2 and s[1] == v) == 3
+
+
+@pytest.mark.parametrize("function", [log_normaliser, lambda h, head: token_logprobs(h, head, support()[:, 0])])
+def test_full_width_functions_keep_no_logits_for_the_backward_pass(function: Callable[..., Tensor]) -> None:
+    v = 5000
+    hidden, head = make("all", v=v)
+    kept: list[tuple[int, ...]] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        function(hidden, head)
+    assert (N, v) not in kept

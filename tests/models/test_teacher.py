@@ -1,0 +1,207 @@
+"""Frozen teachers: scores, routing by task, one copy a checkpoint, and equal models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from opdlight.errors import ConfigError, VocabularyError
+from opdlight.losses import Loss, SampledToken, TopKReverseKL
+from opdlight.models import Student, Teacher, Teachers
+from opdlight.types import SupportScores, TokenBatch
+from tests.models.tiny_models import build, full_logits, random_batch, save
+from tests.tiny import tiny_tokenizer
+
+SHARED = len(tiny_tokenizer())
+
+
+def expected_top_k(logits: Tensor, k: int, temperature: float, limit: int) -> tuple[Tensor, Tensor]:
+    logprobs = (logits.double() / temperature).log_softmax(-1)
+    best = logprobs[:, :limit].sort(-1, descending=True)
+    return best.indices[:, :k], best.values[:, :k].float()
+
+
+def test_score_is_the_top_of_the_full_distribution(tmp_path: Path) -> None:
+    teacher, batch = Teacher(save(tmp_path)), random_batch([12, 7, 9])
+    support, token = teacher.score(batch, k=5, sampled=True, temperature=1.4, limit=200)
+    logits = full_logits(build("llama"), batch)
+    ids, logprobs = expected_top_k(logits, 5, 1.4, 200)
+    assert support is not None
+    assert torch.equal(support.token_ids, ids)
+    assert support.valid.all()
+    torch.testing.assert_close(support.teacher_logprobs, logprobs, atol=1e-4, rtol=1e-4)
+    own = (logits / 1.4).log_softmax(-1).gather(1, batch.target_ids[:, None]).squeeze(1)
+    torch.testing.assert_close(token, own, atol=1e-4, rtol=1e-4)
+
+
+def test_only_what_is_asked_is_scored(tmp_path: Path) -> None:
+    teacher, batch = Teacher(save(tmp_path)), random_batch([9])
+    ask = {"temperature": 1.0, "limit": 300}
+    _, token = teacher.score(batch, k=4, sampled=True, **ask)
+    assert teacher.score(batch, k=None, sampled=False, **ask) == (None, None)
+    assert teacher.score(batch, k=4, sampled=False, **ask)[1] is None
+    alone = teacher.score(batch, k=None, sampled=True, **ask)
+    assert alone[0] is None
+    torch.testing.assert_close(alone[1], token)
+
+
+def test_teacher_is_frozen_and_stays_out_of_checkpoints_and_optimizers(tmp_path: Path) -> None:
+    folder = save(tmp_path, "gpt2")
+    teachers = Teachers({"a": folder}, Student(folder)).train()
+    assert not list(teachers.parameters())
+    assert not teachers.state_dict()
+    support, _ = teachers.score(random_batch([9]), k=4, sampled=False, temperature=1.0)
+    again, _ = teachers.score(random_batch([9]), k=4, sampled=False, temperature=1.0)
+    assert support is not None
+    assert again is not None
+    assert not support.teacher_logprobs.requires_grad
+    assert torch.equal(support.teacher_logprobs, again.teacher_logprobs)  # no dropout in train mode
+    assert not teachers.of("a").head().weight.requires_grad
+
+
+def test_moving_the_module_moves_the_hidden_model(tmp_path: Path) -> None:
+    folder = save(tmp_path)
+    teachers = Teachers({"a": folder}, Student(folder)).double()
+    assert teachers.of("a").head().weight.dtype is torch.float64
+
+
+def test_one_checkpoint_is_loaded_once_however_it_is_spelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = save(tmp_path / "one"), save(tmp_path / "other", seed=1)
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    monkeypatch.chdir(tmp_path)
+    spelt = {"a": one, "b": one + "/", "c": "./one", "d": str(tmp_path / "link"), "e": other}
+    teachers = Teachers(spelt, Student(one))
+    assert len(teachers.teachers) == 2
+    assert all(teachers.of(task) is teachers.of("a") for task in "bcd")
+    assert teachers.of("e") is not teachers.of("a")
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+@pytest.mark.parametrize("k", [4, None])
+def test_each_row_is_scored_by_the_teacher_of_its_task_only(k: int | None, sampled: bool, tmp_path: Path) -> None:
+    first, second = save(tmp_path / "0", seed=0), save(tmp_path / "1", seed=1)
+    teachers = Teachers({"a": first, "b": second, "c": first}, Student(first))
+    batch = random_batch([12, 7, 9, 5, 14, 6], tasks=("a", "b", "c"))
+    seen: dict[str, list[int]] = {"a": [], "b": []}
+    for task, rows in seen.items():
+        model = teachers.of(task)._hidden_from_torch[0]
+        model.get_decoder().register_forward_pre_hook(
+            lambda module, args, kwargs, rows=rows: rows.append(kwargs["input_ids"].shape), with_kwargs=True
+        )
+    support, token = teachers.score(batch, k=k, sampled=sampled, temperature=1.0)
+    # rows 0, 2, 3, 5 are of a and c; rows 1, 4 of b: one pass each, no wider than its longest row
+    if k is not None or sampled:
+        assert seen == {"a": [(4, 12)], "b": [(2, 14)]}
+    own = [full_logits(build("llama", seed), batch) for seed in (0, 1)]
+    logits = torch.where((batch.task_index == 1)[:, None], own[1], own[0])
+    if k is not None:
+        assert support is not None
+        ids, logprobs = expected_top_k(logits, k, 1.0, SHARED)
+        assert torch.equal(support.token_ids, ids)
+        torch.testing.assert_close(support.teacher_logprobs, logprobs, atol=1e-4, rtol=1e-4)
+    if sampled:
+        expected = logits.log_softmax(-1).gather(1, batch.target_ids[:, None]).squeeze(1)
+        torch.testing.assert_close(token, expected, atol=1e-4, rtol=1e-4)
+    assert (support is None) == (k is None)
+    assert (token is None) == (not sampled)
+
+
+def test_batch_without_a_loss_position(tmp_path: Path) -> None:
+    first = save(tmp_path / "0")
+    teachers = Teachers({"a": first, "b": save(tmp_path / "1", seed=1)}, Student(first))
+    support, token = teachers.score(random_batch([2, 2], tasks=("a", "b")), k=4, sampled=True, temperature=1.0)
+    assert support is not None
+    assert token is not None
+    assert support.token_ids.shape == (0, 4)
+    assert token.shape == (0,)
+
+
+def test_support_never_names_an_id_that_the_student_lacks(tmp_path: Path) -> None:
+    wide, narrow = save(tmp_path / "wide", width=400), save(tmp_path / "narrow", seed=1, width=SHARED - 20)
+    for teacher, student in ((wide, narrow), (narrow, wide)):
+        teachers = Teachers({"a": teacher}, Student(student))
+        assert teachers.shared_vocabulary == SHARED - 20
+        support, _ = teachers.score(random_batch([30], ids=200), k=20, sampled=False, temperature=1.0)
+        assert support is not None
+        assert support.token_ids.max() < SHARED - 20
+
+
+def test_padding_of_both_heads_is_never_in_a_support(tmp_path: Path) -> None:
+    folder = save(tmp_path, width=SHARED + 70)
+    teachers = Teachers({"a": folder}, Student(folder))
+    support, _ = teachers.score(random_batch([40]), k=60, sampled=False, temperature=1.0)
+    assert support is not None
+    assert teachers.shared_vocabulary == SHARED
+    assert support.token_ids.max() < SHARED
+
+
+def test_foreign_tokenizer_is_refused(tmp_path: Path) -> None:
+    student, folder = save(tmp_path / "student"), Path(save(tmp_path / "teacher"))
+    tokenizer = tiny_tokenizer()
+    text = tokenizer.backend_tokenizer.to_str().replace("<|im_start|>", "<|other|>")
+    (folder / "tokenizer.json").write_text(text)
+    (folder / "tokenizer_config.json").write_text((Path(student) / "tokenizer_config.json").read_text())
+    with pytest.raises(VocabularyError, match=r"differ at 1 of .*<\|im_start\|>"):
+        Teachers({"a": str(folder)}, Student(student))
+
+
+def test_adapter_folder_is_merged_into_its_base(tmp_path: Path) -> None:
+    base = save(tmp_path / "base")
+    tuned = get_peft_model(build("llama"), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in tuned.parameters():
+            if weight.requires_grad:
+                weight.normal_(std=0.3)
+    tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "../base"  # beside the adapter, wherever both lie
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    batch = random_batch([11, 8])
+    teacher = Teacher(str(tmp_path / "adapter"))
+    support, _ = teacher.score(batch, k=5, sampled=False, temperature=1.0, limit=300)
+    ids, logprobs = expected_top_k(full_logits(tuned.eval(), batch), 5, 1.0, 300)
+    assert support is not None
+    assert torch.equal(support.token_ids, ids)
+    torch.testing.assert_close(support.teacher_logprobs, logprobs, atol=1e-4, rtol=1e-4)
+    plain, _ = Teacher(base).score(batch, k=5, sampled=False, temperature=1.0, limit=300)
+    assert plain is not None
+    assert not torch.allclose(plain.teacher_logprobs, logprobs, atol=1e-2)
+
+
+def scored(student: Student, teachers: Teachers, loss: Loss, batch: TokenBatch) -> SupportScores:
+    support, token = teachers.score(batch, k=loss.needs.support_k, sampled=loss.needs.sampled, temperature=1.0)
+    return student.score(
+        student.hidden(batch), batch, support=support, teacher_sampled=token, needs=loss.needs, temperature=1.0
+    )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("loss", [TopKReverseKL(k=8), SampledToken(), SampledToken(gamma=1.0)], ids=str)
+def test_student_that_is_its_teacher_has_nothing_to_learn(architecture: str, loss: Loss, tmp_path: Path) -> None:
+    folder = save(tmp_path, architecture)
+    student, batch = Student(folder).double(), random_batch([12, 9])
+    per_token = loss(scored(student, Teachers({"a": folder}, student).double(), loss, batch), batch)
+    assert per_token.abs().max() < 1e-12
+    per_token.sum().backward()
+    assert max(float(p.grad.abs().max()) for p in student.parameters() if p.grad is not None) < 1e-9
+
+
+def test_student_that_is_not_its_teacher_has(tmp_path: Path) -> None:
+    student = Student(save(tmp_path / "s"))
+    batch, teachers = random_batch([12, 9]), Teachers({"a": save(tmp_path / "t", seed=1)}, student)
+    for loss in (TopKReverseKL(k=8), SampledToken()):
+        student.zero_grad()
+        loss(scored(student, teachers, loss, batch), batch).sum().backward()
+        assert max(float(p.grad.abs().max()) for p in student.parameters() if p.grad is not None) > 1e-3
+
+
+def test_unknown_task_and_no_teacher_are_refused(tmp_path: Path) -> None:
+    student = Student(save(tmp_path))
+    with pytest.raises(ConfigError, match="teacher for at least one task"):
+        Teachers({}, student)
+    with pytest.raises(ConfigError, match="one of a, but got 'z'"):
+        Teachers({"a": str(tmp_path)}, student).score(random_batch([6], ("z",)), k=4, sampled=False, temperature=1.0)

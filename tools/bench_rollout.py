@@ -1,0 +1,162 @@
+"""Continuous batching against turn-by-turn lock-step, on the same episodes, side by side in one run.
+
+Lock-step waits at a barrier after each turn: the next turn begins when every live trajectory has been answered by its
+environment, and environments act when every completion is finished. Both ways use the same engine, collector, seeds
+and weights, so they generate the same tokens; the prefix cache is emptied before each run, and the order alternates.
+
+    python tools/bench_rollout.py --model opdlight/assets/lab/student --env opdlight/ALFWorld-v0 --episodes 64
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from opdlight.data import Task
+from opdlight.rollout import ChatRenderer, Collector, Completion, Engine, Limits, Request, Sampling, VLLMEngine
+from opdlight.rollout.collector import RolloutStats
+from opdlight.types import RolloutRequest
+
+
+class LockStep:
+    """An engine with a barrier: requests wait until all `live` trajectories have one, completions until all finished."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.max_model_len = engine, engine.max_model_len
+        self.live = 0  # trajectories that have not ended
+        self._waiting: list[Request] = []
+        self._finished: list[Completion] = []
+
+    @property
+    def policy_version(self) -> int:
+        """Of the engine behind."""
+        return self.engine.policy_version
+
+    def add_request(self, request: Request) -> None:
+        """Hold the request back."""
+        self._waiting.append(request)
+
+    def has_unfinished(self) -> bool:
+        """True while a turn is being decoded or the next one is complete."""
+        return self.engine.has_unfinished() or 0 < len(self._waiting) == self.live
+
+    def step(self) -> list[Completion]:
+        """One decoding step; nothing is finished before everything is."""
+        if not self.engine.has_unfinished():
+            for request in self._waiting:
+                self.engine.add_request(request)
+            self._waiting.clear()
+        self._finished += self.engine.step()
+        if self.engine.has_unfinished():
+            return []
+        finished, self._finished = self._finished, []
+        return finished
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        """Of the engine behind."""
+        self.engine.update_weights(weights, policy_version)
+
+    def stats(self) -> dict[str, float]:
+        """Of the engine behind."""
+        return self.engine.stats()
+
+    def close(self) -> None:
+        """The engine behind is closed by its owner."""
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="opdlight/assets/lab/student", help="Hugging Face folder")
+    parser.add_argument("--env", default="opdlight/ALFWorld-v0", help="Gymnasium id of a text environment")
+    parser.add_argument(
+        "--env-arg", action="append", default=[], metavar="KEY=VALUE", help="argument of the environment"
+    )
+    parser.add_argument("--episodes", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each way")
+    parser.add_argument("--turn-tokens", type=int, default=64)
+    parser.add_argument("--trajectory-tokens", type=int, default=2048)
+    parser.add_argument("--max-num-seqs", type=int, default=64)
+    parser.add_argument("--env-threads", type=int, default=4)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--threads", type=int, help="CPU threads of the engine")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    console = Console()
+    if not Path(args.model, "config.json").is_file():
+        raise SystemExit(f"Expected --model to be a Hugging Face folder, but {args.model!r} has no config.json.")
+    env: dict[str, Any] = {"id": args.env, **{k: yaml.safe_load(v) for k, v in (a.split("=", 1) for a in args.env_arg)}}
+    task = Task(env=env, teacher="")
+    weights = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).state_dict()
+    renderer = ChatRenderer(AutoTokenizer.from_pretrained(args.model))
+    limits = {"bench": Limits(turn_tokens=args.turn_tokens, trajectory_tokens=args.trajectory_tokens)}
+    requests = [RolloutRequest(task="bench", seed=seed, group=seed) for seed in range(args.episodes)]
+    with console.status("starting vLLM"):
+        engine = VLLMEngine(
+            args.model,
+            dtype=args.dtype,
+            max_model_len=args.trajectory_tokens,
+            max_num_seqs=args.max_num_seqs,
+            threads=args.threads,
+        )
+    lock_step = LockStep(engine)
+    make_env = lambda name: task.make_env()  # noqa: E731
+    collectors = {
+        name: Collector(e, renderer, make_env, limits, args.env_threads, max_active=args.episodes)
+        for name, e in (("continuous", engine), ("lock-step", lock_step))
+    }
+    found: dict[str, list[RolloutStats]] = {name: [] for name in collectors}
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    try:
+        with Progress(*columns, console=console) as bar:
+            for repeat in range(-1, args.repeats):  # the first pair warms up: games are built, code is loaded
+                for name in list(collectors)[:: 1 if repeat % 2 else -1]:
+                    title = f"warm-up, {name}" if repeat < 0 else f"run {repeat + 1} of {args.repeats}, {name}"
+                    line = bar.add_task(title, total=args.episodes)
+
+                    def progress(finished: int, total: int, line: Any = line) -> None:
+                        lock_step.live = total - finished
+                        bar.update(line, completed=finished)
+
+                    engine.update_weights(weights.items(), repeat + 1)  # the same ones: this empties the prefix cache
+                    collectors[name].collect(requests, Sampling(), progress=progress)
+                    stats = collectors[name].last
+                    assert stats is not None
+                    if repeat >= 0:
+                        found[name].append(stats)
+    finally:
+        for collector in collectors.values():
+            collector.close()
+        engine.close()
+
+    table = Table("", "tokens/s", "seconds", "generated tokens", "turns", title=f"{args.env}, {args.episodes} episodes")
+    for name, runs in found.items():
+        speeds = [s.tokens_per_second for s in runs]
+        table.add_row(
+            name,
+            f"{statistics.median(speeds):.0f} ({min(speeds):.0f}–{max(speeds):.0f})",
+            f"{statistics.median(s.seconds for s in runs):.2f}",
+            f"{statistics.median(s.generated_tokens for s in runs):.0f}",
+            f"{statistics.median(s.turns for s in runs):.0f}",
+        )
+    console.print(table)
+    pairs = zip(found["continuous"], found["lock-step"], strict=True)
+    ratios = [a.tokens_per_second / b.tokens_per_second for a, b in pairs]
+    console.print(
+        f"continuous / lock-step, tokens per second: median {statistics.median(ratios):.2f}, "
+        f"from {min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} pairs"
+    )
+
+
+if __name__ == "__main__":
+    main()

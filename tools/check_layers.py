@@ -1,0 +1,107 @@
+"""Check that imports go one way (DESIGN): `python tools/check_layers.py` prints each violation as file:line.
+
+- A room of opdlight imports from its own layer or a lower one.
+- `opdlight/losses` imports the standard library, torch and `opdlight.types` only.
+- `envs` imports of opdlight only `types` and `errors`.
+- Only `opdlight/rollout/vllm_engine.py` imports vllm, and inside a function, so that everything else works without it.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+LAYERS = (
+    ("types", "errors", "config"),
+    ("losses", "metrics", "envs"),
+    ("models", "rollout", "collate"),
+    ("module", "data", "publish", "callbacks", "demonstrations"),
+    ("train", "evaluate", "sft", "run_folder", "lab", "report", "doctor"),
+)
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+VLLM_FILE = Path("opdlight/rollout/vllm_engine.py")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Import:
+    """One imported module: its dotted name, the line, and whether it happens inside a function."""
+
+    name: str
+    line: int
+    lazy: bool
+
+
+def violations(root: Path) -> list[str]:
+    """One message a violation, `file:line: why`, over opdlight/, envs/ and tools/ below `root`."""
+    found = []
+    for folder in ("opdlight", "envs", "tools"):
+        for path in sorted((root / folder).rglob("*.py")):
+            file = path.relative_to(root)
+            tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(file))
+            package = file.parent.parts  # of a module and of an __init__.py alike
+            if (room := _room_of_file(file)) not in (*LEVEL, None):
+                found.append(
+                    f"{file}:1: the room `{room}` has no layer yet; place it in LAYERS of tools/check_layers.py"
+                )
+                continue
+            for item in imports(tree, package):
+                found += [f"{file}:{item.line}: {why}" for why in _judge(file, room, item)]
+    return found
+
+
+def imports(tree: ast.AST, package: tuple[str, ...], lazy: bool = False) -> Iterator[Import]:
+    """Every import in a module of `package`; `from a import b` gives `a.b`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(name=alias.name, line=node.lineno, lazy=lazy) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (Import(name=f"{base}.{alias.name}", line=node.lineno, lazy=lazy) for alias in node.names)
+        else:
+            inside = lazy or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            yield from imports(node, package, inside)
+
+
+def _judge(file: Path, room: str | None, item: Import) -> Iterator[str]:
+    top = item.name.partition(".")[0]
+    target = _room_of_name(item.name)
+    if top == "vllm" and file != VLLM_FILE:
+        yield f"imports vllm; only {VLLM_FILE} may, so that everything else works without it"
+    elif top == "vllm" and not item.lazy:
+        yield "imports vllm at the top of the file; import it inside the function that needs it"
+    if room == "envs" and top == "opdlight" and target not in ("types", "errors"):
+        yield f"envs imports {item.name}; of opdlight, environments may import types and errors only"
+    elif (
+        room == "losses" and top not in sys.stdlib_module_names and top != "torch" and target not in ("types", "losses")
+    ):
+        yield f"losses imports {item.name}; losses may import the standard library, torch and opdlight.types only"
+    elif room in LEVEL and target in LEVEL and LEVEL[target] > LEVEL[room]:
+        yield f"{room} (layer {LEVEL[room]}) imports {item.name} (layer {LEVEL[target]}); imports go down only"
+
+
+def _room_of_file(file: Path) -> str | None:
+    """The room of a file; None where no layer holds (tools/, opdlight/__init__.py)."""
+    if file.parts[0] == "opdlight":
+        room = file.with_suffix("").parts[1]
+        return None if room == "__init__" else room
+    return "envs" if file.parts[0] == "envs" else None
+
+
+def _room_of_name(name: str) -> str | None:
+    parts = name.split(".")
+    if parts[0] == "envs":
+        return "envs"
+    return parts[1] if parts[0] == "opdlight" and len(parts) > 1 else None
+
+
+def main() -> None:
+    """Check this repository."""
+    found = violations(Path(__file__).resolve().parents[1])
+    print("\n".join(found) if found else "layers: imports go one way")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
