@@ -21,7 +21,7 @@ class _Row:
 
 
 def _rows(trajectory: Trajectory, kept: Callable[[list[int]], list[bool]], vocabulary_size: int) -> list[_Row]:
-    """Merge turns into rows: a turn whose prompt starts with everything before it extends the row, else a row begins."""
+    """Merge turns into rows: a prompt that starts with everything before it extends the row, else a row begins."""
     rows: list[_Row] = []
     produced = 0
     for number, turn in enumerate(trajectory.turns):

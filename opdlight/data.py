@@ -10,11 +10,9 @@ import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
 import envs  # noqa: F401  (registers the environments)
-from envs.base import TextEnv
+from envs.base import FIRST_HELD_OUT_SEED, TextEnv
 from opdlight.errors import ConfigError
 from opdlight.types import RolloutRequest
-
-HELD_OUT = 10**9  # training seeds lie below, held-out seeds from here on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +76,7 @@ class TaskMixture:
 def episode_seed(*parts: object) -> int:
     """A training seed in [0, 10⁹) from anything printable; the same on every machine."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % HELD_OUT
+    return int.from_bytes(digest, "little") % FIRST_HELD_OUT_SEED
 
 
 class OnPolicyDataset(Dataset[list[RolloutRequest]]):
@@ -107,7 +105,9 @@ class OnPolicyDataset(Dataset[list[RolloutRequest]]):
 def held_out(task: str, episodes: int, samples: int = 1) -> list[RolloutRequest]:
     """The evaluation requests of one task: seeds 10⁹, 10⁹+1, …, the same for every model and run."""
     return [
-        RolloutRequest(task=task, seed=HELD_OUT + e, group=e, sample=s) for e in range(episodes) for s in range(samples)
+        RolloutRequest(task=task, seed=FIRST_HELD_OUT_SEED + e, group=e, sample=s)
+        for e in range(episodes)
+        for s in range(samples)
     ]
 
 

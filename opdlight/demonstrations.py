@@ -41,17 +41,19 @@ def demonstrate(name: str, task: Task, seed: int, detours: float, learn_detours:
     """Play one episode with the environment's expert.
 
     With probability `detours` a step takes a random action instead, so that the expert is seen recovering from states
-    that a student will reach. A random action is one of `info["admissible_commands"]`; environments that list none take
-    no detours. Detours are not learnt unless `learn_detours` (which makes a deliberately sloppy demonstrator).
+    that a student will reach. A random action is one that `info["admissible_commands"]` has listed in this episode,
+    also if it is admissible no more; environments that list none take no detours. Detours are not learnt unless
+    `learn_detours` (which makes a deliberately sloppy demonstrator).
     """
     env = task.make_env()
     rng = np.random.default_rng([seed, 7])
     observation, info = env.reset(seed=seed)
     steps: list[Step] = []
+    choices: dict[str, None] = {}  # a set that keeps its order
     while True:
-        choices = info.get("admissible_commands", [])
+        choices |= dict.fromkeys(info.get("admissible_commands", []))
         if choices and rng.random() < detours:
-            step = Step(observation=observation, reply=str(rng.choice(choices)), learn=learn_detours)
+            step = Step(observation=observation, reply=str(rng.choice(list(choices))), learn=learn_detours)
         else:
             step = Step(observation=observation, reply=env.expert_action())
         steps.append(step)
@@ -85,7 +87,9 @@ def collect_demonstrations(
             wanted, tried = round(episodes * task.weight / total), 0
             while wanted > 0:
                 if tried > 20 * episodes + 100:
-                    raise ConfigError.wrong(f"task.tasks.{name}", expected="a task its expert can solve", got="failures")
+                    raise ConfigError.wrong(
+                        f"task.tasks.{name}", expected="a task its expert can solve", got="failures"
+                    )
                 seeds = [episode_seed(seed, name, "demonstration", tried + i) for i in range(wanted)]
                 tried += wanted
                 jobs = [(name, task, s, detours, learn_detours) for s in seeds]
@@ -113,7 +117,9 @@ def read_demonstrations(path: Path) -> list[Demonstration]:
             row = json.loads(line)
             found.append(Demonstration(**{**row, "steps": [Step(**s) for s in row["steps"]]}))
         except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"demonstrations.file: line {number} of {path} is not a demonstration: {error}") from error
+            raise ConfigError(
+                f"demonstrations.file: line {number} of {path} is not a demonstration: {error}"
+            ) from error
     return found
 
 

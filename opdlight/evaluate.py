@@ -1,124 +1,20 @@
-"""Measure a model on held-out episodes: `python -m opdlight.evaluate task=sums model.student.model=runs/latest/student`."""
+"""Measure a model: `python -m opdlight.evaluate task=sums model.student.model=runs/latest/student`."""
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
-from opdlight import metrics
-from opdlight.config import EvaluateConfig, hydra_entry, instantiate
-from opdlight.data import Task, TaskMixture, held_out
-from opdlight.models.checkpoints import load_tokenizer, resolve_model, whole_model
-from opdlight.rollout import ChatRenderer, Collector, Engine, Limits, Sampling
-from opdlight.types import Status, Trajectory
+from opdlight.config import EvaluateConfig, hydra_entry
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """Success on held-out episodes."""
+def run(cfg: DictConfig) -> Any:
+    """Hand the checked config over; a mistake in it was reported before the slow imports."""
+    from opdlight.evaluation import evaluate
 
-    success: float  # mean over episodes and samples: pass@1, or avg@n with n samples
-    low: float  # 95 % interval, the episode as the unit
-    high: float
-    pass_at_n: float  # share of episodes solved by at least one of the n samples
-    episodes: int
-    samples: int
-    reward: float
-
-    @classmethod
-    def of(cls, trajectories: list[Trajectory]) -> "Result":
-        """Summarise the trajectories of one task."""
-        episodes = metrics.group_by_episode(trajectories)
-        solved = [[float(t.status is Status.SUCCESS) for t in e] for e in episodes]
-        success, (low, high) = metrics.success_interval(solved)
-        return cls(
-            success=success,
-            low=low,
-            high=high,
-            pass_at_n=sum(max(e) for e in solved) / len(solved),
-            episodes=len(episodes),
-            samples=len(solved[0]),
-            reward=sum(t.reward for t in trajectories) / len(trajectories),
-        )
-
-    def __str__(self) -> str:
-        return f"{100 * self.success:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+    return evaluate(cfg)
 
 
-def make_collector(engine: Engine, tokenizer: Any, tasks: Mapping[str, Task], env_threads: int) -> Collector:
-    """Environments × engine for these tasks."""
-    return Collector(
-        engine=engine,
-        renderer=ChatRenderer(tokenizer),
-        make_env=lambda task: tasks[task].make_env(),
-        limits={
-            n: Limits(turn_tokens=t.turn_tokens, trajectory_tokens=t.trajectory_tokens) for n, t in tasks.items()
-        },
-        env_threads=env_threads,
-    )
-
-
-def evaluate_tasks(
-    collector: Collector,
-    tasks: Mapping[str, Task],
-    sampling: Sampling,
-    *,
-    samples: int = 1,
-    seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> dict[str, list[Trajectory]]:
-    """Roll out every held-out episode of every task, `samples` times."""
-    results = {}
-    for name, task in tasks.items():
-        report = (lambda done, total, name=name: progress(name, done, total)) if progress else None
-        requests = held_out(name, task.episodes, samples)
-        results[name] = collector.collect(requests, sampling, sampling_seed=seed, progress=report)
-    return results
-
-
-def evaluate(cfg: DictConfig) -> dict[str, float]:
-    """Run the evaluation of a composed config; writes `evaluation.json` and `trajectories.jsonl` to the run folder."""
-    mixture: TaskMixture = instantiate(cfg.task)
-    model = resolve_model(cfg.model.student.model)
-    with whole_model(model, cfg.model.dtype) as whole:
-        engine = instantiate(cfg.engine, model=whole)
-    try:
-        collector = make_collector(engine, load_tokenizer(model), mixture.tasks, cfg.env_threads)
-        console = Console()
-        with console.status("rolling out") as status:
-            found = evaluate_tasks(
-                collector,
-                mixture.tasks,
-                instantiate(cfg.sampling),
-                samples=cfg.samples,
-                seed=cfg.seed,
-                progress=lambda name, done, total: status.update(f"{name}: {done}/{total} episodes"),
-            )
-    finally:
-        engine.close()
-    results = {name: Result.of(trajectories) for name, trajectories in found.items()}
-    table = Table("task", f"avg@{cfg.samples}" if cfg.samples > 1 else "pass@1", "episodes", "statuses", title=str(model))
-    if cfg.samples > 1:
-        table.add_column(f"pass@{cfg.samples}")
-    for name, r in results.items():
-        counts = {s: sum(t.status is s for t in found[name]) for s in Status}
-        statuses = ", ".join(f"{s} {n}" for s, n in counts.items() if n)
-        table.add_row(name, str(r), str(r.episodes), statuses, *([f"{100 * r.pass_at_n:.1f} %"] if cfg.samples > 1 else []))
-    console.print(table)
-    folder = Path(cfg.run_dir)
-    (folder / "evaluation.json").write_text(json.dumps({n: asdict(r) for n, r in results.items()}, indent=2))
-    with (folder / "trajectories.jsonl").open("w") as file:
-        file.writelines(json.dumps(asdict(t)) + "\n" for ts in found.values() for t in ts)
-    console.print(f"written to {folder}")
-    return {f"success/{name}": r.success for name, r in results.items()}
-
-
-main = hydra_entry("evaluate", EvaluateConfig)(evaluate)
+main = hydra_entry("evaluate", EvaluateConfig)(run)
 
 if __name__ == "__main__":
     main()

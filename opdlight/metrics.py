@@ -26,7 +26,7 @@ def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, f
 
 
 def success_interval(per_episode: Sequence[Sequence[float]]) -> tuple[float, tuple[float, float]]:
-    """Mean success over episodes × samples and its 95 % interval, with the episode as the unit (samples of one are tied).
+    """Mean success over episodes × samples and its 95 % interval, the episode as the unit (samples of one are tied).
 
     One sample an episode: Wilson. More (avg@n): Wilson at the effective number of episodes m = p(1−p) / s², where s² is
     the variance of the mean over episodes; so repeated samples of one episode count as what they add.
@@ -52,7 +52,7 @@ def teacher_mass(support: Support) -> Tensor:
 
 
 def student_mass(student_logits: Tensor, normaliser: Tensor, valid: Tensor) -> Tensor:
-    """Σ_{v∈S} π(v), [N], in [0, 1]; 1 minus it is what a renormalised loss does not see. Logits [N, K], normaliser [N]."""
+    """Σ_{v∈S} π(v), [N], in [0, 1]; 1 minus it is what a renormalised loss does not see. z [N, K], log-sum [N]."""
     return (student_logits - normaliser[:, None]).exp().masked_fill(~valid, 0.0).sum(-1)
 
 
@@ -92,9 +92,15 @@ GLOSSARY: dict[str, Entry] = {
     "env/{name}/{task}": Entry("a counter of the environment", "count", "mean over trajectories", "see the task"),
     "val/success/{task}": Entry("solved held-out episodes", "share", "mean, fixed seeds", "rises"),
     "val/reward/{task}": Entry("reward on held-out episodes", "reward", "mean, fixed seeds", "rises"),
-    "coverage/teacher_mass/{task}": Entry("teacher probability on its support", "share", "sampled positions", "over 0.95"),
-    "coverage/student_mass/{task}": Entry("student probability on the support", "share", "sampled positions", "over 0.9"),
-    "coverage/sampled_in_support/{task}": Entry("student tokens in the support", "share", "sampled positions", "over 0.9"),
+    "coverage/teacher_mass/{task}": Entry(
+        "teacher probability on its support", "share", "sampled positions", "over 0.95"
+    ),
+    "coverage/student_mass/{task}": Entry(
+        "student probability on the support", "share", "sampled positions", "over 0.9"
+    ),
+    "coverage/sampled_in_support/{task}": Entry(
+        "student tokens in the support", "share", "sampled positions", "over 0.9"
+    ),
     "coverage/overlap/{task}": Entry("shared ids of both models' top-K", "share of K", "sampled positions", "rises"),
     "optimizer/grad_norm": Entry("2-norm of the gradient before clipping", "norm", "whole batch", "no spikes"),
     "optimizer/learning_rate": Entry("learning rate of this update", "1", "exact", "as scheduled"),

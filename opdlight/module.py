@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torchmetrics import MeanMetric, MetricCollection
 
 from opdlight.collate import Collate, count_splits, with_global_tokens
 from opdlight.losses import Loss
@@ -71,8 +72,8 @@ class OnPolicyDistillation(L.LightningModule):
         self.make_optimizer, self.schedule = optimizer, schedule
         self.sampling, self.evaluation = sampling, evaluation
         self.max_grad_norm, self.seed = max_grad_norm, seed
-        self.success = torch.nn.ModuleDict({task: MeanMetric() for task in collate.tasks})
-        self.reward = torch.nn.ModuleDict({task: MeanMetric() for task in collate.tasks})
+        self.success = MetricCollection({task: MeanMetric() for task in collate.tasks}, compute_groups=False)
+        self.reward = MetricCollection({task: MeanMetric() for task in collate.tasks}, compute_groups=False)
         self.evaluated: dict[str, list[Trajectory]] = {}  # the last validation loop, by task
         self.updates = 0  # the student's version: how often its weights have changed
         self.stage_name = ""
@@ -84,6 +85,7 @@ class OnPolicyDistillation(L.LightningModule):
         self.stage_seconds = {}
         with self.stage("rollout"):
             trajectories = self.roll_out(requests, self.sampling, seed=self.seed + 1 + batch_idx)
+        self._prepare_batch(batch_idx + 1)
         batches = self.flatten(trajectories)
         loss = torch.zeros((), device=self.device)
         for batch in batches:
@@ -140,11 +142,11 @@ class OnPolicyDistillation(L.LightningModule):
             self.log("optimizer/learning_rate", optimizer.param_groups[0]["lr"])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            scheduler = self.lr_schedulers()
+            assert isinstance(scheduler, LRScheduler)
+            scheduler.step()
             self.updates += 1
         self.log("optimizer/skipped", 0.0 if has_gradient else 1.0)
-        scheduler = self.lr_schedulers()
-        assert scheduler is not None and not isinstance(scheduler, list)
-        scheduler.step()  # type: ignore[call-arg]
 
     def validation_step(self, requests: list[RolloutRequest], batch_idx: int) -> None:
         """Roll out the held-out episodes of one task."""
@@ -164,7 +166,7 @@ class OnPolicyDistillation(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained parameters and its schedule by update."""
         optimizer = self.make_optimizer(self.student.trainable_parameters())
-        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)]
+        return [optimizer], [LambdaLR(optimizer, self.schedule)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the student's version. The frozen teachers are no part of a checkpoint."""
@@ -186,6 +188,12 @@ class OnPolicyDistillation(L.LightningModule):
                 torch.cuda.synchronize(self.device)
             self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + time.perf_counter() - start
             self.stage_name = before
+
+    def _prepare_batch(self, number: int) -> None:
+        """While this update is computed, the environments may build the games of the next batch."""
+        requests = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
+        if number < len(requests):
+            self.collector.prepare(requests[number])
 
     def _show(self, batch: TokenBatch, hidden: Tensor, scores: SupportScores) -> None:
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -211,7 +219,7 @@ class OnPolicyDistillation(L.LightningModule):
         self.log("rollout/loss_tokens", float(sum(b.num_tokens for b in batches)))
 
 
-def learning_rate(kind: str, *, warmup: int, updates: int) -> Callable[[int], float]:
+def learning_rate(kind: Literal["constant", "cosine"], *, warmup: int, updates: int) -> Callable[[int], float]:
     """Factor on the learning rate by update: linear warm-up, then `constant`, or `cosine` down to 0 at `updates`."""
     return partial({"constant": _constant, "cosine": _cosine}[kind], warmup, updates)
 

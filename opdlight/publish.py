@@ -8,7 +8,7 @@ from opdlight.module import OnPolicyDistillation
 
 
 class PublishWeights(L.Callback):
-    """After each update the engine gets the weights, so that the next rollout's `policy_version` is the update count."""
+    """After each update the engine gets the weights, so that the next rollout's version is the update count."""
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,117 +1,20 @@
 """Distil a student on its own rollouts: `python -m opdlight.train task=agent_math loss=topk_rkl`."""
 
-import time
-from pathlib import Path
+from typing import Any
 
-import lightning as L
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf import DictConfig
 
-from opdlight import run_folder
-from opdlight.callbacks import Throughput
-from opdlight.collate import Collate
-from opdlight.config import TrainConfig, hydra_entry, instantiate
-from opdlight.data import OnPolicyData, TaskMixture
-from opdlight.evaluate import Result, evaluate_tasks, make_collector
-from opdlight.models import Student, Teachers, resolve_model
-from opdlight.models.checkpoints import load_tokenizer, whole_model
-from opdlight.module import OnPolicyDistillation
-from opdlight.types import Trajectory
+from opdlight.config import TrainConfig, hydra_entry
 
 
-def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
-    """Instantiate every part and check that they fit together."""
-    student: Student = instantiate(cfg.model.student)
-    teachers = Teachers(
-        {name: task.teacher for name, task in mixture.tasks.items()}, student=student, dtype=cfg.model.dtype
-    )
-    with whole_model(cfg.model.student.model, cfg.model.dtype) as model:
-        engine = instantiate(cfg.engine, model=model)
-    return OnPolicyDistillation(
-        student=student,
-        teachers=teachers,
-        loss=instantiate(cfg.loss),
-        collector=make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads),
-        collate=Collate(
-            tasks=mixture.names,
-            pad_id=0,  # never attended to and never a loss position
-            vocabulary_size=teachers.shared_vocabulary,
-            micro_batch_tokens=cfg.micro_batch_tokens,
-            kept=instantiate(cfg.mask).resolve(student.tokenizer).kept,
-        ),
-        optimizer=instantiate(cfg.optimizer),
-        schedule=instantiate(cfg.schedule),
-        sampling=instantiate(cfg.sampling),
-        evaluation=instantiate(cfg.evaluation),
-        max_grad_norm=cfg.max_grad_norm,
-        seed=cfg.seed,
-    )
+def run(cfg: DictConfig) -> Any:
+    """Hand the checked config over; a mistake in it was reported before the slow imports."""
+    from opdlight.training import train
+
+    return train(cfg)
 
 
-def train(cfg: DictConfig) -> dict[str, float]:
-    """Evaluate, distil, evaluate again, measure the teachers; everything goes to the run folder."""
-    started = time.perf_counter()
-    folder = run_folder.open_run(cfg)
-    L.seed_everything(cfg.seed, verbose=False)
-    mixture: TaskMixture = instantiate(cfg.task)
-    module = build(cfg, mixture)
-    callbacks = list(instantiate(cfg.callbacks).values())
-    loggers = [CSVLogger(folder, name="", version=""), TensorBoardLogger(folder, name="", version="")]
-    trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(folder))
-    data = OnPolicyData(
-        mixture,
-        updates=cfg.trainer.max_steps,
-        groups=cfg.rollout.groups,
-        group_size=cfg.rollout.group_size,
-        seed=cfg.seed,
-    )
-    seconds = {"set-up": time.perf_counter() - started}
-    try:
-        with run_folder.timed(seconds, "evaluate before"):
-            trainer.validate(module, datamodule=data, verbose=False)
-        before = dict(module.evaluated)
-        with run_folder.timed(seconds, "train"):
-            trainer.fit(module, datamodule=data)  # ends with the validation loop: the figures after
-        module.student.save(folder / "student")
-    finally:
-        module.collector.engine.close()
-    teachers: dict[str, list[Trajectory]] = {}
-    if cfg.evaluate_teachers:
-        with run_folder.timed(seconds, "evaluate teachers"):
-            teachers = evaluate_teachers(cfg, mixture)
-    throughput = next((c for c in callbacks if isinstance(c, Throughput)), Throughput())
-    seconds |= {f"train: {stage}": s for stage, s in throughput.seconds.items()}
-    outcome = {
-        name: run_folder.Outcome(
-            before=Result.of(before[name]),
-            after=Result.of(module.evaluated[name]),
-            teacher=Result.of(teachers[name]) if name in teachers else None,
-        )
-        for name in mixture.names
-    }
-    run_folder.close_run(folder, outcome, seconds=seconds, generated=throughput.generated, trained=throughput.trained)
-    return {f"success/{name}": o.after.success for name, o in outcome.items()}
-
-
-def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[Trajectory]]:
-    """Each teacher on the held-out episodes of its tasks, one engine a checkpoint."""
-    found: dict[str, list[Trajectory]] = {}
-    by_model: dict[str, list[str]] = {}
-    for name, task in mixture.tasks.items():
-        by_model.setdefault(str(resolve_model(task.teacher)), []).append(name)
-    for model, names in by_model.items():
-        with whole_model(model, cfg.model.dtype) as whole:
-            engine = instantiate(cfg.engine, model=whole)
-        try:
-            tasks = {n: mixture.tasks[n] for n in names}
-            collector = make_collector(engine, load_tokenizer(model), tasks, cfg.rollout.env_threads)
-            found |= evaluate_tasks(collector, tasks, instantiate(cfg.evaluation))
-        finally:
-            engine.close()
-    return found
-
-
-main = hydra_entry("train", TrainConfig)(train)
+main = hydra_entry("train", TrainConfig)(run)
 
 if __name__ == "__main__":
     main()

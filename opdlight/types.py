@@ -1,13 +1,15 @@
 """The values that flow through opdlight: trajectories of token ids, flat batches, supports and scores.
 
-Letters: B rows, T row length, N loss positions (the student's own tokens that are trained on), K support size, V vocabulary.
+Letters: B rows, T row length, N loss positions (the student's own tokens that are trained on), K support size,
+V vocabulary.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor
 
 
@@ -76,9 +78,9 @@ class TokenBatch:
         """N, the loss positions of this micro-batch."""
         return self.target_ids.numel()
 
-    def to(self, device: object) -> Self:
+    def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on `device`."""
-        moved = {n: t.to(device) for n in self.__slots__ if isinstance(t := getattr(self, n), Tensor)}
+        moved: dict[str, Any] = {n: t.to(device) for n in self.__slots__ if isinstance(t := getattr(self, n), Tensor)}
         return replace(self, **moved)
 
 

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from opdlight.data import HELD_OUT, OnPolicyData, OnPolicyDataset, Task, TaskMixture, held_out
+from envs.base import FIRST_HELD_OUT_SEED
+from opdlight.data import OnPolicyData, OnPolicyDataset, Task, TaskMixture, held_out
 from opdlight.errors import ConfigError
 
 
@@ -44,7 +45,7 @@ def test_items_depend_on_seed_and_step_only_and_groups_share_their_seed() -> Non
         assert len(set(requests)) == 12
     seeds = [r.seed for item in items(1) for r in item if r.sample == 0]
     assert len(set(seeds)) == len(seeds)
-    assert max(seeds) < HELD_OUT <= min(r.seed for r in held_out("a", 8))
+    assert max(seeds) < FIRST_HELD_OUT_SEED <= min(r.seed for r in held_out("a", 8))
 
 
 def test_the_data_set_ends() -> None:

@@ -24,7 +24,9 @@ def test_interval_of_repeated_samples() -> None:
     assert single == (0.3, metrics.wilson_interval(30, 100))
     identical = metrics.success_interval([[1.0] * 8] * 30 + [[0.0] * 8] * 70)  # eight copies tell nothing new
     assert identical[1] == pytest.approx(single[1], abs=0.01)
-    mixed = metrics.success_interval([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0]] * 25)
+    mixed = metrics.success_interval(
+        [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0]] * 25
+    )
     independent = metrics.wilson_interval(125, 400)
     assert mixed[1][1] - mixed[1][0] <= (independent[1] - independent[0]) * 1.05
 

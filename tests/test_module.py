@@ -23,7 +23,7 @@ from opdlight.rollout import ChatRenderer, Collector, Limits, Sampling, Scripted
 
 
 class Count(TextEnv):
-    """Two turns; the seed decides the observation. `broken_seeds` raise in step."""
+    """Two turns; the seed decides the observation. `breaks`: the second step raises."""
 
     def __init__(self, breaks: bool = False) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Count(TextEnv):
         return f"look {self.seed % 7}", {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        if self.breaks and self.seed % 2:
+        if self.breaks and self.turn == 1:
             raise RuntimeError("the environment broke")
         self.turn += 1
         over = self.turn == 2
@@ -100,7 +100,8 @@ def test_every_rollout_is_made_by_the_newest_weights(folders: tuple[str, str], t
             versions.append((batch_idx, {t.policy_version for tr in outputs["trajectories"] for t in tr.turns}))
 
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=1, callbacks=[PublishWeights(), Watch()], logger=False, enable_checkpointing=False,
+        accelerator="cpu", max_epochs=1, callbacks=[PublishWeights(), Watch()], logger=False,
+        enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -27,18 +27,13 @@ from opdlight.types import RolloutRequest
 
 
 class LockStep:
-    """An engine with a barrier: requests wait until all `live` trajectories have one, completions until all finished."""
+    """An engine with a barrier: requests wait until all `live` trajectories have one, completions for the last one."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.max_model_len = engine, engine.max_model_len
+        self.engine, self.max_model_len, self.policy_version = engine, engine.max_model_len, engine.policy_version
         self.live = 0  # trajectories that have not ended
         self._waiting: list[Request] = []
         self._finished: list[Completion] = []
-
-    @property
-    def policy_version(self) -> int:
-        """Of the engine behind."""
-        return self.engine.policy_version
 
     def add_request(self, request: Request) -> None:
         """Hold the request back."""
@@ -63,6 +58,7 @@ class LockStep:
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
         """Of the engine behind."""
         self.engine.update_weights(weights, policy_version)
+        self.policy_version = policy_version
 
     def stats(self) -> dict[str, float]:
         """Of the engine behind."""
@@ -95,8 +91,8 @@ def main() -> None:
     console = Console()
     if not Path(args.model, "config.json").is_file():
         raise SystemExit(f"Expected --model to be a Hugging Face folder, but {args.model!r} has no config.json.")
-    env: dict[str, Any] = {"id": args.env, **{k: yaml.safe_load(v) for k, v in (a.split("=", 1) for a in args.env_arg)}}
-    task = Task(env=env, teacher="")
+    env: Any = OmegaConf.to_container(OmegaConf.from_dotlist(args.env_arg))
+    task = Task(env={"id": args.env, **env}, teacher="")
     weights = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).state_dict()
     renderer = ChatRenderer(AutoTokenizer.from_pretrained(args.model))
     limits = {"bench": Limits(turn_tokens=args.turn_tokens, trajectory_tokens=args.trajectory_tokens)}
@@ -111,9 +107,10 @@ def main() -> None:
         )
     lock_step = LockStep(engine)
     make_env = lambda name: task.make_env()  # noqa: E731
+    engines: dict[str, Engine] = {"continuous": engine, "lock-step": lock_step}
     collectors = {
         name: Collector(e, renderer, make_env, limits, args.env_threads, max_active=args.episodes)
-        for name, e in (("continuous", engine), ("lock-step", lock_step))
+        for name, e in engines.items()
     }
     found: dict[str, list[RolloutStats]] = {name: [] for name in collectors}
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]

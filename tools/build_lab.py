@@ -1,13 +1,12 @@
 """Rebuild the bundled lab models from nothing: `python tools/build_lab.py --help`.
 
-Recipe: one BPE tokenizer over both tasks' texts; each teacher trained from scratch on expert demonstrations of its task;
-the student starts from the maths teacher and is spoilt on sloppy demonstrations of both tasks (sums that drop the carry,
-ALFWorld games in which many actions are random), so that it is weak but alive.
+Recipe: one BPE tokenizer over both tasks' texts; each teacher trained from scratch on expert demonstrations of its
+task; the student starts from the maths teacher and is spoilt on sloppy demonstrations of both tasks (sums that drop the
+carry, ALFWorld games in which most actions are random), so that it is weak but alive.
 """
 
 import argparse
 import random
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,15 +49,17 @@ def drop_carries(reply: str, rng: random.Random, share: float) -> str:
     The mistake is carried through the later steps, as a pupil would.
     """
     think, sep, _ = reply.removeprefix("<think>").partition("</think>")
-    value, lines = None, []
+    value: int | None = None
+    lines = []
     for line in think.split("; "):
-        a, sign, b = re.fullmatch(r"(-?\d+) ([+-]) (\d+) = -?\d+", line).groups()
-        a, b = (int(a) if value is None else value), int(b)
+        first, sign, second, *_ = line.split()
+        a, b = int(first) if value is None else value, int(second)
         value = a + b if sign == "+" else a - b
         if rng.random() < share:
             width = max(len(str(abs(a))), len(str(b)))
             columns = zip(str(abs(a)).zfill(width), str(b).zfill(width), strict=True)
-            value = int("".join(str((int(x) + int(y)) % 10 if sign == "+" else abs(int(x) - int(y))) for x, y in columns))
+            digits = [(int(x) + int(y)) % 10 if sign == "+" else abs(int(x) - int(y)) for x, y in columns]
+            value = int("".join(map(str, digits)))
         lines.append(f"{a} {sign} {b} = {value}")
     return f"<think>{'; '.join(lines)}{sep}\\boxed{{{value}}}"
 
@@ -73,7 +74,9 @@ def sloppy_sums(demonstrations: list[Demonstration], share: float, seed: int) ->
 
 def build_tokenizer(files: list[Path], folder: Path, size: int) -> PreTrainedTokenizerFast:
     """BPE over the demonstrations; each digit is a token, a word carries the blank after it."""
-    texts = [s for f in files for d in read_demonstrations(f) for step in d.steps for s in (step.observation, step.reply)]
+    texts = [
+        s for f in files for d in read_demonstrations(f) for step in d.steps for s in (step.observation, step.reply)
+    ]
     texts += [d.system_prompt for f in files for d in read_demonstrations(f)[:1] if d.system_prompt]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -85,7 +88,8 @@ def build_tokenizer(files: list[Path], folder: Path, size: int) -> PreTrainedTok
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+        texts,
+        trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False),
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>", clean_up_tokenization_spaces=False
@@ -140,7 +144,9 @@ def demonstrations(work: Path, args: argparse.Namespace) -> None:
     write_demonstrations(work / "sloppy-sums.jsonl", sloppy_sums(sums, args.sloppy_sums, args.seed))
 
 
-def train(start: Path, file: Path, out: Path, *, updates: int, batch: int, rate: float, seed: int, micro_batch: int = 2048) -> None:
+def train(
+    start: Path, file: Path, out: Path, *, updates: int, batch: int, rate: float, seed: int, micro_batch: int = 2048
+) -> None:
     """One run of opdlight.sft."""
     arguments = [
         f"model.student.model={start}",
@@ -176,9 +182,9 @@ def main() -> None:
     parser.add_argument("--games", type=int, default=3_000, help="ALFWorld games to demonstrate")
     parser.add_argument("--sloppy-sums", type=float, default=0.6, help="share of the student's steps without carry")
     parser.add_argument("--sloppy-actions", type=float, default=0.65, help="share of the student's actions at random")
-    parser.add_argument("--updates-sums", type=int, default=3_000)
-    parser.add_argument("--updates-alfworld", type=int, default=2_000)
-    parser.add_argument("--updates-student", type=int, default=1_000)
+    parser.add_argument("--updates-sums", type=int, default=1_800)
+    parser.add_argument("--updates-alfworld", type=int, default=900)
+    parser.add_argument("--updates-student", type=int, default=400)
     parser.add_argument("--only", nargs="*", help="demonstration files to make, all by default")
     args = parser.parse_args()
     work: Path = args.work.absolute()
@@ -194,13 +200,15 @@ def main() -> None:
             train(work / "blank", work / "sums.jsonl", out, updates=args.updates_sums, batch=64, rate=2e-3, seed=1)
         elif stage == "teacher-alfworld":
             out = work / stage
-            train(work / "blank", work / "alfworld.jsonl", out, updates=args.updates_alfworld, batch=16, rate=2e-3, seed=2)
+            train(
+                work / "blank", work / "alfworld.jsonl", out, updates=args.updates_alfworld, batch=16, rate=2e-3, seed=2
+            )
         elif stage == "student":
             both = read_demonstrations(work / "sloppy-alfworld.jsonl")
-            both += read_demonstrations(work / "sloppy-sums.jsonl")[: len(both)]
+            both += read_demonstrations(work / "sloppy-sums.jsonl")[: len(both) // 4]
             write_demonstrations(work / "sloppy.jsonl", both)
             start = work / "teacher-sums" / "student"
-            train(start, work / "sloppy.jsonl", work / stage, updates=args.updates_student, batch=24, rate=1e-3, seed=3)
+            train(start, work / "sloppy.jsonl", work / stage, updates=args.updates_student, batch=16, rate=2e-3, seed=3)
         elif stage == "bundle":
             bundle(work)
         else:

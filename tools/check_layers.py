@@ -17,7 +17,8 @@ LAYERS = (
     ("losses", "metrics", "envs"),
     ("models", "rollout", "collate"),
     ("module", "data", "publish", "callbacks", "demonstrations"),
-    ("train", "evaluate", "sft", "run_folder", "lab", "report", "doctor"),
+    ("training", "evaluation", "supervised", "run_folder", "lab", "report", "doctor"),
+    ("train", "evaluate", "sft"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 VLLM_FILE = Path("opdlight/rollout/vllm_engine.py")

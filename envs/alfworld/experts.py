@@ -4,6 +4,7 @@ An expert is told every action that was taken, its own or not, so it goes on sen
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -161,40 +162,31 @@ class Planner:
 class HandCoded:
     """ALFWorld's own hand-coded agent. It draws from Python's global random numbers where it has a choice.
 
-    It was written to be followed: where a detour breaks its book-keeping (its own exceptions, or the IndexError of an
-    empty list), it starts anew as if it had just entered the room. Where it proposes what cannot be done it looks
-    around, as ALFWorld's wrapper of it does.
+    Where it proposes what cannot be done it looks around, as ALFWorld's wrapper of it does. It often fails at
+    two objects.
     """
 
     def __init__(self, play: Play) -> None:
+        from alfworld.agents.expert import HandCodedTWAgent
+
         self.play = play
-        self.next = ""
-        self._enter()
+        self.next = "look"
+        file = play.game.file
+        self.agent = HandCodedTWAgent()
+        policy = self.agent.get_task_policy({"task_type": file.task_type})
+        targets = {key: name.lower() for key, name in file.targets.items()}
+        self.agent.policy = policy(targets, max_steps=sys.maxsize)  # max_turns ends the episode
+        self.agent.observe(play.introduction)
 
     def observe(self, command: str, feedback: str) -> None:
         """Let the agent see the step and decide."""
-        from alfworld.agents.expert import HandCodedAgentFailed, HandCodedAgentTimeout
-
-        try:
-            self.next = self.agent.act(self._state(feedback), 0, self.play.won, command)
-        except (HandCodedAgentFailed, HandCodedAgentTimeout, IndexError):
-            self._enter()
+        self.next = self.agent.act(self._state(feedback), 0, self.play.won, command)
         if self.next not in self.play.commands:
             self.next = "look"
 
     def act(self) -> str:
         """What the agent decided."""
         return self.next
-
-    def _enter(self) -> None:
-        from alfworld.agents.expert import HandCodedTWAgent
-
-        file = self.play.game.file
-        targets = {key: name.lower() for key, name in file.targets.items()}
-        self.agent = HandCodedTWAgent(max_steps=200)
-        self.agent.policy = self.agent.get_task_policy({"task_type": file.task_type})(targets, max_steps=200)
-        self.agent.observe(self.play.introduction)
-        self.next = "look"
 
     def _state(self, feedback: str) -> dict[str, Any]:
         """The part of TextWorld's game state that the agent reads."""

@@ -31,9 +31,7 @@ class TeacherSupportCoverage(L.Callback):
         self.counts: dict[str, int] = defaultdict(int)
 
     @torch.no_grad()
-    def on_scores(
-        self, module: OnPolicyDistillation, batch: TokenBatch, hidden: Tensor, scores: SupportScores
-    ) -> None:
+    def on_scores(self, module: OnPolicyDistillation, batch: TokenBatch, hidden: Tensor, scores: SupportScores) -> None:
         """Add up the four figures at a sample of positions."""
         if module.updates % self.every:
             return

@@ -5,7 +5,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from opdlight.module import OnPolicyDistillation
 
@@ -37,7 +45,11 @@ class StageProgress(ProgressBar):
         if self.console.is_terminal and self.bar is None:
             columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
             self.bar = Progress(
-                *columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=self.console
+                *columns,
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
             )
             total = int(trainer.num_training_batches) if stage == "fit" else None
             self.updates = self.bar.add_task("updates", total=total, note="", visible=stage == "fit")

@@ -30,8 +30,8 @@ def renormalised_reverse_kl(student_logits: Tensor, teacher_logprobs: Tensor, va
     0.1438
     """
     wide = torch.promote_types(student_logits.dtype, torch.float32)
-    # The lowest finite number, not −inf: an invalid entry has π̂ = 0 and a finite log-ratio, hence no share in the sum, and
-    # a row without a valid entry is uniform on both sides: 0.
+    # The lowest finite number, not −inf: an invalid entry has π̂ = 0 and a finite log-ratio, hence no share in the sum,
+    # and a row without a valid entry is uniform on both sides: 0.
     lowest = torch.finfo(wide).min
     log_pi = student_logits.to(wide).masked_fill(~valid, lowest).log_softmax(-1)
     log_q = teacher_logprobs.to(wide).masked_fill(~valid, lowest).log_softmax(-1)

@@ -20,8 +20,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def resolve_model(name: str | Path) -> str:
     """The folder of a model, or its Hub name.
 
-    `lab/<name>` and `smollm2/<name>` are bundled folders, `smollm2` is SmolLM2-135M-Instruct (prepared on first use), an
-    existing folder becomes its full path, and anything else is taken for a Hub name.
+    `lab/<name>` and `smollm2/<name>` are bundled folders, `smollm2` is SmolLM2-135M-Instruct (prepared on first use),
+    an existing folder becomes its full path, and anything else is taken for a Hub name.
 
     Raises:
         CheckpointError: if no such model is bundled, a folder holds none, or `smollm2` cannot be prepared.
@@ -92,7 +92,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 @contextmanager
 def whole_model(name: str | Path, dtype: str) -> Iterator[str]:
-    """What an engine can load: the model's folder or Hub name; of an adapter, a temporary folder with merged weights."""
+    """What an engine can load: the model's folder or Hub name; of an adapter, a temporary merged folder."""
     source = resolve_model(name)
     if not is_adapter(source):
         yield source

@@ -98,7 +98,7 @@ class Student(nn.Module):
         """Write the LoRA adapter alone in peft's format: a few MB that name `base`; it appears whole or not at all."""
         from peft import get_peft_model_state_dict
 
-        config = copy.copy(self.model.peft_config["default"])
+        config: Any = copy.copy(self.model.peft_config["default"])
         config.base_model_name_or_path, config.inference_mode = self.base, True
         config.target_modules = sorted(config.target_modules)  # of a set the order would change from run to run
         weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)

@@ -53,16 +53,15 @@ class _Episode:
         """Record the turn that the environment has answered, or that ended the trajectory."""
         if self.completion is None or self.conversation is None:
             return
-        self.turns.append(
-            Turn(
-                prompt_ids=self.conversation.prompt_ids,
-                completion_ids=self.completion.token_ids,
-                sampled_logprobs=self.completion.logprobs,
-                finish_reason=self.completion.finish_reason,
-                policy_version=self.completion.policy_version,
-                reward=reward,
-            )
+        turn = Turn(
+            prompt_ids=self.conversation.prompt_ids,
+            completion_ids=self.completion.token_ids,
+            sampled_logprobs=self.completion.logprobs,
+            finish_reason=self.completion.finish_reason,
+            policy_version=self.completion.policy_version,
+            reward=reward,
         )
+        self.turns.append(turn)
 
 
 def sampling_seed_of(request: RolloutRequest, turn: int, sampling_seed: int) -> int:
@@ -151,13 +150,11 @@ class Collector:
                     self._envs.reset(number, request.task, request.seed)
                 for number, answer in self._answers():
                     status = self._observe(number, live[number], answer)
-                    status = status or self._submit(number, live[number], sampling, sampling_seed)
-                    if status:
+                    if status := status or self._submit(number, live[number], sampling, sampling_seed):
                         end(number, status)
                 for completion in self.engine.step() if self.engine.has_unfinished() else []:
                     number = int(completion.request_id.partition(".")[0])
-                    status = self._act(number, live[number], completion)
-                    if status:
+                    if status := self._act(number, live[number], completion):
                         end(number, status)
         finally:
             if live:  # an exception is on its way
@@ -206,15 +203,14 @@ class Collector:
         if room < 1:
             return Status.TRUNCATED_TOKENS
         turn = len(episode.turns)
-        self.engine.add_request(
-            Request(
-                request_id=f"{number}.{turn}",
-                prompt_ids=prompt_ids,
-                max_tokens=min(limits.turn_tokens, room),
-                sampling=sampling,
-                seed=sampling_seed_of(episode.request, turn, sampling_seed),
-            )
+        request = Request(
+            request_id=f"{number}.{turn}",
+            prompt_ids=prompt_ids,
+            max_tokens=min(limits.turn_tokens, room),
+            sampling=sampling,
+            seed=sampling_seed_of(episode.request, turn, sampling_seed),
         )
+        self.engine.add_request(request)
         return None
 
     def _act(self, number: int, episode: _Episode, completion: Completion) -> Status | None:

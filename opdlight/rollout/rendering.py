@@ -83,7 +83,7 @@ class Conversation:
         self._messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": observation}]
         before, self._text = self._text + answer, self.renderer.render(self._messages)
         bridge = self.renderer.encode(self._text[len(before) :]) if self._text.startswith(before) else []
-        stopped = completion.finish_reason == "stop"
+        stopped = completion.finish_reason == "stop" and bool(completion.token_ids)
         if not bridge or (stopped and bridge[0] != completion.token_ids[-1]):
             self.splits += 1
             self.prompt_ids = self.renderer.encode(self._text)

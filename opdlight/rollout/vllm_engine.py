@@ -29,6 +29,7 @@ _SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 _GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_COUNTERS = ("requests", "prompt_tokens", "cached_tokens", "generated_tokens", "steps", "seconds", "update_seconds")
 _alive: set[int] = set()  # engines of this process; they share vLLM's process group
 
 
@@ -71,10 +72,7 @@ class VLLMEngine:
         self._stop_ids = stop_token_ids(model)
         self._shapes = checkpoint_shapes(model)
         self._running: set[str] = set()
-        self._stats = dict.fromkeys(
-            ("requests", "prompt_tokens", "cached_tokens", "generated_tokens", "steps", "seconds", "update_seconds"),
-            0.0,
-        )
+        self._stats = dict.fromkeys(_COUNTERS, 0.0)
         self._owns_group = bool(_alive) or not torch.distributed.is_initialized()
         arguments: dict[str, Any] = {
             "model": model,
@@ -210,10 +208,7 @@ class VLLMEngine:
     def _engine_threads(self) -> Iterator[None]:
         """Within, torch uses the engine's number of threads."""
         before = torch.get_num_threads()
-        if self.threads is None or self.threads == before:
-            yield
-            return
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.threads or before)
         try:
             yield
         finally:
@@ -229,8 +224,7 @@ def _import_vllm() -> Any:
         import vllm.platforms
         import vllm.sampling_params
     except ImportError as error:
-        extra = "gpu" if torch.cuda.is_available() else "cpu"
-        raise MissingDependencyError.extra("The vLLM engine", extra) from error
+        raise MissingDependencyError.extra("The vLLM engine", "gpu" if torch.cuda.is_available() else "cpu") from error
     return vllm
 
 

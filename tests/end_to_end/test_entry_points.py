@@ -1,0 +1,80 @@
+"""The real thing, small: real vLLM, real ALFWorld, the bundled models, through the entry points."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from opdlight.config import EvaluateConfig, SftConfig, TrainConfig, compose
+from opdlight.evaluation import evaluate
+from opdlight.metrics import describe
+from opdlight.supervised import sft
+from opdlight.training import train
+
+SMALL = ["rollout.groups=2", "rollout.group_size=2", "trainer.max_steps=2", "trainer.enable_checkpointing=false"]
+EPISODES = ["task.tasks.sums.episodes=4", "task.tasks.alfworld.episodes=4"]
+
+
+def test_train_evaluate_and_sft_with_the_real_engine(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "one"
+    cfg = compose("train", TrainConfig, [*SMALL, *EPISODES, f"run_dir={folder}"])
+    scores = train(cfg)
+    assert set(scores) == {"success/sums", "success/alfworld"}
+
+    summary = json.loads((folder / "summary.json").read_text())
+    for task in ("sums", "alfworld"):
+        for when in ("before", "after", "teacher"):
+            result = summary["tasks"][task][when]
+            assert result["episodes"] == 4
+            assert 0 <= result["low"] <= result["success"] <= result["high"] <= 1
+    assert summary["tokens"]["generated"] > 0
+    assert summary["tokens_per_second"]["rollout"] > 0
+    assert summary["seconds"]["train: rollout"] > 0
+    assert (folder.parent / "latest").resolve() == folder.resolve()
+    for name in ("config.yaml", "versions.json", "curves.png", "samples.jsonl"):
+        assert (folder / name).stat().st_size > 0
+    assert list(folder.glob("events.out.tfevents.*"))
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [k for k in rows[0] if k not in ("epoch", "step") and describe(k) is None] == []
+    assert sum(bool(r["loss/train"]) for r in rows) == 2
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
+    start = AutoModelForCausalLM.from_pretrained(Path("opdlight/assets/lab/student"), dtype=torch.float32)
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
+    assert AutoTokenizer.from_pretrained(folder / "student").chat_template
+
+    again = tmp_path / "evaluation"
+    again.mkdir()
+    overrides = ["task=sums", f"model.student.model={folder / 'student'}", "samples=2", f"run_dir={again}"]
+    measured = evaluate(compose("evaluate", EvaluateConfig, [*overrides, "task.tasks.sums.episodes=4"]))
+    assert 0 <= measured["success/sums"] <= 1
+    result = json.loads((again / "evaluation.json").read_text())["sums"]
+    assert (result["episodes"], result["samples"]) == (4, 2)
+    assert len((again / "trajectories.jsonl").read_text().splitlines()) == 8
+
+    tuned = tmp_path / "sft"
+    overrides = ["demonstrations.episodes=6", "demonstrations.workers=1", "batch_size=2", "trainer.max_steps=2"]
+    loss = sft(compose("sft", SftConfig, [*overrides, "trainer.enable_checkpointing=false", f"run_dir={tuned}"]))
+    assert 0 < loss["sft/loss"] < 10
+    assert (tuned / "student" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("task", ["sums", "alfworld", "agent_math", "frozen_lake", "easy_sums"])
+@pytest.mark.parametrize("loss", ["topk_rkl", "sampled_token"])
+@pytest.mark.parametrize("trainer", ["cpu", "gpu"])
+def test_every_composition_loads_and_starts(task: str, loss: str, trainer: str, tmp_path: Path) -> None:
+    overrides = [f"task={task}", f"loss={loss}", f"trainer={trainer}", f"run_dir={tmp_path / 'run'}", *SMALL]
+    if task in ("frozen_lake", "easy_sums"):
+        overrides += [f"task.tasks.{task}.teacher=lab/teacher-sums"]
+    for name in {"agent_math": ["sums", "alfworld"]}.get(task, [task]):
+        overrides += [f"task.tasks.{name}.episodes=1"]
+    fake = ["engine._target_=fakes.AnsweringEngine", "trainer.max_steps=1", "evaluate_teachers=false"]
+    if trainer == "gpu" and not torch.cuda.is_available():
+        compose("train", TrainConfig, overrides)  # loads; a machine without a GPU cannot start it
+        fake += ["trainer.accelerator=cpu"]
+    train(compose("train", TrainConfig, [*overrides, *fake]))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["tasks"]

@@ -1,0 +1,16 @@
+"""Hand-written stand-ins that configs can name."""
+
+from typing import Any
+
+from opdlight.models import resolve_model
+from opdlight.models.checkpoints import load_tokenizer
+from opdlight.rollout import ScriptedEngine
+
+
+class AnsweringEngine(ScriptedEngine):
+    """Takes the arguments of VLLMEngine and answers every prompt with the same few tokens."""
+
+    def __init__(self, model: str, max_model_len: int, **ignored: Any) -> None:
+        tokenizer = load_tokenizer(resolve_model(model))
+        ids = [*tokenizer("go to 1", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        super().__init__(lambda prompt: ids, max_model_len=max_model_len)
