@@ -103,14 +103,14 @@ def wheel(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_converted_weights_are_the_models_in_bfloat16(tmp_path: Path) -> None:
     weights = write_gguf(tmp_path / "tiny.gguf")
     smollm2.convert(tmp_path / "tiny.gguf", tmp_path / "model")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    model, expected = load_model(tmp_path / "model", "float32"), tiny_llama(tied=True)
     found = dict(model.named_parameters())
     assert found.keys() == weights.keys()
-    for name, weight in weights.items():
-        torch.testing.assert_close(found[name].detach(), weight.bfloat16(), atol=0, rtol=0)
-    expected = tiny_llama(tied=True).bfloat16().float()
+    for name, weight in expected.named_parameters():
+        weight.data = weights[name].bfloat16().float()
+        torch.testing.assert_close(found[name], weight, atol=0, rtol=0)
     batch = random_batch([9])
-    torch.testing.assert_close(full_logits(model.float(), batch), full_logits(expected, batch))
+    torch.testing.assert_close(full_logits(model, batch), full_logits(expected, batch))
 
 
 def test_converted_tokenizer_has_the_template_and_sets_digits_apart(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Where the time of a training step goes: `python tools/bench_step.py [Hydra overrides]` prints one table a task.
+
+Example: python tools/bench_step.py --updates 10 task=sums loss=sampled_token
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.table import Table
+
+from opdlight.callbacks import TeacherSupportCoverage
+from opdlight.config import TrainConfig, compose, instantiate
+from opdlight.data import OnPolicyData
+from opdlight.module import OnPolicyDistillation
+from opdlight.publish import PublishWeights
+from opdlight.training import build
+
+
+class Record(L.Callback):
+    """Keeps the stage seconds of every update, by task."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, list[dict[str, float]]] = {}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After publication, so that its time is in."""
+        assert isinstance(pl_module, OnPolicyDistillation)
+        tasks = " + ".join(dict.fromkeys(t.task for t in outputs["trajectories"]))
+        self.steps.setdefault(tasks, []).append(dict(pl_module.stage_seconds))
+        print(f"update {batch_idx + 1}: {sum(pl_module.stage_seconds.values()):.2f} s", flush=True)
+
+
+def main() -> None:
+    """Run the updates and print the shares; the first update of a task warms up and is left out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--updates", type=int, default=10)
+    args, overrides = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        steps = [f"trainer.max_steps={args.updates}", "+trainer.limit_val_batches=0", f"run_dir={folder}"]
+        cfg = compose("train", TrainConfig, [*overrides, *steps])
+        mixture = instantiate(cfg.task)
+        module = build(cfg, mixture)
+        record = Record()
+        callbacks = [PublishWeights(), TeacherSupportCoverage(), record]
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = instantiate(cfg.trainer, callbacks=callbacks, default_root_dir=str(Path(folder)), **quiet)
+        sizes = {"groups": cfg.rollout.groups, "group_size": cfg.rollout.group_size}
+        trainer.fit(module, datamodule=OnPolicyData(mixture, updates=args.updates, seed=cfg.seed, **sizes))
+        module.collector.close()
+        module.collector.engine.close()
+    for tasks, seconds in record.steps.items():
+        kept = seconds[1:] or seconds
+        total = statistics.mean(sum(s.values()) for s in kept)
+        table = Table("stage", "seconds", "share", title=f"{tasks}: mean of {len(kept)} updates, {total:.2f} s")
+        for stage in dict.fromkeys(name for s in kept for name in s):
+            mean = statistics.mean(s.get(stage, 0.0) for s in kept)
+            table.add_row(stage, f"{mean:.3f}", f"{100 * mean / total:.1f} %")
+        Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
