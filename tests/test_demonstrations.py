@@ -5,7 +5,7 @@ from typing import Any
 
 import gymnasium
 import pytest
-from tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 
 from envs.base import TextEnv
 from opdlight.collate import Collate

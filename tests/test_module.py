@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny import save_tiny
+from tests.tiny import save_tiny
 
 from envs.base import TextEnv
 from opdlight.callbacks import TeacherSupportCoverage, Throughput

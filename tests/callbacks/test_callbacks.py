@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from tiny import save_tiny
+from tests.tiny import save_tiny
 
 from opdlight.callbacks import SampleTable, StageProgress, TeacherSupportCoverage, Throughput
 from opdlight.collate import Collate
@@ -51,6 +51,7 @@ def module_of(folders: tuple[str, str]) -> OnPolicyDistillation:
     return module
 
 
+@torch.no_grad()
 def test_coverage_by_task_equals_full_vocabulary_softmaxes(folders: tuple[str, str]) -> None:
     module, watch = module_of(folders), TeacherSupportCoverage(k=5)
     made = [trajectory("a", [10, 11, 12], [20, 21, 2]), trajectory("b", [30, 31], [40, 41, 42, 2])]
@@ -122,7 +123,9 @@ def test_throughput_divides_tokens_by_the_seconds_of_their_stage(folders: tuple[
 def test_progress_without_a_terminal_prints_plain_lines(folders: tuple[str, str]) -> None:
     bar, text = StageProgress(every=2), io.StringIO()
     bar.console = Console(file=text, force_terminal=False)
-    trainer: Any = SimpleNamespace(num_training_batches=3, progress_bar_metrics={"loss/train": 0.25})
+    trainer: Any = SimpleNamespace(
+        num_training_batches=3, progress_bar_metrics={"loss/train": 0.25}, is_global_zero=True
+    )
     for batch_idx in range(3):
         bar.on_train_batch_end(trainer, module_of(folders), {}, None, batch_idx)
     assert text.getvalue().splitlines() == ["update 1/3  loss/train 0.250", "update 3/3  loss/train 0.250"]
@@ -132,7 +135,9 @@ def test_progress_on_a_terminal_shows_stage_and_trajectories(folders: tuple[str,
     bar, text = StageProgress(), io.StringIO()
     bar.console = Console(file=text, force_terminal=True, width=120)
     module = module_of(folders)
-    trainer: Any = SimpleNamespace(num_training_batches=3, progress_bar_metrics={"loss/train": 0.25})
+    trainer: Any = SimpleNamespace(
+        num_training_batches=3, progress_bar_metrics={"loss/train": 0.25}, is_global_zero=True
+    )
     bar.setup(trainer, module, "fit")
     module.stage_name = "rollout"
     assert module.on_progress is not None

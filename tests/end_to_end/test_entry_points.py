@@ -72,7 +72,7 @@ def test_every_composition_loads_and_starts(task: str, loss: str, trainer: str, 
         overrides += [f"task.tasks.{task}.teacher=lab/teacher-sums"]
     for name in {"agent_math": ["sums", "alfworld"]}.get(task, [task]):
         overrides += [f"task.tasks.{name}.episodes=1"]
-    fake = ["engine._target_=fakes.AnsweringEngine", "trainer.max_steps=1", "evaluate_teachers=false"]
+    fake = ["engine._target_=tests.fakes.AnsweringEngine", "trainer.max_steps=1", "evaluate_teachers=false"]
     if trainer == "gpu" and not torch.cuda.is_available():
         compose("train", TrainConfig, overrides)  # loads; a machine without a GPU cannot start it
         fake += ["trainer.accelerator=cpu"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import save_tiny, tiny_llama, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 from transformers import LlamaForCausalLM
 
 from envs.base import TextEnv

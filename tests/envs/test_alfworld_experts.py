@@ -89,9 +89,9 @@ def test_the_hand_coded_agent_survives_detours() -> None:
 
 
 def test_the_hand_coded_agent_survives_nonsense() -> None:
-    env = ALFWorldEnv(receptacles=(3, 6), objects=(3, 6), expert="handcoded", max_turns=250)
+    env = ALFWorldEnv(receptacles=(3, 6), objects=(3, 6), expert="handcoded", max_turns=120)
     nonsense = ["go to moon 1", "take", "open ", "put mug 1 in desk 1", "take mug 1 from shelf 1", "go to"]
-    for seed in range(8):  # it often fails at two objects, but never raises
+    for seed in range(4):  # it often fails at two objects, but never raises
         rng = random.Random(seed)
         random.seed(seed)
         _, info = env.reset(seed=seed)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from tiny import character_tokenizer
+from tests.tiny import character_tokenizer
 
 from envs.base import TextEnv
 from opdlight.collate import count_splits

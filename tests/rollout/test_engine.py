@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import save_tiny, tiny_llama, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
 from opdlight.rollout.checkpoint import checkpoint_shapes, complete_weights, stop_token_ids

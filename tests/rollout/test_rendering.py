@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from tiny import OPEN, TURNS, character_tokenizer, tiny_tokenizer
+from tests.tiny import OPEN, TURNS, character_tokenizer, tiny_tokenizer
 
 from opdlight.collate import count_splits
 from opdlight.errors import ConfigError
