@@ -2,9 +2,11 @@
 
 import csv
 import json
+import logging
 import os
 import platform
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +17,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import transformers
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -57,8 +61,26 @@ def write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def csv_logger(folder: Path) -> CSVLogger:
+    """`metrics.csv` in the run folder."""
+    logger = CSVLogger(folder, name="", version="")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the folder is not empty: the config is there already
+        _ = logger.experiment
+    return logger
+
+
+def quiet_libraries() -> None:
+    """Keep the terminal for what the run itself has to say."""
+    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # no dropout anywhere, on purpose
+    warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)  # inside Lightning
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+
+
 def open_run(cfg: DictConfig) -> Path:
     """Make the run folder, write the composed config and the versions, and point `latest` beside it at it."""
+    quiet_libraries()
     folder = Path(cfg.run_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))

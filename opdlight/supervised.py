@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
@@ -123,9 +122,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
         schedule=instantiate(cfg.schedule),
         max_grad_norm=cfg.max_grad_norm,
     )
-    trainer: L.Trainer = instantiate(
-        cfg.trainer, logger=CSVLogger(folder, name="", version=""), default_root_dir=str(folder)
-    )
+    trainer: L.Trainer = instantiate(cfg.trainer, logger=run_folder.csv_logger(folder), default_root_dir=str(folder))
     updates = cfg.trainer.max_steps
     trainer.fit(module, batches(trajectories, collate, batch_size=cfg.batch_size, updates=updates, seed=cfg.seed))
     student.save(folder / "student")

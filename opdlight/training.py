@@ -3,7 +3,7 @@
 import time
 
 import lightning as L
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 
 from opdlight import run_folder
@@ -55,7 +55,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     mixture: TaskMixture = instantiate(cfg.task)
     module = build(cfg, mixture)
     callbacks = list(instantiate(cfg.callbacks).values())
-    loggers = [CSVLogger(folder, name="", version=""), TensorBoardLogger(folder, name="", version="")]
+    loggers = [run_folder.csv_logger(folder), TensorBoardLogger(folder, name="", version="")]
     trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(folder))
     data = OnPolicyData(
         mixture,

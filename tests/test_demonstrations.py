@@ -5,7 +5,6 @@ from typing import Any
 
 import gymnasium
 import pytest
-from tests.tiny import tiny_tokenizer
 
 from envs.base import TextEnv
 from opdlight.collate import Collate
@@ -21,6 +20,7 @@ from opdlight.demonstrations import (
 )
 from opdlight.errors import ConfigError
 from opdlight.rollout import ChatRenderer
+from tests.tiny import tiny_tokenizer
 
 
 class Corridor(TextEnv):

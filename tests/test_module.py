@@ -8,7 +8,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tests.tiny import save_tiny
 
 from envs.base import TextEnv
 from opdlight.callbacks import TeacherSupportCoverage, Throughput
@@ -20,6 +19,7 @@ from opdlight.models import Student, Teachers
 from opdlight.module import OnPolicyDistillation, learning_rate
 from opdlight.publish import PublishWeights
 from opdlight.rollout import ChatRenderer, Collector, Limits, Sampling, ScriptedEngine
+from tests.tiny import save_tiny
 
 
 class Count(TextEnv):

@@ -91,7 +91,7 @@ def main() -> None:
     console = Console()
     if not Path(args.model, "config.json").is_file():
         raise SystemExit(f"Expected --model to be a Hugging Face folder, but {args.model!r} has no config.json.")
-    env: Any = OmegaConf.to_container(OmegaConf.from_dotlist(args.env_arg))
+    env: Any = OmegaConf.to_container(OmegaConf.from_dotlist(args.env_args))
     task = Task(env={"id": args.env, **env}, teacher="")
     weights = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).state_dict()
     renderer = ChatRenderer(AutoTokenizer.from_pretrained(args.model))

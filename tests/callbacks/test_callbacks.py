@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from tests.tiny import save_tiny
 
 from opdlight.callbacks import SampleTable, StageProgress, TeacherSupportCoverage, Throughput
 from opdlight.collate import Collate
@@ -18,6 +17,7 @@ from opdlight.models import Student, Teachers
 from opdlight.module import OnPolicyDistillation
 from opdlight.rollout import Sampling
 from opdlight.types import Status, Trajectory, Turn
+from tests.tiny import save_tiny
 
 
 def trajectory(task: str, prompt: list[int], completion: list[int]) -> Trajectory:

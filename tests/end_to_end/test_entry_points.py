@@ -14,7 +14,7 @@ from opdlight.metrics import describe
 from opdlight.supervised import sft
 from opdlight.training import train
 
-SMALL = ["rollout.groups=2", "rollout.group_size=2", "trainer.max_steps=2", "trainer.enable_checkpointing=false"]
+SMALL = ["rollout.groups=2", "rollout.group_size=2", "trainer.max_steps=2", "+trainer.enable_checkpointing=false"]
 EPISODES = ["task.tasks.sums.episodes=4", "task.tasks.alfworld.episodes=4"]
 
 
@@ -58,7 +58,7 @@ def test_train_evaluate_and_sft_with_the_real_engine(tmp_path: Path) -> None:
 
     tuned = tmp_path / "sft"
     overrides = ["demonstrations.episodes=6", "demonstrations.workers=1", "batch_size=2", "trainer.max_steps=2"]
-    loss = sft(compose("sft", SftConfig, [*overrides, "trainer.enable_checkpointing=false", f"run_dir={tuned}"]))
+    loss = sft(compose("sft", SftConfig, [*overrides, "+trainer.enable_checkpointing=false", f"run_dir={tuned}"]))
     assert 0 < loss["sft/loss"] < 10
     assert (tuned / "student" / "model.safetensors").is_file()
 

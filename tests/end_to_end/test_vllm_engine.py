@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 from transformers import LlamaForCausalLM
 
 from envs.base import TextEnv
@@ -19,6 +18,7 @@ from opdlight.rollout.engine import Completion, Request, Sampling
 from opdlight.rollout.rendering import ChatRenderer
 from opdlight.rollout.vllm_engine import VLLMEngine
 from opdlight.types import RolloutRequest, Trajectory
+from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 pytestmark = pytest.mark.vllm
 STOP = 2  # <|im_end|>

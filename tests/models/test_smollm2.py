@@ -233,7 +233,7 @@ def test_real_model_stops_at_its_end_of_turn_and_grows_by_exact_prefix(real: str
     conversation = renderer.start(None, "What is 3 + 4?")
     assert "You are a helpful AI assistant named SmolLM" in tokenizer.decode(conversation.prompt_ids)
     turns = []
-    for answer, stopped in [("The sum is 7.", True), (" <think>3 + 4", False), ("\n\n 12", True)]:
+    for answer, stopped in [("The sum is 7.", True), (" <think>3 + 4", False), (" 12\n", True)]:
         ids = renderer.encode(answer) + [2] * stopped
         reason = "stop" if stopped else "length"
         completion = Completion(

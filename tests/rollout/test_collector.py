@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from tests.tiny import character_tokenizer
 
 from envs.base import TextEnv
 from opdlight.collate import count_splits
@@ -17,6 +16,7 @@ from opdlight.rollout.collector import Collector, Limits, sampling_seed_of
 from opdlight.rollout.engine import Completion, Request, Sampling, ScriptedEngine
 from opdlight.rollout.rendering import ChatRenderer
 from opdlight.types import RolloutRequest, Status, Trajectory
+from tests.tiny import character_tokenizer
 
 END = 0
 GO = [16, 24, END]  # "go</s>"

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
 from opdlight.rollout.checkpoint import checkpoint_shapes, complete_weights, stop_token_ids
 from opdlight.rollout.engine import Request, Sampling, ScriptedEngine
 from opdlight.rollout.vllm_engine import VLLMEngine
+from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 
 def request(name: str = "a", **changed: Any) -> Request:
