@@ -73,7 +73,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="opdlight/assets/lab/student", help="Hugging Face folder")
     parser.add_argument("--env", default="opdlight/ALFWorld-v0", help="Gymnasium id of a text environment")
     parser.add_argument(
-        "--env-arg", action="append", default=[], metavar="KEY=VALUE", help="argument of the environment"
+        "--env-args", nargs="+", default=[], metavar="KEY=VALUE", help="its arguments, such as max_turns=15"
     )
     parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each way")
