@@ -78,11 +78,16 @@ class ReasoningGymEnv(QuestionEnv):
         return judge(score, self.dataset, self.params, answer, self._entry, imports=("reasoning_gym",))
 
     def expert_action(self) -> str:
-        """A worked left-to-right solution for sums and differences; the stored answer for the other data sets."""
+        """A worked left-to-right solution for sums and differences; the stored answer for the other data sets.
+
+        Where an answer need not be boxed, a sum is worked in plain text, as a model that never boxes would write it.
+        """
         answer = self._entry["answer"]
         if answer is None:
             raise NoExpertError(f"The reasoning-gym data set {self.dataset!r} stores no answer to demonstrate.")
         steps = worked_sum(expression) if (expression := self._sum()) else ""
+        if steps and self.answer_format == "boxed_or_last_number":
+            return steps
         return (f"<think>{steps}</think>" if steps else "") + f"\\boxed{{{answer}}}"
 
     def _sum(self) -> str:

@@ -283,3 +283,9 @@ def test_bfloat16_engine_takes_float32_weights(folder: Path) -> None:
     ])  # fmt: skip
     assert gaps.median() < 0.05  # 8 bits of mantissa on logits of about 10
     engine.close()
+
+
+def test_prompts_that_exceed_one_step_together_are_all_answered(engine: VLLMEngine) -> None:
+    prompts = [[(7 * i + j) % (VOCABULARY - 3) + 3 for j in range(200)] for i in range(12)]  # a step takes 2,048 tokens
+    found = generate(engine, prompts, max_tokens=4)
+    assert all(len(c.token_ids) == 4 or c.token_ids[-1] == STOP for c in found)

@@ -213,6 +213,18 @@ def test_the_expert_of_sums_is_always_right(dataset: str, params: dict[str, obje
     assert (thought == 0) == (params.get("max_terms") == 1)
 
 
+def test_where_no_box_is_asked_for_the_expert_works_a_sum_in_plain_text() -> None:
+    env = ReasoningGymEnv("chain_sum", {"min_terms": 1, "max_terms": 3}, answer_format="boxed_or_last_number")
+    plain = 0
+    for seed in range(40):
+        env.reset(seed=seed)
+        action = env.expert_action()
+        assert re.fullmatch(r"[-\d +=;]+|\\boxed\{\d+\}", action)  # one term alone leaves nothing to work
+        plain += "=" in action
+        assert env.step(action)[1] == 1.0
+    assert 0 < plain < 40
+
+
 def test_the_expert_without_a_sum_gives_the_answer_or_says_there_is_none() -> None:
     gcd, puzzle = environments("gcd", "rush_hour")
     assert gcd.expert_action() == boxed(gcd._entry["answer"])

@@ -54,7 +54,10 @@ def test_hub_names_pass_through() -> None:
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./no-such-folder", "runs/latest/student"])
-def test_path_that_does_not_exist_is_not_taken_for_a_hub_name(name: str) -> None:
+def test_path_that_does_not_exist_is_not_taken_for_a_hub_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no run has left a student
     with pytest.raises(CheckpointError, match="does not exist"):
         resolve_model(name)
 
