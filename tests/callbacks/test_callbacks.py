@@ -55,8 +55,8 @@ def module_of(folders: tuple[str, str]) -> OnPolicyDistillation:
 def test_coverage_by_task_equals_full_vocabulary_softmaxes(folders: tuple[str, str]) -> None:
     module, watch = module_of(folders), TeacherSupportCoverage(k=5)
     made = [trajectory("a", [10, 11, 12], [20, 21, 2]), trajectory("b", [30, 31], [40, 41, 42, 2])]
-    for one in made:  # two micro-batches
-        (batch,) = module.collate([one])
+    for rows in (made, made[:1]):  # two micro-batches; the first holds both tasks, the second repeats one of them
+        (batch,) = module.collate(rows)
         hidden, scores = module.score(batch)
         assert scores.support is None  # the sampled-token loss asks for none: the callback asks the teacher itself
         watch.on_scores(module, batch, hidden.detach(), scores)
@@ -82,7 +82,21 @@ def test_coverage_by_task_equals_full_vocabulary_softmaxes(folders: tuple[str, s
             assert module.logged[f"coverage/{name}/{one.task}"] == pytest.approx(float(value), abs=1e-5)  # type: ignore[index]
 
 
-def test_coverage_keeps_to_its_interval_and_forgets_the_last_update(folders: tuple[str, str]) -> None:
+def test_coverage_forgets_the_last_update(folders: tuple[str, str]) -> None:
+    module, watch = module_of(folders), TeacherSupportCoverage(k=5)
+    (batch,) = module.collate([trajectory("a", [10, 11], [20, 2])])
+    hidden, scores = module.score(batch)
+    watch.on_scores(module, batch, hidden.detach(), scores)
+    watch.on_train_batch_end(None, module, {}, None, 0)  # type: ignore[arg-type]
+    assert module.logged.keys() == {
+        f"coverage/{n}/a" for n in ("teacher_mass", "student_mass", "sampled_in_support", "overlap")
+    }  # type: ignore[union-attr, operator]
+    module.logged.clear()  # type: ignore[operator]
+    watch.on_train_batch_end(None, module, {}, None, 1)  # type: ignore[arg-type]
+    assert module.logged == {}
+
+
+def test_coverage_keeps_to_its_interval(folders: tuple[str, str]) -> None:
     module, watch = module_of(folders), TeacherSupportCoverage(every=2, k=5)
     (batch,) = module.collate([trajectory("a", [10, 11], [20, 2])])
     hidden, scores = module.score(batch)

@@ -1,101 +1,17 @@
 """The collector with a scripted engine and small environments: batching, limits, endings, errors, determinism."""
 
-import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from envs.base import TextEnv
 from opdlight.collate import count_splits
-from opdlight.errors import ConfigError, EngineError, MissingDependencyError
-from opdlight.rollout.collector import Collector, Limits, sampling_seed_of
+from opdlight.rollout.collector import sampling_seed_of
 from opdlight.rollout.engine import Completion, Request, Sampling, ScriptedEngine
-from opdlight.rollout.rendering import ChatRenderer
 from opdlight.types import RolloutRequest, Status, Trajectory
-from tests.tiny import character_tokenizer
-
-END = 0
-GO = [16, 24, END]  # "go</s>"
-WAIT = 10.0  # seconds after which a test that hangs fails
-
-
-class Walk(TextEnv):
-    """Ends after `seed % 10` turns, solved if `seed` is even; says what it was told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.threads: set[int] = set()
-        self.busy = threading.Lock()
-        self.episodes = 0
-        self.closed = False
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
-        assert self.busy.acquire(blocking=False), "two threads in one environment"
-        super().reset(seed=seed)
-        assert seed is not None
-        self.left, self.solved, self.seed, self.heard = max(seed % 10, 1), seed % 2 == 0, seed, []
-        self.episodes += 1
-        self.busy.release()
-        return "begin", {}
-
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        assert self.busy.acquire(blocking=False), "two threads in one environment"
-        self.threads.add(threading.get_ident())
-        self.heard.append(action)
-        self.left -= 1
-        over = self.left == 0
-        info: dict[str, Any] = {"metrics": {"steps": 1.0, "letters": float(len(action))}}
-        if over:
-            info["success"] = self.solved
-        self.busy.release()
-        return f"heard {action[:2]}", float(over and self.solved), over, False, info
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class Envs:
-    """Makes environments and remembers them."""
-
-    def __init__(self, make: Callable[[], TextEnv] = Walk) -> None:
-        self.make, self.made = make, []  # type: ignore[var-annotated]
-
-    def __call__(self, task: str) -> TextEnv:
-        env = self.make()
-        self.made.append(env)
-        return env
-
-
-def requests(*seeds: int, task: str = "walk") -> list[RolloutRequest]:
-    return [RolloutRequest(task=task, seed=s, group=g) for g, s in enumerate(seeds)]
-
-
-def collector(
-    engine: ScriptedEngine,
-    envs: Callable[[str], TextEnv] | None = None,
-    *,
-    turn: int = 8,
-    context: int = 512,
-    **kw: Any,
-) -> Collector:
-    limits = {"walk": Limits(turn_tokens=turn, trajectory_tokens=context)}
-    return Collector(
-        engine, ChatRenderer(character_tokenizer()), envs or Envs(), limits, kw.pop("env_threads", 4), **kw
-    )
-
-
-def roll(
-    wanted: Sequence[RolloutRequest], engine: ScriptedEngine | None = None, envs: Any = None, **kw: Any
-) -> list[Trajectory]:
-    collecting = collector(engine or ScriptedEngine(lambda prompt: GO), envs, **kw)
-    try:
-        return collecting.collect(wanted, Sampling())
-    finally:
-        collecting.close()
+from tests.rollout.walking import END, GO, WAIT, Envs, Walk, collector, requests, roll
 
 
 def test_turns_rewards_metrics_and_order() -> None:
@@ -238,83 +154,6 @@ def test_max_tokens_is_the_smaller_limit() -> None:
     assert [(len(r.prompt_ids), r.max_tokens) for r in engine.requests] == [(8, 10), (22, 10), (36, 4)]
 
 
-@pytest.mark.parametrize("where", ["reset", "step"])
-def test_environment_that_raises_ends_only_its_trajectory(where: str, caplog: pytest.LogCaptureFixture) -> None:
-    class Breaks(Walk):
-        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-            if where == "reset" and seed == 13:
-                raise RuntimeError("broken door")
-            return super().reset(seed=seed)
-
-        def step(self, action: str) -> Any:
-            if where == "step" and self.seed == 13 and self.left == 2:
-                raise RuntimeError("broken door")
-            return super().step(action)
-
-    envs = Envs(Breaks)
-    collecting = collector(ScriptedEngine(lambda prompt: GO), envs, env_threads=1, max_active=1)
-    with caplog.at_level(logging.ERROR):
-        trajectories = collecting.collect(requests(2, 13, 4, 6), Sampling())
-    assert [t.status for t in trajectories] == [Status.SUCCESS, Status.ENV_ERROR, Status.SUCCESS, Status.SUCCESS]
-    assert len(trajectories[1].turns) == (0 if where == "reset" else 2)  # what was sampled is kept
-    assert [r for r in caplog.messages if "'walk'" in r and "13" in r] == caplog.messages
-    assert len(caplog.messages) == 1
-    assert "broken door" in caplog.text
-    assert collecting.last is not None
-    assert collecting.last.env_errors == 1
-    assert len(envs.made) == 2  # the broken one was replaced, the others were reused
-    assert envs.made[0].closed
-    assert not envs.made[1].closed
-    collecting.close()
-    assert envs.made[1].closed
-
-
-@pytest.mark.parametrize("answer", [("end", 0.0, True, False, {}), (None, 0.0, False, False, {}), ("x", 0.0)])
-def test_environment_that_breaks_its_contract_is_an_env_error(answer: Any) -> None:
-    class Wrong(Walk):
-        def step(self, action: str) -> Any:
-            return answer
-
-    (trajectory,) = roll(requests(1), envs=Envs(Wrong))
-    assert trajectory.status is Status.ENV_ERROR
-
-
-@pytest.mark.parametrize("error", [ConfigError("no such game"), MissingDependencyError.extra("ALFWorld", "alfworld")])
-def test_errors_that_would_hit_every_episode_stop_the_run(error: Exception) -> None:
-    class Unusable(Walk):
-        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-            raise error
-
-    with pytest.raises(type(error)):
-        roll(requests(1, 2), envs=Envs(Unusable))
-
-    def unmakeable(task: str) -> TextEnv:
-        raise error
-
-    with pytest.raises(type(error)):
-        roll(requests(1, 2), envs=unmakeable)
-
-
-def test_a_collection_after_an_aborted_one_is_not_mixed_up_with_it() -> None:
-    release = threading.Event()
-
-    class Once(Walk):
-        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-            if seed == 1:
-                raise ConfigError("stop")
-            if seed == 3:
-                release.wait(WAIT)
-            return super().reset(seed=seed)
-
-    collecting = collector(ScriptedEngine(lambda prompt: GO), Envs(Once))
-    with pytest.raises(ConfigError):
-        collecting.collect(requests(3, 1), Sampling())
-    release.set()  # its answer comes now, into the next collection
-    trajectories = collecting.collect(requests(2, 4), Sampling())
-    assert [len(t.turns) for t in trajectories] == [2, 4]
-    collecting.close()
-
-
 def test_environments_are_reused_and_used_by_one_thread_at_a_time() -> None:
     envs = Envs()
     collecting = collector(ScriptedEngine(lambda prompt: GO), envs, env_threads=4, max_active=6)
@@ -418,41 +257,3 @@ def test_prepare_reaches_an_environment_once_per_seed_and_never_fails(caplog: py
     assert prepared == [1, 3]
     assert "no disk" in caplog.text
     collecting.close()
-
-
-def test_engine_that_loses_a_request_is_an_error() -> None:
-    class Loses(ScriptedEngine):
-        def step(self) -> list[Completion]:
-            super().step()
-            return []
-
-    with pytest.raises(EngineError, match="no unfinished request"):
-        roll(requests(2), Loses(lambda prompt: GO))
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "key"),
-    [
-        ({"turn": 0}, r"task\.tasks\.walk\.turn_tokens"),
-        ({"context": 5000}, r"task\.tasks\.walk\.trajectory_tokens.*engine\.max_model_len"),
-        ({"env_threads": 0}, "env_threads"),
-        ({"max_active": 0}, "max_active"),
-    ],
-)
-def test_bad_limits_name_their_key(kwargs: dict[str, int], key: str) -> None:
-    with pytest.raises(ConfigError, match=key):
-        collector(ScriptedEngine(lambda prompt: GO), **kwargs)
-
-
-def test_unknown_task_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"walk.*fly"):
-        roll(requests(1, task="fly"))
-
-
-@pytest.fixture(autouse=True)
-def no_thread_left() -> Iterator[None]:
-    before = threading.active_count()
-    yield
-    deadline = time.monotonic() + WAIT
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.005)
