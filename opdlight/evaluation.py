@@ -3,14 +3,13 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from opdlight import metrics
+from opdlight import metrics, run_folder
 from opdlight.config import instantiate
 from opdlight.data import Task, TaskMixture, held_out
 from opdlight.models.checkpoints import load_tokenizer, resolve_model, whole_model
@@ -81,6 +80,7 @@ def evaluate_tasks(
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Run the evaluation of a composed config; writes `evaluation.json` and `trajectories.jsonl` to the run folder."""
+    folder = run_folder.open_run(cfg)
     mixture: TaskMixture = instantiate(cfg.task)
     model = resolve_model(cfg.model.student.model)
     with whole_model(model, cfg.model.dtype) as whole:
@@ -113,9 +113,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
             name, str(r), str(r.episodes), statuses, *([f"{100 * r.pass_at_n:.1f} %"] if cfg.samples > 1 else [])
         )
     console.print(table)
-    folder = Path(cfg.run_dir)
-    (folder / "evaluation.json").write_text(json.dumps({n: asdict(r) for n, r in results.items()}, indent=2))
-    with (folder / "trajectories.jsonl").open("w") as file:
-        file.writelines(json.dumps(asdict(t)) + "\n" for ts in found.values() for t in ts)
-    console.print(f"written to {folder}")
+    lines = [json.dumps(asdict(t)) + "\n" for trajectories in found.values() for t in trajectories]
+    run_folder.write(folder / "trajectories.jsonl", "".join(lines))
+    run_folder.write(folder / "evaluation.json", json.dumps({n: asdict(r) for n, r in results.items()}, indent=2))
+    console.print(f"run folder: {folder}", soft_wrap=True)
     return {f"success/{name}": r.success for name, r in results.items()}

@@ -80,6 +80,10 @@ class OnPolicyDistillation(L.LightningModule):
         self.stage_seconds: dict[str, float] = {}
         self.on_progress: Callable[[int, int], None] | None = None  # finished and wanted trajectories
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Forget the figures of the step before: Lightning would log them again for a task that this step lacks."""
+        self.trainer.fit_loop._results.clear()
+
     def training_step(self, requests: list[RolloutRequest], batch_idx: int) -> dict[str, Any]:
         """One update. The weights travel to the engine after it, in `publish.PublishWeights`."""
         self.stage_seconds = {}

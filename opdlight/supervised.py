@@ -96,6 +96,7 @@ def batches(
 def sft(cfg: DictConfig) -> dict[str, float]:
     """Collect demonstrations (or read `demonstrations.file`), fine-tune, save `<run>/student` (and `adapter`)."""
     folder = run_folder.open_run(cfg)
+    run_folder.link_latest(folder)
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     student: Student = instantiate(cfg.model.student)

@@ -11,6 +11,7 @@ from opdlight.callbacks import Throughput
 from opdlight.collate import Collate
 from opdlight.config import instantiate
 from opdlight.data import OnPolicyData, TaskMixture
+from opdlight.errors import ConfigError
 from opdlight.evaluation import Result, evaluate_tasks, make_collector
 from opdlight.models import Student, Teachers, resolve_model
 from opdlight.models.checkpoints import load_tokenizer, whole_model
@@ -24,6 +25,10 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     teachers = Teachers(
         {name: task.teacher for name, task in mixture.tasks.items()}, student=student, dtype=cfg.model.dtype
     )
+    try:
+        mask = instantiate(cfg.mask).resolve(student.tokenizer)
+    except ValueError as error:  # losses know nothing of config errors
+        raise ConfigError(str(error)) from error
     with whole_model(cfg.model.student.model, cfg.model.dtype) as model:
         engine = instantiate(cfg.engine, model=model)
     return OnPolicyDistillation(
@@ -36,7 +41,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
             pad_id=0,  # never attended to and never a loss position
             vocabulary_size=teachers.shared_vocabulary,
             micro_batch_tokens=cfg.micro_batch_tokens,
-            kept=instantiate(cfg.mask).resolve(student.tokenizer).kept,
+            kept=mask.kept,
         ),
         optimizer=instantiate(cfg.optimizer),
         schedule=instantiate(cfg.schedule),
@@ -51,6 +56,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """Evaluate, distil, evaluate again, measure the teachers; everything goes to the run folder."""
     started = time.perf_counter()
     folder = run_folder.open_run(cfg)
+    run_folder.link_latest(folder)
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     module = build(cfg, mixture)

@@ -1,5 +1,6 @@
 """The training step with a scripted engine: on-policy order, exact token mean, faults."""
 
+import csv
 import itertools
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from envs.base import TextEnv
 from opdlight.callbacks import TeacherSupportCoverage, Throughput
@@ -79,13 +81,12 @@ def fit(module: OnPolicyDistillation, data: OnPolicyData, folder: Path, **settin
         accelerator="cpu",
         max_epochs=1,
         callbacks=[PublishWeights(), TeacherSupportCoverage(positions=16), Throughput()],
-        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=str(folder),
-        **settings,
+        **{"logger": False, **settings},
     )
     trainer.fit(module, datamodule=data)
     return trainer
@@ -199,6 +200,18 @@ def test_every_logged_key_is_in_the_glossary(folders: tuple[str, str], tmp_path:
     assert unknown == []
     assert trainer.callback_metrics["val/success/a"] == 1.0
     assert trainer.callback_metrics["env/words/a"] == 2.0
+
+
+def test_a_step_logs_only_the_tasks_it_had(folders: tuple[str, str], tmp_path: Path) -> None:
+    module, data, _ = parts(folders)
+    data.train_set.mixture = TaskMixture(data.mixture.tasks, "alternate")
+    fit(module, data, tmp_path, logger=CSVLogger(tmp_path, name="", version=""), log_every_n_steps=1)
+    with (tmp_path / "metrics.csv").open() as file:
+        steps = [row for row in csv.DictReader(file) if row["loss/train"]]
+    by_step = [
+        {key.rpartition("/")[2] for key, value in row.items() if value and key.endswith(("/a", "/b"))} for row in steps
+    ]
+    assert by_step == [{"a"}, {"b"}, {"a"}]
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,9 @@ def hydra_entry(
             except InstantiationException as error:
                 if isinstance(error.__cause__, USER_ERRORS):
                     _stop(error.__cause__)
+                if isinstance(error.__cause__, ValueError):  # a constructor that refuses its arguments
+                    where = str(error).rpartition("full_key: ")[2]
+                    _stop(ConfigError(f"Cannot build `{where}`: {error.__cause__}"))
                 raise
 
         def main() -> None:

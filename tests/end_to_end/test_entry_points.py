@@ -47,7 +47,7 @@ def test_train_evaluate_and_sft_with_the_real_engine(tmp_path: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
     assert AutoTokenizer.from_pretrained(folder / "student").chat_template
 
-    again = tmp_path / "evaluation"
+    again = tmp_path / "runs" / "evaluation"
     again.mkdir()
     overrides = ["task=sums", f"model.student.model={folder / 'student'}", "samples=2", f"run_dir={again}"]
     measured = evaluate(compose("evaluate", EvaluateConfig, [*overrides, "task.tasks.sums.episodes=4"]))
@@ -55,6 +55,7 @@ def test_train_evaluate_and_sft_with_the_real_engine(tmp_path: Path) -> None:
     result = json.loads((again / "evaluation.json").read_text())["sums"]
     assert (result["episodes"], result["samples"]) == (4, 2)
     assert len((again / "trajectories.jsonl").read_text().splitlines()) == 8
+    assert (folder.parent / "latest").resolve() == folder.resolve()  # still the run with a student
 
     tuned = tmp_path / "sft"
     overrides = ["demonstrations.episodes=6", "demonstrations.workers=1", "batch_size=2", "trainer.max_steps=2"]
