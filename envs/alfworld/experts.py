@@ -1,15 +1,13 @@
-"""Experts that demonstrate ALFWorld: a predictable explorer, fast-downward's planner, ALFWorld's own agent.
+"""Experts that demonstrate ALFWorld: a memoryless explorer, fast-downward's planner, ALFWorld's own agent.
 
 An expert is told every action that was taken, its own or not, so it goes on sensibly after detours.
 """
 
-import re
 import sys
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from envs.alfworld.game import NOTHING_HAPPENS, Play
+from envs.alfworld.game import Play
 from envs.alfworld.planner import solve
 
 
@@ -24,11 +22,12 @@ class Expert(Protocol):
 
 
 class Explorer:
-    """Deterministic search that uses only what the conversation has shown.
+    """Deterministic patrol that uses only what the conversation shows, and little of it: a small model can learn it.
 
-    The wanted thing is fetched where it was last seen; while it was not seen, receptacles are looked into in the order
-    of the room description, closed ones opened. What is carried by mistake is put back first. It remembers which
-    receptacles it saw; their contents it reads from the game, as only the agent's own hands change them.
+    Receptacles are visited in the order of the room description, from the present one on and round again; closed ones
+    are opened. The wanted thing is taken where it is seen, treated, and brought to its destination. What is carried by
+    mistake is put down first, where the game allows it. No memory of earlier visits: the contents that count are those of the receptacle that the
+    agent stands at, which the game has just described.
     """
 
     def __init__(self, play: Play) -> None:
@@ -36,53 +35,38 @@ class Explorer:
         self.targets = {key: name.lower() for key, name in play.game.file.targets.items()}
         # in the order of the room description
         self.receptacles = sorted(receptacle for receptacle, _ in play.facts["receptacleatlocation"])
-        self.places = {self._name(receptacle): receptacle for receptacle in self.receptacles}
-        self.seen: set[str] = set()
-        self.taken_from = ""
 
     def observe(self, command: str, feedback: str) -> None:
-        """Remember which receptacles were looked into and where the carried thing came from."""
-        words = re.fullmatch(r"(?:(?:go to|open|examine)|(take) .* from) (.*)", command)
-        place = self.places.get(words.group(2)) if words and feedback != NOTHING_HAPPENS else None
-        if words and place:
-            if not self._closed(place):
-                self.seen.add(place)
-            if words.group(1):
-                self.taken_from = place
+        """Nothing to remember."""
 
     def act(self) -> str:
-        """The next command of the search."""
+        """The next command of the patrol."""
+        here = next(filter(self._is_here, self.receptacles), None)
+        if here and self._has("openable", here) and not self._has("opened", here):
+            return f"open {self._name(here)}"
         held = [thing for _, thing in self.play.facts.get("holds", ())]
         if held and not self._is(held[0], "object_target"):
-            return self._put(held[0], self.taken_from)
+            put_down = f"move {self._name(held[0])} to {self._name(here or self.receptacles[0])}"
+            return put_down if put_down in self.play.commands else self._next(here)
         if not held:
-            return self._fetch()
+            return self._fetch(here) or self._next(here)
         if self.play.game.file.task_type == "look_at_obj_in_light":
-            return self._look(held[0])
-        treatment = self._treatment(held[0])
-        return treatment or self._put(held[0], self._destination())
+            lamps = [thing for thing in self._contents(here) if self._is(thing, "toggle_target")]
+            return f"use {self._name(lamps[0])}" if lamps else self._next(here)
+        place = self._destination()
+        return self._treatment(held[0]) or self._go(place) or f"move {self._name(held[0])} to {self._name(place)}"
 
-    def _fetch(self) -> str:
-        for place in self._known():
-            for thing in self._contents(place):
-                if self._is(thing, "object_target") and not self._delivered(thing, place):
-                    return self._at(place) or f"take {self._name(thing)} from {self._name(place)}"
-        return self._search()
+    def _fetch(self, here: str | None) -> str | None:
+        for thing in self._contents(here):
+            if self._is(thing, "object_target") and not self._delivered(thing, here):
+                return f"take {self._name(thing)} from {self._name(str(here))}"
+        return None
 
-    def _look(self, held: str) -> str:
-        for place in self._known():
-            for thing in self._contents(place):
-                if self._is(thing, "toggle_target"):
-                    return self._at(place) or f"use {self._name(thing)}"
-        return self._search()
-
-    def _search(self) -> str:
-        unseen = [place for place in self.receptacles if place not in self.seen]
-        place = next(filter(self._is_here, unseen), (unseen or self.receptacles)[0])
-        return self._at(place) or f"examine {self._name(place)}"
-
-    def _put(self, held: str, place: str) -> str:
-        return self._at(place) or f"move {self._name(held)} to {self._name(place)}"
+    def _next(self, here: str | None) -> str:
+        """Go to the receptacle after this one."""
+        position = self.receptacles.index(here) + 1 if here else 0
+        place = self.receptacles[position % len(self.receptacles)]
+        return self._go(place) or f"examine {self._name(place)}"
 
     def _treatment(self, held: str) -> str | None:
         """The next command towards clean, hot or cool; None if the thing is so, or need not be."""
@@ -101,14 +85,8 @@ class Explorer:
         places = self._of_class(self.targets["parent_target"])
         return max(places, key=lambda place: sum(self._is(t, "object_target") for t in self._contents(place)))
 
-    def _delivered(self, thing: str, place: str) -> bool:
+    def _delivered(self, thing: str, place: str | None) -> bool:
         return place in self._of_class(self.targets["parent_target"]) and self._treatment(thing) is None
-
-    def _at(self, place: str) -> str | None:
-        """How to get to the open receptacle; None if the agent is there and it is open."""
-        if self._closed(place):
-            return self._go(place) or f"open {self._name(place)}"
-        return self._go(place)
 
     def _go(self, place: str) -> str | None:
         return None if self._is_here(place) else f"go to {self._name(place)}"
@@ -117,14 +95,7 @@ class Explorer:
         [(_, location)] = self.play.facts["atlocation"]
         return (place, location) in self.play.facts["receptacleatlocation"]
 
-    def _closed(self, place: str) -> bool:
-        return self._has("openable", place) and not self._has("opened", place)
-
-    def _known(self) -> Iterator[str]:
-        """Receptacles whose content was seen; the present one first."""
-        return (r for r in sorted(self.receptacles, key=lambda r: not self._is_here(r)) if r in self.seen)
-
-    def _contents(self, place: str) -> list[str]:
+    def _contents(self, place: str | None) -> list[str]:
         """Things in the receptacle, in the order in which they are described."""
         return sorted(thing for thing, where in self.play.facts.get("inreceptacle", ()) if where == place)
 
