@@ -37,13 +37,12 @@ class Demonstration:
     success: bool = True
 
 
-def demonstrate(name: str, task: Task, seed: int, detours: float, learn_detours: bool) -> Demonstration:
+def demonstrate(name: str, task: Task, seed: int, detours: float) -> Demonstration:
     """Play one episode with the environment's expert.
 
     With probability `detours` a step takes a random action instead, so that the expert is seen recovering from states
     that a student will reach. A random action is one that `info["admissible_commands"]` has listed in this episode,
-    also if it is admissible no more; environments that list none take no detours. Detours are not learnt unless
-    `learn_detours` (which makes a deliberately sloppy demonstrator).
+    also if it is admissible no more; environments that list none take no detours. Detours are not learnt.
     """
     env = task.make_env()
     rng = np.random.default_rng([seed, 7])
@@ -53,7 +52,7 @@ def demonstrate(name: str, task: Task, seed: int, detours: float, learn_detours:
     while True:
         choices |= dict.fromkeys(info.get("admissible_commands", []))
         if choices and rng.random() < detours:
-            step = Step(observation=observation, reply=str(rng.choice(list(choices))), learn=learn_detours)
+            step = Step(observation=observation, reply=str(rng.choice(list(choices))), learn=False)
         else:
             step = Step(observation=observation, reply=env.expert_action())
         steps.append(step)
@@ -69,12 +68,12 @@ def demonstrate(name: str, task: Task, seed: int, detours: float, learn_detours:
             )
 
 
-def _job(arguments: tuple[str, Task, int, float, bool]) -> Demonstration:
+def _job(arguments: tuple[str, Task, int, float]) -> Demonstration:
     return demonstrate(*arguments)
 
 
 def collect_demonstrations(
-    tasks: dict[str, Task], *, episodes: int, seed: int, detours: float, learn_detours: bool = False, workers: int = 1
+    tasks: dict[str, Task], *, episodes: int, seed: int, detours: float, workers: int = 1
 ) -> Iterator[Demonstration]:
     """`episodes` successful demonstrations shared among the tasks by weight; failed episodes are replaced."""
     if not 0 <= detours < 1:
@@ -92,7 +91,7 @@ def collect_demonstrations(
                     )
                 seeds = [episode_seed(seed, name, "demonstration", tried + i) for i in range(wanted)]
                 tried += wanted
-                jobs = [(name, task, s, detours, learn_detours) for s in seeds]
+                jobs = [(name, task, s, detours) for s in seeds]
                 for found in pool.map(_job, jobs, chunksize=8):
                     if found.success and wanted > 0:
                         wanted -= 1

@@ -25,7 +25,7 @@ def test_the_readmes_task_is_complete(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(str(tmp_path))
     cfg = compose("train", TrainConfig, ["task=corridor"], extra=tmp_path)
     task = instantiate(cfg.task).tasks["corridor"]
-    shown = demonstrate("corridor", task, seed=3, detours=0.0, learn_detours=False)
+    shown = demonstrate("corridor", task, seed=3, detours=0.0)
     assert shown.success
     assert len(shown.steps) == 3
     check_text_env(sys.modules["corridor"].Corridor)

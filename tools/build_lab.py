@@ -1,15 +1,14 @@
 """Rebuild the bundled lab models from nothing: `python tools/build_lab.py --help`.
 
-Recipe: one BPE tokenizer over both tasks' texts; each teacher trained from scratch on expert demonstrations of its
-task; the student starts from the maths teacher and is spoilt on sloppy demonstrations of both tasks (sums that drop the
-carry, ALFWorld games in which most actions are random), so that it is weak but alive.
+Recipe: one BPE tokenizer over both tasks' texts. The student is a base model: a language model of whole transcripts,
+worked sums and ALFWorld games in which a quarter of the actions are random, so that it is weak but alive. The maths
+teacher is trained from scratch on worked sums; the ALFWorld teacher first as a language model of whole games (what a
+room answers teaches it to copy names), then on the expert's replies alone.
 """
 
 import argparse
-import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -36,6 +35,17 @@ CHAT_TEMPLATE = (
 )
 SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
+DEMONSTRATIONS = (  # file, task, episodes, seed
+    ("sums.jsonl", "sums", 40_000, 11),
+    ("base-games.jsonl", "alfworld", 12_000, 201),
+    ("games.jsonl", "alfworld", 16_000, 202),
+)
+PASSES = {  # model: (file, updates, batch, learning rate, seed) of each pass
+    "student": (("base-documents.jsonl", 1_000, 32, 3e-3, 41),),
+    "teacher-sums": (("sums.jsonl", 1_800, 64, 2e-3, 1), ("sums.jsonl", 700, 64, 1.5e-3, 11)),
+    "teacher-alfworld": (("documents.jsonl", 700, 16, 3e-3, 42), ("games.jsonl", 900, 16, 2e-3, 43)),
+}
+
 
 def tasks() -> TaskMixture:
     """The tasks of the main job, as configured."""
@@ -43,33 +53,13 @@ def tasks() -> TaskMixture:
         return instantiate(compose("train", ["task=agent_math"]).task)
 
 
-def drop_carries(reply: str, rng: random.Random, share: float) -> str:
-    """The worked sum with `share` of its additions and subtractions done digit by digit, without carry or borrow.
-
-    The mistake is carried through the later steps, as a pupil would.
-    """
-    think, sep, _ = reply.removeprefix("<think>").partition("</think>")
-    value: int | None = None
-    lines = []
-    for line in think.split("; "):
-        first, sign, second, *_ = line.split()
-        a, b = int(first) if value is None else value, int(second)
-        value = a + b if sign == "+" else a - b
-        if rng.random() < share:
-            width = max(len(str(abs(a))), len(str(b)))
-            columns = zip(str(abs(a)).zfill(width), str(b).zfill(width), strict=True)
-            digits = [(int(x) + int(y)) % 10 if sign == "+" else abs(int(x) - int(y)) for x, y in columns]
-            value = int("".join(map(str, digits)))
-        lines.append(f"{a} {sign} {b} = {value}")
-    return f"<think>{'; '.join(lines)}{sep}\\boxed{{{value}}}"
-
-
-def sloppy_sums(demonstrations: list[Demonstration], share: float, seed: int) -> Iterator[Demonstration]:
-    """The same questions with sloppy answers."""
-    rng = random.Random(seed)
-    for d in demonstrations:
-        steps = [Step(observation=s.observation, reply=drop_carries(s.reply, rng, share)) for s in d.steps]
-        yield Demonstration(task=d.task, seed=d.seed, steps=steps, system_prompt=d.system_prompt)
+def document(demonstration: Demonstration, tokenizer: PreTrainedTokenizerFast) -> Demonstration:
+    """The whole transcript as one reply, so that every token of it is learnt."""
+    opening = [{"role": "system", "content": demonstration.system_prompt}] if demonstration.system_prompt else []
+    turns = [(("user", step.observation), ("assistant", step.reply)) for step in demonstration.steps]
+    messages = opening + [{"role": role, "content": text} for turn in turns for role, text in turn]
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    return Demonstration(task=demonstration.task, seed=demonstration.seed, steps=[Step(observation="", reply=text)])
 
 
 def build_tokenizer(files: list[Path], folder: Path, size: int) -> PreTrainedTokenizerFast:
@@ -120,95 +110,79 @@ def blank_model(tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int) -> 
     tokenizer.save_pretrained(folder)
 
 
-def demonstrations(work: Path, args: argparse.Namespace) -> None:
-    """Play the experts, clean and sloppy."""
+def demonstrations(work: Path, scale: float, workers: int) -> None:
+    """Play the experts; a quarter of ALFWorld's actions are random."""
     mixture = tasks()
-    jobs = {
-        "sums.jsonl": ("sums", args.sums, 0.0, False),
-        "alfworld.jsonl": ("alfworld", args.games, 0.25, False),
-        "sloppy-alfworld.jsonl": ("alfworld", args.games, args.sloppy_actions, True),
-    }
-    for name, (task, episodes, detours, learn) in jobs.items():
-        if (work / name).exists() or (args.only and name not in args.only):
+    for name, task, episodes, seed in DEMONSTRATIONS:
+        if (work / name).exists():
             continue
+        episodes = round(episodes * scale)
         found = collect_demonstrations(
-            {task: mixture.tasks[task]},
-            episodes=episodes,
-            seed=args.seed + len(name),
-            detours=detours,
-            learn_detours=learn,
-            workers=args.workers,
+            {task: mixture.tasks[task]}, episodes=episodes, seed=seed, detours=0.25, workers=workers
         )
         write_demonstrations(work / name, track(found, name, total=episodes))
-    sums = read_demonstrations(work / "sums.jsonl")
-    write_demonstrations(work / "sloppy-sums.jsonl", sloppy_sums(sums, args.sloppy_sums, args.seed))
 
 
-def train(
-    start: Path, file: Path, out: Path, *, updates: int, batch: int, rate: float, seed: int, micro_batch: int = 2048
-) -> None:
-    """One run of opdlight.sft."""
-    arguments = [
-        f"model.student.model={start}",
-        f"demonstrations.file={file}",
-        f"trainer.max_steps={updates}",
-        f"batch_size={batch}",
-        f"model.learning_rate={rate}",
-        f"seed={seed}",
-        f"model.micro_batch_tokens={micro_batch}",
-        f"hydra.run.dir={out}",
-    ]
-    subprocess.run([sys.executable, "-m", "opdlight.sft", *arguments], cwd=ROOT, check=True)
+def documents(work: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Whole transcripts: as many sums as games for the student, games alone for the ALFWorld teacher."""
+    games = read_demonstrations(work / "base-games.jsonl")
+    both = games + read_demonstrations(work / "sums.jsonl")[: len(games)]
+    write_demonstrations(work / "base-documents.jsonl", (document(d, tokenizer) for d in both))
+    games = read_demonstrations(work / "games.jsonl")
+    write_demonstrations(work / "documents.jsonl", (document(d, tokenizer) for d in games))
+
+
+def train(name: str, work: Path, scale: float) -> None:
+    """The passes of one model, each a run of opdlight.sft that starts from the pass before."""
+    start = work / "blank"
+    for number, (file, updates, batch, rate, seed) in enumerate(PASSES[name], 1):
+        out = work / f"{name}-{number}"
+        arguments = [
+            f"model.student.model={start}",
+            f"demonstrations.file={work / file}",
+            f"trainer.max_steps={max(round(updates * scale), 1)}",
+            f"batch_size={batch}",
+            f"model.learning_rate={rate}",
+            f"seed={seed}",
+            "model.micro_batch_tokens=2048",
+            f"hydra.run.dir={out}",
+        ]
+        subprocess.run([sys.executable, "-m", "opdlight.sft", *arguments], cwd=ROOT, check=True)
+        start = out / "student"
 
 
 def bundle(work: Path) -> None:
     """Copy the finished models into the package in bfloat16, with their tokenizers."""
-    for name in ("teacher-sums", "teacher-alfworld", "student"):
-        source = work / name / "student"
-        model = LlamaForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
-        model.save_pretrained(ASSETS / name)
+    for name, passes in PASSES.items():
+        source = work / f"{name}-{len(passes)}" / "student"
+        LlamaForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(ASSETS / name)
         PreTrainedTokenizerFast.from_pretrained(source).save_pretrained(ASSETS / name)
+        for file in (ASSETS / name).iterdir():
+            file.chmod(0o644)
 
 
 def main() -> None:
     """Run the stages that are asked for."""
-    stages = ["demonstrations", "tokenizer", "teacher-sums", "teacher-alfworld", "student", "bundle"]
+    stages = ["demonstrations", "tokenizer", *PASSES, "bundle"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", default=stages, help=f"which stages to run, of {', '.join(stages)}")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "lab", help="where intermediate results stay")
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="processes that play demonstrations")
-    parser.add_argument("--sums", type=int, default=40_000, help="sums to demonstrate")
-    parser.add_argument("--games", type=int, default=3_000, help="ALFWorld games to demonstrate")
-    parser.add_argument("--sloppy-sums", type=float, default=0.6, help="share of the student's steps without carry")
-    parser.add_argument("--sloppy-actions", type=float, default=0.65, help="share of the student's actions at random")
-    parser.add_argument("--updates-sums", type=int, default=1_800)
-    parser.add_argument("--updates-alfworld", type=int, default=900)
-    parser.add_argument("--updates-student", type=int, default=400)
-    parser.add_argument("--only", nargs="*", help="demonstration files to make, all by default")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="factor on demonstrations and updates; 0.01 to try out"
+    )
     args = parser.parse_args()
     work: Path = args.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     for stage in args.stages:
         if stage == "demonstrations":
-            demonstrations(work, args)
+            demonstrations(work, args.scale, args.workers)
         elif stage == "tokenizer":
-            tokenizer = build_tokenizer([work / "sums.jsonl", work / "alfworld.jsonl"], work / "tokenizer", 768)
-            blank_model(tokenizer, work / "blank", args.seed)
-        elif stage == "teacher-sums":
-            out = work / stage
-            train(work / "blank", work / "sums.jsonl", out, updates=args.updates_sums, batch=64, rate=2e-3, seed=1)
-        elif stage == "teacher-alfworld":
-            out = work / stage
-            train(
-                work / "blank", work / "alfworld.jsonl", out, updates=args.updates_alfworld, batch=16, rate=2e-3, seed=2
-            )
-        elif stage == "student":
-            both = read_demonstrations(work / "sloppy-alfworld.jsonl")
-            both += read_demonstrations(work / "sloppy-sums.jsonl")[: len(both) // 4]
-            write_demonstrations(work / "sloppy.jsonl", both)
-            start = work / "teacher-sums" / "student"
-            train(start, work / "sloppy.jsonl", work / stage, updates=args.updates_student, batch=16, rate=2e-3, seed=3)
+            tokenizer = build_tokenizer([work / "sums.jsonl", work / "base-games.jsonl"], work / "tokenizer", 768)
+            blank_model(tokenizer, work / "blank", seed=1)
+            documents(work, tokenizer)
+        elif stage in PASSES:
+            train(stage, work, args.scale)
         elif stage == "bundle":
             bundle(work)
         else:

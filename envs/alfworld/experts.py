@@ -26,8 +26,8 @@ class Explorer:
 
     Receptacles are visited in the order of the room description, from the present one on and round again; closed ones
     are opened. The wanted thing is taken where it is seen, treated, and brought to its destination. What is carried by
-    mistake is put down first, where the game allows it. No memory of earlier visits: the contents that count are those of the receptacle that the
-    agent stands at, which the game has just described.
+    mistake is put down first, where the game allows it. Earlier visits are not remembered: only the contents of the
+    receptacle that the agent stands at count, which the game has just described.
     """
 
     def __init__(self, play: Play) -> None:
