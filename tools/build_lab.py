@@ -41,9 +41,13 @@ DEMONSTRATIONS = (  # file, task, episodes, seed
     ("games.jsonl", "alfworld", 16_000, 202),
 )
 PASSES = {  # model: (file, updates, batch, learning rate, seed) of each pass
-    "student": (("base-documents.jsonl", 1_000, 32, 3e-3, 41),),
+    "student": (("base-documents.jsonl", 1_000, 32, 3e-3, 41), ("more-documents.jsonl", 450, 32, 2e-3, 45)),
     "teacher-sums": (("sums.jsonl", 1_800, 64, 2e-3, 1), ("sums.jsonl", 700, 64, 1.5e-3, 11)),
-    "teacher-alfworld": (("documents.jsonl", 700, 16, 3e-3, 42), ("games.jsonl", 900, 16, 2e-3, 43)),
+    "teacher-alfworld": (
+        ("documents.jsonl", 700, 16, 3e-3, 42),
+        ("games.jsonl", 900, 16, 2e-3, 43),
+        ("base-games.jsonl", 500, 16, 1.5e-3, 46),
+    ),
 }
 
 
@@ -124,12 +128,15 @@ def demonstrations(work: Path, scale: float, workers: int) -> None:
 
 
 def documents(work: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Whole transcripts: as many sums as games for the student, games alone for the ALFWorld teacher."""
-    games = read_demonstrations(work / "base-games.jsonl")
-    both = games + read_demonstrations(work / "sums.jsonl")[: len(games)]
-    write_demonstrations(work / "base-documents.jsonl", (document(d, tokenizer) for d in both))
-    games = read_demonstrations(work / "games.jsonl")
-    write_demonstrations(work / "documents.jsonl", (document(d, tokenizer) for d in games))
+    """Whole transcripts: both tasks for the student, then with other sums and fewer games; games for the teacher."""
+    sums, games = read_demonstrations(work / "sums.jsonl"), read_demonstrations(work / "base-games.jsonl")
+    n = len(games)
+    for name, chosen in (
+        ("base-documents.jsonl", games + sums[:n]),
+        ("more-documents.jsonl", games[: n // 3] + sums[n : 2 * n]),
+        ("documents.jsonl", read_demonstrations(work / "games.jsonl")),
+    ):
+        write_demonstrations(work / name, (document(d, tokenizer) for d in chosen))
 
 
 def train(name: str, work: Path, scale: float) -> None:
