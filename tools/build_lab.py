@@ -1,15 +1,19 @@
 """Rebuild the bundled lab models from nothing: `python tools/build_lab.py --help`.
 
-Recipe: one BPE tokenizer over both tasks' texts. The student is a base model: a language model of whole transcripts,
-worked sums and ALFWorld games in which a quarter of the actions are random, so that it is weak but alive. The maths
-teacher is trained from scratch on worked sums; the ALFWorld teacher first as a language model of whole games (what a
-room answers teaches it to copy names), then on the expert's replies alone.
+Recipe: one BPE tokenizer over both tasks' texts. The maths teacher is trained from scratch on worked sums. The ALFWorld
+teacher is trained from scratch as a language model of whole games (what a room answers teaches it to copy names), then
+on the expert's replies alone. The student starts from the maths teacher and becomes a language model of whole
+transcripts that are not good: ALFWorld games in which a quarter of the actions are random, and sums that drop the
+carry. So it is weak but alive, and can do better than it does.
 """
 
 import argparse
+import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -37,17 +41,30 @@ SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 DEMONSTRATIONS = (  # file, task, episodes, seed
     ("sums.jsonl", "sums", 40_000, 11),
-    ("base-games.jsonl", "alfworld", 12_000, 201),
     ("games.jsonl", "alfworld", 16_000, 202),
+    ("more-games.jsonl", "alfworld", 12_000, 201),
 )
-PASSES = {  # model: (file, updates, batch, learning rate, seed) of each pass
-    "student": (("base-documents.jsonl", 1_000, 32, 3e-3, 41), ("more-documents.jsonl", 450, 32, 2e-3, 45)),
-    "teacher-sums": (("sums.jsonl", 1_800, 64, 2e-3, 1), ("sums.jsonl", 700, 64, 1.5e-3, 11)),
+
+
+class Pass(NamedTuple):
+    """One run of opdlight.sft."""
+
+    file: str
+    updates: int
+    batch: int
+    rate: float
+    seed: int
+
+
+STARTS = {"teacher-sums": "blank", "teacher-alfworld": "blank", "student": "teacher-sums-2/student"}
+PASSES = {  # each starts from the one before
+    "teacher-sums": (Pass("sums.jsonl", 1_800, 64, 2e-3, 1), Pass("sums.jsonl", 700, 64, 1.5e-3, 11)),
     "teacher-alfworld": (
-        ("documents.jsonl", 700, 16, 3e-3, 42),
-        ("games.jsonl", 900, 16, 2e-3, 43),
-        ("base-games.jsonl", 500, 16, 1.5e-3, 46),
+        Pass("documents.jsonl", 700, 16, 3e-3, 42),
+        Pass("games.jsonl", 900, 16, 2e-3, 43),
+        Pass("more-games.jsonl", 500, 16, 1.5e-3, 46),
     ),
+    "student": (Pass("student-documents.jsonl", 750, 32, 2.5e-3, 47),),
 }
 
 
@@ -55,6 +72,35 @@ def tasks() -> TaskMixture:
     """The tasks of the main job, as configured."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return instantiate(compose("train", ["task=agent_math"]).task)
+
+
+def drop_carries(reply: str, rng: random.Random, share: float) -> str:
+    """The worked sum with `share` of its additions and subtractions done digit by digit, without carry or borrow.
+
+    The mistake is carried through the later steps, as a pupil would.
+    """
+    think, sep, _ = reply.removeprefix("<think>").partition("</think>")
+    value: int | None = None
+    lines = []
+    for line in think.split("; "):
+        first, sign, second, *_ = line.split()
+        a, b = int(first) if value is None else value, int(second)
+        value = a + b if sign == "+" else a - b
+        if rng.random() < share:
+            width = max(len(str(abs(a))), len(str(b)))
+            columns = zip(str(abs(a)).zfill(width), str(b).zfill(width), strict=True)
+            digits = [(int(x) + int(y)) % 10 if sign == "+" else abs(int(x) - int(y)) for x, y in columns]
+            value = int("".join(map(str, digits)))
+        lines.append(f"{a} {sign} {b} = {value}")
+    return f"<think>{'; '.join(lines)}{sep}\\boxed{{{value}}}"
+
+
+def sloppy_sums(demonstrations: list[Demonstration], share: float, seed: int) -> Iterator[Demonstration]:
+    """The same questions with sloppy answers."""
+    rng = random.Random(seed)
+    for d in demonstrations:
+        steps = [Step(observation=s.observation, reply=drop_carries(s.reply, rng, share)) for s in d.steps]
+        yield Demonstration(task=d.task, seed=d.seed, steps=steps, system_prompt=d.system_prompt)
 
 
 def document(demonstration: Demonstration, tokenizer: PreTrainedTokenizerFast) -> Demonstration:
@@ -128,20 +174,19 @@ def demonstrations(work: Path, scale: float, workers: int) -> None:
 
 
 def documents(work: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Whole transcripts: both tasks for the student, then with other sums and fewer games; games for the teacher."""
-    sums, games = read_demonstrations(work / "sums.jsonl"), read_demonstrations(work / "base-games.jsonl")
-    n = len(games)
+    """Whole transcripts: games for the teacher, games and sloppy sums for the student."""
+    sums, games = read_demonstrations(work / "sums.jsonl"), read_demonstrations(work / "games.jsonl")
+    sloppy = list(sloppy_sums(sums, share=0.6, seed=1))[: len(games) * 5 // 14]
     for name, chosen in (
-        ("base-documents.jsonl", games + sums[:n]),
-        ("more-documents.jsonl", games[: n // 3] + sums[n : 2 * n]),
-        ("documents.jsonl", read_demonstrations(work / "games.jsonl")),
+        ("documents.jsonl", games),
+        ("student-documents.jsonl", games[: len(games) * 7 // 8] + sloppy),
     ):
         write_demonstrations(work / name, (document(d, tokenizer) for d in chosen))
 
 
 def train(name: str, work: Path, scale: float) -> None:
     """The passes of one model, each a run of opdlight.sft that starts from the pass before."""
-    start = work / "blank"
+    start = work / STARTS[name]
     for number, (file, updates, batch, rate, seed) in enumerate(PASSES[name], 1):
         out = work / f"{name}-{number}"
         arguments = [
@@ -185,7 +230,7 @@ def main() -> None:
         if stage == "demonstrations":
             demonstrations(work, args.scale, args.workers)
         elif stage == "tokenizer":
-            tokenizer = build_tokenizer([work / "sums.jsonl", work / "base-games.jsonl"], work / "tokenizer", 768)
+            tokenizer = build_tokenizer([work / "sums.jsonl", work / "games.jsonl"], work / "tokenizer", 768)
             blank_model(tokenizer, work / "blank", seed=1)
             documents(work, tokenizer)
         elif stage in PASSES:
