@@ -3,8 +3,8 @@
 Recipe: one BPE tokenizer over both tasks' texts. The maths teacher is trained from scratch on worked sums. The ALFWorld
 teacher is trained from scratch as a language model of whole games (what a room answers teaches it to copy names), then
 on the expert's replies alone. The student starts from the maths teacher and becomes a language model of whole
-transcripts that are not good: ALFWorld games in which a quarter of the actions are random, and sums that drop the
-carry. So it is weak but alive, and can do better than it does.
+transcripts that are not good: ALFWorld games in which a quarter, later two fifths, of the actions are random, and sums
+that drop the carry. So it is weak but alive, and can do better than it does.
 """
 
 import argparse
@@ -39,10 +39,11 @@ CHAT_TEMPLATE = (
 )
 SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
-DEMONSTRATIONS = (  # file, task, episodes, seed
-    ("sums.jsonl", "sums", 40_000, 11),
-    ("games.jsonl", "alfworld", 16_000, 202),
-    ("more-games.jsonl", "alfworld", 12_000, 201),
+DEMONSTRATIONS = (  # file, task, episodes, seed, share of random actions
+    ("sums.jsonl", "sums", 40_000, 11, 0.0),
+    ("games.jsonl", "alfworld", 16_000, 202, 0.25),
+    ("more-games.jsonl", "alfworld", 12_000, 201, 0.25),
+    ("clumsy-games.jsonl", "alfworld", 12_000, 203, 0.4),
 )
 
 
@@ -64,7 +65,10 @@ PASSES = {  # each starts from the one before
         Pass("games.jsonl", 900, 16, 2e-3, 43),
         Pass("more-games.jsonl", 500, 16, 1.5e-3, 46),
     ),
-    "student": (Pass("student-documents.jsonl", 750, 32, 2.5e-3, 47),),
+    "student": (
+        Pass("mediocre-documents.jsonl", 750, 32, 2.5e-3, 47),
+        Pass("clumsy-documents.jsonl", 450, 32, 2e-3, 48),
+    ),
 }
 
 
@@ -161,25 +165,27 @@ def blank_model(tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int) -> 
 
 
 def demonstrations(work: Path, scale: float, workers: int) -> None:
-    """Play the experts; a quarter of ALFWorld's actions are random."""
+    """Play the experts, with some of ALFWorld's actions at random."""
     mixture = tasks()
-    for name, task, episodes, seed in DEMONSTRATIONS:
+    for name, task, episodes, seed, detours in DEMONSTRATIONS:
         if (work / name).exists():
             continue
         episodes = round(episodes * scale)
         found = collect_demonstrations(
-            {task: mixture.tasks[task]}, episodes=episodes, seed=seed, detours=0.25, workers=workers
+            {task: mixture.tasks[task]}, episodes=episodes, seed=seed, detours=detours, workers=workers
         )
         write_demonstrations(work / name, track(found, name, total=episodes))
 
 
 def documents(work: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """Whole transcripts: games for the teacher, games and sloppy sums for the student."""
-    sums, games = read_demonstrations(work / "sums.jsonl"), read_demonstrations(work / "games.jsonl")
-    sloppy = list(sloppy_sums(sums, share=0.6, seed=1))[: len(games) * 5 // 14]
+    games, clumsy = read_demonstrations(work / "games.jsonl"), read_demonstrations(work / "clumsy-games.jsonl")
+    sloppy = list(sloppy_sums(read_demonstrations(work / "sums.jsonl"), share=0.6, seed=1))
+    first, second = len(games) * 5 // 16, len(clumsy) // 3
     for name, chosen in (
         ("documents.jsonl", games),
-        ("student-documents.jsonl", games[: len(games) * 7 // 8] + sloppy),
+        ("mediocre-documents.jsonl", games[: len(games) * 7 // 8] + sloppy[:first]),
+        ("clumsy-documents.jsonl", clumsy + sloppy[first : first + second]),
     ):
         write_demonstrations(work / name, (document(d, tokenizer) for d in chosen))
 
