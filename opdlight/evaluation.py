@@ -2,51 +2,20 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from opdlight import metrics, run_folder
+from opdlight import run_folder
 from opdlight.config import instantiate
 from opdlight.data import Task, TaskMixture, held_out
+from opdlight.metrics import Result
 from opdlight.models.checkpoints import load_tokenizer, resolve_model, whole_model
 from opdlight.rollout import ChatRenderer, Collector, Engine, Limits, Sampling
 from opdlight.types import Status, Trajectory
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """Success on held-out episodes."""
-
-    success: float  # mean over episodes and samples: pass@1, or avg@n with n samples
-    low: float  # 95 % interval, the episode as the unit
-    high: float
-    pass_at_n: float  # share of episodes solved by at least one of the n samples
-    episodes: int
-    samples: int
-    reward: float
-
-    @classmethod
-    def of(cls, trajectories: list[Trajectory]) -> "Result":
-        """Summarise the trajectories of one task."""
-        episodes = metrics.group_by_episode(trajectories)
-        solved = [[float(t.status is Status.SUCCESS) for t in e] for e in episodes]
-        success, (low, high) = metrics.success_interval(solved)
-        return cls(
-            success=success,
-            low=low,
-            high=high,
-            pass_at_n=sum(max(e) for e in solved) / len(solved),
-            episodes=len(episodes),
-            samples=len(solved[0]),
-            reward=sum(t.reward for t in trajectories) / len(trajectories),
-        )
-
-    def __str__(self) -> str:
-        return f"{100 * self.success:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
 def make_collector(engine: Engine, tokenizer: Any, tasks: Mapping[str, Task], env_threads: int) -> Collector:

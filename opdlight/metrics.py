@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opdlight.types import Support, Trajectory
+from opdlight.types import Status, Support, Trajectory
 
 
 def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -44,6 +44,38 @@ def group_by_episode(trajectories: Sequence[Trajectory]) -> list[list[Trajectory
     for t in trajectories:
         episodes.setdefault(t.seed, []).append(t)
     return list(episodes.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Success on held-out episodes."""
+
+    success: float  # mean over episodes and samples: pass@1, or avg@n with n samples
+    low: float  # 95 % interval, the episode as the unit
+    high: float
+    pass_at_n: float  # share of episodes solved by at least one of the n samples
+    episodes: int
+    samples: int
+    reward: float
+
+    @classmethod
+    def of(cls, trajectories: list[Trajectory]) -> "Result":
+        """Summarise the trajectories of one task."""
+        episodes = group_by_episode(trajectories)
+        solved = [[float(t.status is Status.SUCCESS) for t in e] for e in episodes]
+        success, (low, high) = success_interval(solved)
+        return cls(
+            success=success,
+            low=low,
+            high=high,
+            pass_at_n=sum(max(e) for e in solved) / len(solved),
+            episodes=len(episodes),
+            samples=len(solved[0]),
+            reward=sum(t.reward for t in trajectories) / len(trajectories),
+        )
+
+    def __str__(self) -> str:
+        return f"{100 * self.success:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
 def teacher_mass(support: Support) -> Tensor:

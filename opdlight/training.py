@@ -12,7 +12,8 @@ from opdlight.collate import Collate
 from opdlight.config import instantiate
 from opdlight.data import OnPolicyData, TaskMixture
 from opdlight.errors import ConfigError
-from opdlight.evaluation import Result, evaluate_tasks, make_collector
+from opdlight.evaluation import evaluate_tasks, make_collector
+from opdlight.metrics import Result
 from opdlight.models import Student, Teachers, resolve_model
 from opdlight.models.checkpoints import load_tokenizer, whole_model
 from opdlight.module import OnPolicyDistillation

@@ -209,13 +209,13 @@ def train(name: str, work: Path, scale: float) -> None:
         start = out / "student"
 
 
-def bundle(work: Path) -> None:
-    """Copy the finished models into the package in bfloat16, with their tokenizers."""
+def bundle(work: Path, target: Path) -> None:
+    """Write the finished models in bfloat16, with their tokenizers."""
     for name, passes in PASSES.items():
         source = work / f"{name}-{len(passes)}" / "student"
-        LlamaForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(ASSETS / name)
-        PreTrainedTokenizerFast.from_pretrained(source).save_pretrained(ASSETS / name)
-        for file in (ASSETS / name).iterdir():
+        LlamaForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(target / name)
+        PreTrainedTokenizerFast.from_pretrained(source).save_pretrained(target / name)
+        for file in (target / name).iterdir():
             file.chmod(0o644)
 
 
@@ -242,7 +242,7 @@ def main() -> None:
         elif stage in PASSES:
             train(stage, work, args.scale)
         elif stage == "bundle":
-            bundle(work)
+            bundle(work, ASSETS if args.scale == 1 else work / "bundle")  # a trial must not replace good models
         else:
             parser.error(f"Expected argument `stages` to be among {stages}, but got {stage!r}.")
 

@@ -12,6 +12,7 @@ from opdlight.config import EvaluateConfig, SftConfig, TrainConfig, compose
 from opdlight.evaluation import evaluate
 from opdlight.metrics import describe
 from opdlight.supervised import sft
+from opdlight.train import main
 from opdlight.training import train
 
 SMALL = ["rollout.groups=2", "rollout.group_size=2", "trainer.max_steps=2", "+trainer.enable_checkpointing=false"]
@@ -79,3 +80,22 @@ def test_every_composition_loads_and_starts(task: str, loss: str, trainer: str, 
         fake += ["trainer.accelerator=cpu"]
     train(compose("train", TrainConfig, [*overrides, *fake]))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["tasks"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.k=1", r"Cannot build `loss`: Expected `loss.k` to be at least 2, but got 1"),
+        ("mask.tokens=[-1]", r"Cannot build `mask`: Expected `mask.tokens` to hold token ids"),
+    ],
+)
+def test_a_part_that_refuses_its_arguments_is_one_message(
+    override: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = "engine._target_=tests.fakes.AnsweringEngine"
+    monkeypatch.setattr("sys.argv", ["train", "task=sums", override, engine, f"hydra.run.dir={tmp_path}"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
