@@ -22,6 +22,7 @@ from opdlight.losses.reduce import token_mean
 from opdlight.models import Student
 from opdlight.models.lm_head import token_logprobs
 from opdlight.rollout import ChatRenderer
+from opdlight.training import make_optimizer
 from opdlight.types import TokenBatch, Trajectory
 
 
@@ -100,6 +101,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     student: Student = instantiate(cfg.model.student)
+    optimizer = make_optimizer(cfg, student)
     want = cfg.demonstrations
     if want.file is None:
         found = collect_demonstrations(
@@ -119,7 +121,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     )
     module = SupervisedFineTuning(
         student=student,
-        optimizer=instantiate(cfg.optimizer),
+        optimizer=optimizer,
         schedule=instantiate(cfg.schedule),
         max_grad_norm=cfg.max_grad_norm,
     )

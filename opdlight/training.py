@@ -1,10 +1,13 @@
 """A distillation run: every part is built, the student is measured, trained and measured again."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
+from torch.optim import Optimizer
 
 from opdlight import run_folder
 from opdlight.callbacks import Throughput
@@ -20,6 +23,16 @@ from opdlight.module import OnPolicyDistillation
 from opdlight.types import Trajectory
 
 
+def make_optimizer(cfg: DictConfig, student: Student) -> Callable[[Any], Optimizer]:
+    """Parameters → optimizer, tried once: a value that it refuses is reported now and not when training starts."""
+    make: Callable[[Any], Optimizer] = instantiate(cfg.optimizer)
+    try:
+        make(student.trainable_parameters())
+    except ValueError as error:
+        raise ConfigError(f"Cannot build `optimizer`: {error}") from error
+    return make
+
+
 def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     """Instantiate every part and check that they fit together."""
     student: Student = instantiate(cfg.model.student)
@@ -30,6 +43,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         mask = instantiate(cfg.mask).resolve(student.tokenizer)
     except ValueError as error:  # losses know nothing of config errors
         raise ConfigError(str(error)) from error
+    optimizer = make_optimizer(cfg, student)
     with whole_model(cfg.model.student.model, cfg.model.dtype) as model:
         engine = instantiate(cfg.engine, model=model)
     return OnPolicyDistillation(
@@ -44,7 +58,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
             micro_batch_tokens=cfg.micro_batch_tokens,
             kept=mask.kept,
         ),
-        optimizer=instantiate(cfg.optimizer),
+        optimizer=optimizer,
         schedule=instantiate(cfg.schedule),
         sampling=instantiate(cfg.sampling),
         evaluation=instantiate(cfg.evaluation),

@@ -106,6 +106,7 @@ def hydra_entry(
                 raise
 
         def main() -> None:
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is first imported
             args = get_args_parser().parse_args()
             name, extra = args.config_name or config_name, Path(args.config_dir) if args.config_dir else None
             if args.help:

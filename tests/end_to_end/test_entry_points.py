@@ -87,6 +87,7 @@ def test_every_composition_loads_and_starts(task: str, loss: str, trainer: str, 
     [
         ("loss.k=1", r"Cannot build `loss`: Expected `loss.k` to be at least 2, but got 1"),
         ("mask.tokens=[-1]", r"Cannot build `mask`: Expected `mask.tokens` to hold token ids"),
+        ("optimizer.lr=-1", r"Cannot build `optimizer`: Invalid learning rate: -1"),
     ],
 )
 def test_a_part_that_refuses_its_arguments_is_one_message(
