@@ -120,19 +120,18 @@ class OnPolicyDistillation(L.LightningModule):
         return [b.to(self.device) for b in with_global_tokens(batches, total)]
 
     def score(self, batch: TokenBatch) -> tuple[Tensor, SupportScores]:
-        """③ The teacher names the support and scores it; the student answers on it. Returns also hidden [N, d]."""
-        needs = self.loss.needs
-        support, teacher_sampled = self.teachers.score(
-            batch, k=needs.support_k, sampled=needs.sampled, temperature=self.sampling.temperature
-        )
+        """③ The teacher scores the support, its own or the student's choice; the student answers. Also its hidden."""
+        needs, temperature = self.loss.needs, self.sampling.temperature
         hidden = self.student.hidden(batch)
+        chosen = self.student.chosen(hidden, needs, temperature=temperature, limit=self.teachers.shared_vocabulary)
+        support, teacher_sampled = self.teachers.score(batch, needs=needs, chosen=chosen, temperature=temperature)
         scores = self.student.score(
             hidden,
             batch,
             support=support,
             teacher_sampled=teacher_sampled,
             needs=needs,
-            temperature=self.sampling.temperature,
+            temperature=temperature,
         )
         return hidden, scores
 

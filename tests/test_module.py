@@ -15,7 +15,7 @@ from envs.base import TextEnv
 from opdlight.callbacks import TeacherSupportCoverage, Throughput
 from opdlight.collate import Collate
 from opdlight.data import OnPolicyData, Task, TaskMixture
-from opdlight.losses import SampledToken, TopKReverseKL
+from opdlight.losses import SampledToken, SupportMatching
 from opdlight.metrics import describe
 from opdlight.models import Student, Teachers
 from opdlight.module import OnPolicyDistillation, learning_rate
@@ -63,7 +63,7 @@ def parts(
     module = OnPolicyDistillation(
         student=student,
         teachers=teachers,
-        loss=loss or TopKReverseKL(k=8),
+        loss=loss or SupportMatching(k=8),
         collector=Collector(engine, ChatRenderer(student.tokenizer), lambda task: Count(breaks), limits, env_threads=2),
         collate=Collate(tasks=mixture.names, pad_id=0, **settings),
         optimizer=partial(torch.optim.SGD, lr=0.1),
@@ -169,7 +169,7 @@ def test_a_teacher_equal_to_the_student_moves_nothing(folders: tuple[str, str], 
     assert trainer.callback_metrics["coverage/overlap/a"] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("loss", [TopKReverseKL(k=4), SampledToken(), SampledToken(gamma=1.0)])
+@pytest.mark.parametrize("loss", [SupportMatching(k=4), SampledToken(), SampledToken(gamma=1.0)])
 @pytest.mark.parametrize(
     "fault",
     [

@@ -16,7 +16,8 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from opdlight.losses import renormalised_reverse_kl
+from opdlight.losses.divergences import reverse_kl
+from opdlight.losses.outside import renormalised
 from opdlight.models import lm_head
 from opdlight.models.lm_head import LMHead, support_logits
 
@@ -38,7 +39,8 @@ def loss(way: str, hidden: Tensor, weight: Tensor, ids: Tensor, log_q: Tensor) -
     """The mean of the renormalised loss."""
 
     def of(logits: Tensor, log_q: Tensor) -> Tensor:
-        return renormalised_reverse_kl(logits, log_q, torch.ones_like(log_q, dtype=torch.bool)).sum()
+        valid = torch.ones_like(log_q, dtype=torch.bool)
+        return reverse_kl(renormalised(logits, valid), renormalised(log_q, valid)).sum()
 
     def dense(hidden: Tensor, ids: Tensor, log_q: Tensor) -> Tensor:
         return of((hidden @ weight.T).gather(-1, ids), log_q)

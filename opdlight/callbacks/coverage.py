@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from opdlight import metrics
+from opdlight.losses import Needs
 from opdlight.models.lm_head import log_normaliser, support_logits, top_k
 from opdlight.module import OnPolicyDistillation
 from opdlight.types import SupportScores, TokenBatch
@@ -22,7 +23,7 @@ class TeacherSupportCoverage(L.Callback):
     Args:
         every: measure each `every`-th update.
         positions: loss positions a micro-batch at most.
-        k: size of the teacher support where the loss itself asks for none.
+        k: size of the teacher support where the loss itself asks for another or none.
     """
 
     def __init__(self, every: int = 1, positions: int = 512, k: int = 32) -> None:
@@ -37,8 +38,9 @@ class TeacherSupportCoverage(L.Callback):
             return
         temperature = module.sampling.temperature
         support = scores.support
-        if support is None:
-            support, _ = module.teachers.score(batch, k=self.k, sampled=False, temperature=temperature)
+        if support is None or support.kind != "teacher_top_k":  # figures of one support, whatever the loss compares on
+            needs = Needs(support="teacher_top_k", k=self.k)
+            support, _ = module.teachers.score(batch, needs=needs, chosen=None, temperature=temperature)
             assert support is not None
         generator = torch.Generator().manual_seed(module.updates)
         at = metrics.subsample(batch.num_tokens, self.positions, generator).to(hidden.device)

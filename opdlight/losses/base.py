@@ -1,20 +1,36 @@
 """What every loss looks like."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from opdlight.types import SupportScores, TokenBatch
+
+SupportName = Literal[
+    "teacher_top_k",
+    "student_top_k",
+    "teacher_top_k_and_sampled",
+    "student_top_k_and_sampled",
+    "teacher_nucleus",
+    "full_vocabulary",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
     """What a loss wants to be computed; nothing else is."""
 
-    support_k: int | None = None  # size of the teacher's top-K support; None: no support
+    support: SupportName | None = None  # on which tokens the two models are compared; None: on none
+    k: int = 0  # size of a top-K support, and the upper limit of a nucleus
+    nucleus: float = 1.0  # teacher mass that a nucleus holds
     student_normaliser: bool = False  # the student's log-normaliser over its full vocabulary
     sampled: bool = False  # log-probs of the sampled token, of both models
+
+    @property
+    def teacher_sampled(self) -> bool:
+        """Is the teacher asked for the sampled token: for the loss itself, or because the support holds it?"""
+        return self.sampled or (self.support is not None and self.support.endswith("_and_sampled"))
 
 
 class Loss(Protocol):

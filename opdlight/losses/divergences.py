@@ -1,67 +1,89 @@
-"""Divergences between student and teacher on a support of K tokens."""
+"""Divergences between two (sub-)distributions p (student) and q (teacher) on a support of K tokens.
 
-from dataclasses import dataclass
+Every function takes log p [N, K] with gradient and log q [N, K] without, and returns [N] in nats. An entry that does
+not belong to the support holds `lowest(dtype)` in both: its probability is 0, its log-ratio 0, and no sum sees it.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from opdlight.losses.base import Needs
-from opdlight.types import SupportScores, TokenBatch
+DivergenceName = Literal[
+    "reverse_kl", "forward_kl", "jsd", "skewed_reverse_kl", "skewed_forward_kl", "stop_gradient", "generalised_kl"
+]
 
 
-def renormalised_reverse_kl(student_logits: Tensor, teacher_logprobs: Tensor, valid: Tensor) -> Tensor:
-    """KL(student‖teacher) of the two distributions renormalised on the valid support.
+def lowest(dtype: torch.dtype) -> float:
+    """The log-probability of what is not in the support: the lowest finite number, so that differences are no NaN."""
+    return torch.finfo(dtype).min
 
-    ℓ = Σ_{v∈S} π̂(v) log(π̂(v)/q̂(v)), π̂ = softmax(z_π[S]), q̂ = softmax(log q[S]);  ∂ℓ/∂z_j = π̂_j (log(π̂_j/q̂_j) − ℓ).
-    Both arguments may be off by a constant per position: it cancels. Tokens outside S get no gradient.
 
-    Args:
-        student_logits: [N, K], divided by the temperature, with gradient.
-        teacher_logprobs: [N, K], constant.
-        valid: [N, K] bool; False entries do not belong to S and may hold anything.
+def reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(student‖teacher) = Σ p log(p/q): mode-seeking (PAPER Eq. 4).
 
-    Returns:
-        [N] in nats, float32 or wider, ≥ 0 up to rounding; 0 with a zero gradient where no entry is valid.
-
-    Source: PAPER Eq. 4–8.
-
-    >>> z, q = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.75, 0.25]]).log()
-    >>> round(renormalised_reverse_kl(z, q, torch.ones(1, 2, dtype=torch.bool)).item(), 4)
-    0.1438
+    >>> reverse_kl(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.75, 0.25]]).log()).round(decimals=4).tolist()
+    [0.1438000053167343]
     """
-    wide = torch.promote_types(student_logits.dtype, torch.float32)
-    # The lowest finite number, not −inf: an invalid entry has π̂ = 0 and a finite log-ratio, hence no share in the sum,
-    # and a row without a valid entry is uniform on both sides: 0.
-    lowest = torch.finfo(wide).min
-    log_pi = student_logits.to(wide).masked_fill(~valid, lowest).log_softmax(-1)
-    log_q = teacher_logprobs.to(wide).masked_fill(~valid, lowest).log_softmax(-1)
-    return (log_pi.exp() * (log_pi - log_q)).sum(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TopKReverseKL:
-    """Local support matching: `renormalised_reverse_kl` on the teacher's top-K (PAPER Eq. 4–8).
+def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(teacher‖student) = Σ q log(q/p): mode-covering."""
+    return (log_q.exp() * (log_q - log_p)).sum(-1)
 
-    Needs K student logits a position and no student normaliser. Leaves out: student mass outside the support gets no
-    gradient (watch `coverage/student_mass`).
+
+def jsd(log_p: Tensor, log_q: Tensor, mix: float) -> Tensor:
+    """Generalised Jensen–Shannon: β KL(q‖m) + (1−β) KL(p‖m), m = β q + (1−β) p, β = `mix` (arXiv 2306.13649, Eq. 1).
+
+    β = ½ is the symmetric one, at most log 2. JSD/β → KL(q‖p) as β → 0 and JSD/(1−β) → KL(p‖q) as β → 1.
     """
+    log_m = torch.logaddexp(log_q + math.log(mix), log_p + math.log1p(-mix))
+    return mix * forward_kl(log_m, log_q) + (1 - mix) * reverse_kl(log_p, log_m)
 
-    k: int = 32
 
-    def __post_init__(self) -> None:
-        if self.k < 2:
-            raise ValueError(
-                f"Expected `loss.k` to be at least 2, but got {self.k!r}: renormalised on one token both models give "
-                "it probability 1, so the loss would be 0 whatever they say."
-            )
+def skewed_reverse_kl(log_p: Tensor, log_q: Tensor, mix: float) -> Tensor:
+    """KL(p ‖ (1−α) q + α p), α = `mix`: the reverse KL kept finite where q vanishes (arXiv 2402.03898, SRKL)."""
+    return reverse_kl(log_p, torch.logaddexp(log_q + math.log1p(-mix), log_p + math.log(mix)))
 
-    @property
-    def needs(self) -> Needs:
-        """The support alone."""
-        return Needs(support_k=self.k)
 
-    def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
-        """ℓ [N]."""
-        assert scores.support is not None
-        assert scores.student_logits is not None
-        return renormalised_reverse_kl(scores.student_logits, scores.support.teacher_logprobs, scores.support.valid)
+def skewed_forward_kl(log_p: Tensor, log_q: Tensor, mix: float) -> Tensor:
+    """KL(q ‖ α q + (1−α) p), α = `mix`: the forward KL kept finite where p vanishes (arXiv 2402.03898, SKL)."""
+    return forward_kl(torch.logaddexp(log_q + math.log(mix), log_p + math.log1p(-mix)), log_q)
+
+
+def stop_gradient(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Σ p · sg(log(p/q)): the value of the truncated reverse KL without its pull out of the support.
+
+    Gradient Σ log(p/q) ∇p, which is 0 at p = q on the support, where that of Σ p log(p/q) is Σ ∇p (arXiv 2605.11182).
+    """
+    return (log_p.exp() * (log_p - log_q).detach()).sum(-1)
+
+
+def generalised_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Σ [p log(p/q) − p + q]: a divergence also where the masses differ; gradient as `stop_gradient` (2606.30406)."""
+    return (log_p.exp() * (log_p - log_q) - log_p.exp() + log_q.exp()).sum(-1)
+
+
+PLAIN: dict[DivergenceName, Callable[[Tensor, Tensor], Tensor]] = {
+    "reverse_kl": reverse_kl,
+    "forward_kl": forward_kl,
+    "stop_gradient": stop_gradient,
+    "generalised_kl": generalised_kl,
+}
+MIXED: dict[DivergenceName, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "jsd": jsd,
+    "skewed_reverse_kl": skewed_reverse_kl,
+    "skewed_forward_kl": skewed_forward_kl,
+}
+
+
+def divergence(name: DivergenceName, mix: float | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """The divergence of this name, with its `mix` where it has one."""
+    if name in PLAIN:
+        return PLAIN[name]
+    assert mix is not None
+    return partial(MIXED[name], mix=mix)

@@ -120,6 +120,16 @@ def top_k_and_token(
     return torch.cat(ids_parts), torch.cat(logprob_parts), torch.cat(token_parts)
 
 
+@torch.no_grad()
+def logprobs_at(hidden: Tensor, head: LMHead, token_ids: Tensor, *, temperature: float, chunk: int = CHUNK) -> Tensor:
+    """Log-probs [N, K] of chosen ids [N, K], normalised over the full width V; no gradient."""
+    parts = []
+    for h, ids in zip(hidden.split(chunk), token_ids.split(chunk), strict=True):
+        logits = head.logits(h) / temperature
+        parts.append(logits.gather(1, ids) - logits.logsumexp(-1, keepdim=True))
+    return torch.cat(parts)
+
+
 class _SupportProduct(torch.autograd.Function):
     """hidden [N, d], weight [V, d], ids [N, K] → products [N, K], by the union of the ids or by a gather of rows.
 

@@ -17,7 +17,7 @@ from opdlight.errors import ConfigError
 from opdlight.losses import Needs
 from opdlight.models.backbone import check_head, head_of, hidden_at
 from opdlight.models.checkpoints import load_model, load_tokenizer
-from opdlight.models.lm_head import LMHead, log_normaliser, support_logits, token_logprobs
+from opdlight.models.lm_head import LMHead, log_normaliser, support_logits, token_logprobs, top_k
 from opdlight.types import Support, SupportScores, TokenBatch
 
 
@@ -64,6 +64,12 @@ class Student(nn.Module):
         """The LM head as it is now."""
         return head_of(self.model)
 
+    def chosen(self, hidden: Tensor, needs: Needs, *, temperature: float, limit: int) -> Tensor | None:
+        """The student's own top-K ids [N, K] below `limit`, if the loss compares there; no gradient."""
+        if needs.support is None or not needs.support.startswith("student_top_k"):
+            return None
+        return top_k(hidden, self.head(), needs.k, temperature=temperature, limit=limit)[0]
+
     def score(
         self,
         hidden: Tensor,
@@ -78,7 +84,7 @@ class Student(nn.Module):
         head = self.head()
         return SupportScores(
             support=support,
-            student_logits=None if support is None else support_logits(hidden, head, support.token_ids) / temperature,
+            student_logits=None if support is None else _logits_on(support, hidden, head) / temperature,
             student_normaliser=log_normaliser(hidden, head, temperature) if needs.student_normaliser else None,
             student_sampled=token_logprobs(hidden, head, batch.target_ids, temperature) if needs.sampled else None,
             teacher_sampled=teacher_sampled,
@@ -123,6 +129,12 @@ class Student(nn.Module):
             for name, weight in merged.get_base_layer().state_dict().items():
                 weights[f"{layer}.{name}"] = weight.detach()
         return weights
+
+
+def _logits_on(support: Support, hidden: Tensor, head: LMHead) -> Tensor:
+    if support.kind == "full_vocabulary":  # [N, V] with gradient: the loss asked for it
+        return head.logits(hidden)[:, : support.k]
+    return support_logits(hidden, head, support.token_ids)
 
 
 @contextmanager

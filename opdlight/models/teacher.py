@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from opdlight.errors import ConfigError
+from opdlight.losses import Needs, complete
 from opdlight.models.backbone import check_head, head_of, hidden_at
 from opdlight.models.checkpoints import load_model, load_tokenizer, resolve_model
-from opdlight.models.lm_head import LMHead, token_logprobs, top_k, top_k_and_token
+from opdlight.models.lm_head import LMHead, logprobs_at, token_logprobs, top_k, top_k_and_token
 from opdlight.models.student import Student
 from opdlight.models.vocabulary import shared_size
 from opdlight.types import Support, TokenBatch
@@ -43,26 +44,35 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def score(
-        self, batch: TokenBatch, *, k: int | None, sampled: bool, temperature: float, limit: int
+        self, batch: TokenBatch, *, needs: Needs, chosen: Tensor | None, temperature: float, limit: int
     ) -> tuple[Support | None, Tensor | None]:
-        """The teacher's top-`k` support and the log-probs [N] of the sampled tokens; None for what is not asked.
+        """The top-K or the vocabulary that `needs` names, and log-probs [N] of the sampled tokens; None if not asked.
 
-        Log-probs are at `temperature` and normalised over the teacher's full width; ids lie below `limit`.
+        Log-probs are at `temperature` and normalised over the teacher's full width; ids lie below `limit`. `chosen`
+        [N, K] are ids that the student has named; None lets the teacher choose.
         """
-        if k is None and not sampled:
+        if needs.support is None and not needs.teacher_sampled:
             return None, None
         hidden, head = hidden_at(self._hidden_from_torch[0], batch), self.head()
-        if k is None:
-            return None, token_logprobs(hidden, head, batch.target_ids, temperature)
         token: Tensor | None = None
-        if sampled:
+        if needs.support is None:
+            return None, token_logprobs(hidden, head, batch.target_ids, temperature)
+        if needs.support == "full_vocabulary":
+            ids = torch.arange(limit, device=hidden.device).expand(len(hidden), -1)
+            logprobs = logprobs_at(hidden, head, ids, temperature=temperature)
+        elif chosen is not None:
+            ids, logprobs = chosen, logprobs_at(hidden, head, chosen, temperature=temperature)
+        elif needs.teacher_sampled:
             ids, logprobs, token = top_k_and_token(
-                hidden, head, k, batch.target_ids, temperature=temperature, limit=limit
+                hidden, head, needs.k, batch.target_ids, temperature=temperature, limit=limit
             )
         else:
-            ids, logprobs = top_k(hidden, head, k, temperature=temperature, limit=limit)
+            ids, logprobs = top_k(hidden, head, needs.k, temperature=temperature, limit=limit)
+        if needs.teacher_sampled and token is None:
+            token = token_logprobs(hidden, head, batch.target_ids, temperature)
+        kind = "full_vocabulary" if needs.support == "full_vocabulary" else _chooser(chosen)
         valid = torch.ones_like(ids, dtype=torch.bool)
-        return Support(token_ids=ids, teacher_logprobs=logprobs, valid=valid, kind="teacher_top_k"), token
+        return Support(token_ids=ids, teacher_logprobs=logprobs, valid=valid, kind=kind), token
 
 
 class Teachers(nn.Module):
@@ -100,14 +110,20 @@ class Teachers(nn.Module):
         return self._all()[self.teacher_of[task]]
 
     def score(
-        self, batch: TokenBatch, *, k: int | None, sampled: bool, temperature: float
+        self, batch: TokenBatch, *, needs: Needs, chosen: Tensor | None, temperature: float
     ) -> tuple[Support | None, Tensor | None]:
-        """`Teacher.score` of every position by the teacher of its task; each row is read by its own teacher only."""
-        ask: dict[str, Any] = {"k": k, "sampled": sampled, "temperature": temperature, "limit": self.shared_vocabulary}
+        """The support that a loss needs and log q(y) [N]; each row is read by the teacher of its task only."""
+        support, token = self._score(batch, needs, chosen, temperature)
+        return complete(support, needs, batch.target_ids, token), token
+
+    def _score(
+        self, batch: TokenBatch, needs: Needs, named: Tensor | None, temperature: float
+    ) -> tuple[Support | None, Tensor | None]:
+        ask: dict[str, Any] = {"needs": needs, "temperature": temperature, "limit": self.shared_vocabulary}
         teachers = [self.of(task) for task in batch.tasks]
         present = list(dict.fromkeys(teachers[i] for i in batch.task_index.unique().tolist()))
         if len(present) < 2:
-            return (present[0] if present else teachers[0]).score(batch, **ask)
+            return (present[0] if present else teachers[0]).score(batch, chosen=named, **ask)
 
         supports: list[Support] = []
         tokens: list[Tensor] = []
@@ -116,7 +132,7 @@ class Teachers(nn.Module):
             tasks = [i for i, t in enumerate(teachers) if t is teacher]
             at = torch.isin(batch.task_index, batch.task_index.new_tensor(tasks)).nonzero().squeeze(1)
             chosen.append(at)
-            support, token = teacher.score(_positions(batch, at), **ask)
+            support, token = teacher.score(_positions(batch, at), chosen=None if named is None else named[at], **ask)
             supports += [] if support is None else [support]
             tokens += [] if token is None else [token]
         back = torch.argsort(torch.cat(chosen))
@@ -129,6 +145,10 @@ class Teachers(nn.Module):
                 valid=torch.cat([s.valid for s in supports])[back],
             )
         return joined, torch.cat(tokens)[back] if tokens else None
+
+
+def _chooser(chosen: Tensor | None) -> str:
+    return "teacher_top_k" if chosen is None else "student_top_k"
 
 
 def _positions(batch: TokenBatch, at: Tensor) -> TokenBatch:

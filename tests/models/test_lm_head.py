@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from opdlight.errors import ConfigError
-from opdlight.losses import renormalised_reverse_kl
+from opdlight.losses.divergences import reverse_kl
+from opdlight.losses.outside import renormalised
 from opdlight.models import lm_head
 from opdlight.models.lm_head import LMHead, log_normaliser, support_logits, token_logprobs, top_k, top_k_and_token
 
@@ -63,6 +64,11 @@ def assert_same(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     torch.testing.assert_close(got.double(), expected.double(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
+def matched(logits: Tensor, log_q: Tensor, valid: Tensor) -> Tensor:
+    """ℓ of local support matching."""
+    return reverse_kl(renormalised(logits, valid), renormalised(log_q.to(logits.dtype), valid))
+
+
 @pytest.fixture(params=["union", "gather"])
 def strategy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(lm_head, "GATHER_RATIO", 10**9 if request.param == "union" else 0)
@@ -94,8 +100,8 @@ def test_loss_and_gradients_through_the_sparse_head(strategy: str, kind: str, dt
     ids, valid = support(), torch.ones(N, K, dtype=torch.bool)
     valid[3, 1:] = False
     log_q = torch.randn(N, K, generator=torch.Generator().manual_seed(8)).log_softmax(-1)
-    got = renormalised_reverse_kl(support_logits(hidden, head, ids) / 1.7, log_q, valid)
-    expected = renormalised_reverse_kl(reference(hidden, head).gather(-1, ids) / 1.7, log_q, valid)
+    got = matched(support_logits(hidden, head, ids) / 1.7, log_q, valid)
+    expected = matched(reference(hidden, head).gather(-1, ids) / 1.7, log_q, valid)
     assert_same(got, expected, dtype)
     for mine, theirs in zip(gradients(got, hidden, head), gradients(expected, hidden, head), strict=True):
         assert_same(mine, theirs, dtype)
@@ -124,7 +130,7 @@ def test_support_of_the_whole_vocabulary_is_the_exact_divergence(strategy: str) 
     hidden, head = make("bias")
     log_q = torch.randn(N, V, generator=torch.Generator().manual_seed(9), dtype=torch.float64).log_softmax(-1)
     ids = support(V)
-    got = renormalised_reverse_kl(support_logits(hidden, head, ids), log_q.gather(-1, ids), torch.ones_like(ids).bool())
+    got = matched(support_logits(hidden, head, ids), log_q.gather(-1, ids), torch.ones_like(ids).bool())
     log_pi = reference(hidden, head).log_softmax(-1)
     torch.testing.assert_close(got, (log_pi.exp() * (log_pi - log_q)).sum(-1))
 
@@ -235,7 +241,7 @@ def test_renormalised_step_makes_nothing_of_width_v_but_the_gradient_of_the_head
     hidden, head = make(v=v)
     with Sizes() as sizes:
         logits = support_logits(hidden, head, support())
-        renormalised_reverse_kl(logits, torch.zeros(N, K), torch.ones(N, K, dtype=torch.bool)).sum().backward()
+        matched(logits, torch.zeros(N, K), torch.ones(N, K, dtype=torch.bool)).sum().backward()
     wide = {shape for shape in sizes.shapes if v in shape}
     assert wide == {(v, D)}
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opdlight.collate import Collate
 from opdlight.errors import CheckpointError
+from opdlight.losses import Needs
 from opdlight.models import Student, Teacher, checkpoints, smollm2
 from opdlight.models.checkpoints import load_model, load_tokenizer, resolve_model, whole_model
 from opdlight.rollout import ChatRenderer
@@ -187,7 +188,7 @@ def test_saved_adapter_on_its_base_is_the_student(student: Student, tmp_path: Pa
     torch.testing.assert_close(
         full_logits(load_model(tmp_path / "adapter", "float32"), batch), expected, atol=1e-4, rtol=1e-4
     )
-    _, token = Teacher(str(tmp_path / "adapter")).score(batch, k=None, sampled=True, temperature=1.0, limit=300)
+    _, token = Teacher(str(tmp_path / "adapter")).score(batch, needs=Needs(sampled=True), chosen=None, temperature=1.0, limit=300)
     wanted = expected.log_softmax(-1).gather(1, batch.target_ids[:, None]).squeeze(1)
     torch.testing.assert_close(token, wanted, atol=1e-4, rtol=1e-4)
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opdlight.errors import CheckpointError, ConfigError
-from opdlight.losses import Needs, TopKReverseKL, token_mean
+from opdlight.losses import Needs, SupportMatching, token_mean
 from opdlight.models import Student
 from opdlight.models.backbone import check_head
 from opdlight.types import Support
@@ -29,7 +29,7 @@ def random_support(n: int, k: int = 6) -> Support:
 def loss_of(student: Student, sparse: bool = True) -> torch.Tensor:
     """The token mean of local support matching on a padded batch, through the sparse head or through all logits."""
     batch = random_batch([12, 7, 9])
-    support, loss = random_support(batch.num_tokens), TopKReverseKL(k=6)
+    support, loss = random_support(batch.num_tokens), SupportMatching(k=6)
     scores = student.score(
         student.hidden(batch), batch, support=support, teacher_sampled=None, needs=loss.needs, temperature=0.8
     )

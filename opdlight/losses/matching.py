@@ -1,0 +1,136 @@
+"""Support matching: a divergence on a support, composed of three choices."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opdlight.losses.base import Needs, SupportName
+from opdlight.losses.divergences import MIXED, DivergenceName, divergence
+from opdlight.losses.outside import OutsideName, absolute, renormalised, sampled_tail, with_tail
+from opdlight.types import SupportScores, TokenBatch
+
+TRUNCATED = ("stop_gradient", "generalised_kl")  # made for masses that differ
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupportMatching:
+    """ℓ = D(p, q) on the tokens of a support. The defaults are local support matching (LSM, PAPER Eq. 4–8).
+
+    In that case S = the teacher's top-K, p = softmax(z_π[S]), q = softmax(log q[S]), ℓ = Σ_S p log(p/q),
+    ∂ℓ/∂z_j = p_j (log(p_j/q_j) − ℓ) on S and 0 outside. It needs K student logits a position and no student normaliser;
+    student mass outside S gets no gradient (watch `coverage/student_mass`).
+
+    Args:
+        support: which tokens are compared. The student's own choice carries no gradient.
+        k: size of a top-K support, upper limit of a nucleus; the full vocabulary has no use for it.
+        divergence: a function of `opdlight.losses.divergences`.
+        outside: what becomes of the mass outside. `renormalise`: both models are renormalised on S. `tail_bucket`: it
+            is one more category, so that it is seen, but not which tokens hold it. `sampled_tail`: it is estimated by
+            the sampled token where that lies outside. `ignore`: it counts nothing.
+        mix: β of jsd, α of the skewed divergences, in (0, 1).
+        nucleus: teacher mass that a nucleus holds, in (0, 1].
+
+    Raises:
+        ValueError: if a choice makes no sense, with the reason.
+    """
+
+    support: SupportName = "teacher_top_k"
+    k: int = 32
+    divergence: DivergenceName = "reverse_kl"
+    outside: OutsideName = "renormalise"
+    mix: float | None = None
+    nucleus: float | None = None
+
+    def __post_init__(self) -> None:
+        problem = self._problem()
+        if problem:
+            raise ValueError(problem)
+
+    def _problem(self) -> str:
+        if self.k < 2 and self.outside == "renormalise" and self.support != "full_vocabulary":
+            return (
+                f"Expected `loss.k` to be at least 2, but got {self.k!r}: renormalised on one token both models give "
+                "it probability 1, so the loss would be 0 whatever they say."
+            )
+        if self.k < 1:
+            return f"Expected `loss.k` to be at least 1, but got {self.k!r}."
+        if self.divergence in TRUNCATED and self.outside == "renormalise":
+            return (
+                f"Expected `loss.divergence` with `loss.outside=renormalise` to be one of distributions, but got "
+                f"{self.divergence!r}: once both models are renormalised it has the gradient of reverse_kl, so ask for "
+                "that."
+            )
+        if self.divergence in TRUNCATED and self.outside == "tail_bucket":
+            return (
+                f"Expected `loss.divergence` with `loss.outside=tail_bucket` to be one of distributions, but got "
+                f"{self.divergence!r}: the K+1 categories already add up to 1, so ask for reverse_kl."
+            )
+        if self.outside == "sampled_tail" and self.divergence not in ("reverse_kl", "stop_gradient"):
+            return (
+                f"Expected `loss.divergence` with `loss.outside=sampled_tail` to be reverse_kl or stop_gradient, but "
+                f"got {self.divergence!r}: the tail that a token of the student's estimates is that of the reverse KL."
+            )
+        if self.outside == "sampled_tail" and self.support.endswith("_and_sampled"):
+            return (
+                f"Expected `loss.support` with `loss.outside=sampled_tail` to leave the sampled token out, but got "
+                f"{self.support!r}: the sampled token always lies inside, so the tail would always be 0."
+            )
+        if self.outside != "renormalise" and self.support == "full_vocabulary":
+            return (
+                f"Expected `loss.outside` with `loss.support=full_vocabulary` to be renormalise, but got "
+                f"{self.outside!r}: nothing lies outside the vocabulary."
+            )
+        if self.outside == "ignore" and self.divergence not in (*TRUNCATED, "reverse_kl"):
+            return (
+                f"Expected `loss.divergence` with `loss.outside=ignore` to be reverse_kl, stop_gradient or "
+                f"generalised_kl, but got {self.divergence!r}: on masses that differ it is no divergence; renormalise, "
+                "or use the tail bucket."
+            )
+        if (self.divergence in MIXED) != (self.mix is not None):
+            return (
+                f"Expected `loss.mix` to be {'in (0, 1)' if self.divergence in MIXED else 'null'} for "
+                f"`loss.divergence={self.divergence}`, but got {self.mix!r}."
+            )
+        if self.mix is not None and not 0.0 < self.mix < 1.0:
+            return f"Expected `loss.mix` to be in (0, 1), but got {self.mix!r}."
+        if (self.support == "teacher_nucleus") != (self.nucleus is not None):
+            return (
+                f"Expected `loss.nucleus` to be {'in (0, 1]' if self.support == 'teacher_nucleus' else 'null'} for "
+                f"`loss.support={self.support}`, but got {self.nucleus!r}."
+            )
+        if self.nucleus is not None and not 0.0 < self.nucleus <= 1.0:
+            return f"Expected `loss.nucleus` to be in (0, 1], but got {self.nucleus!r}."
+        return ""
+
+    @property
+    def needs(self) -> Needs:
+        """The support; the student's normaliser unless both models are renormalised on it; the sampled token's tail."""
+        return Needs(
+            support=self.support,
+            k=self.k,
+            nucleus=1.0 if self.nucleus is None else self.nucleus,
+            student_normaliser=self.outside != "renormalise",
+            sampled=self.outside == "sampled_tail",
+        )
+
+    def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
+        """ℓ [N], float32 or wider; 0 with a zero gradient where no entry of the support is valid."""
+        support, logits = scores.support, scores.student_logits
+        assert support is not None
+        assert logits is not None
+        compare = divergence(self.divergence, self.mix)
+        wide = torch.promote_types(torch.promote_types(logits.dtype, support.teacher_logprobs.dtype), torch.float32)
+        logits, teacher_logprobs = logits.to(wide), support.teacher_logprobs.to(wide)
+        if self.outside == "renormalise":
+            return compare(renormalised(logits, support.valid), renormalised(teacher_logprobs, support.valid))
+        assert scores.student_normaliser is not None
+        logprobs = logits - scores.student_normaliser.unsqueeze(1)
+        treat = with_tail if self.outside == "tail_bucket" else absolute
+        loss = compare(treat(logprobs, support.valid), treat(teacher_logprobs, support.valid))
+        if self.outside != "sampled_tail":
+            return loss
+        assert scores.student_sampled is not None
+        assert scores.teacher_sampled is not None
+        inside = ((support.token_ids == batch.target_ids.unsqueeze(1)) & support.valid).any(1)
+        return loss + sampled_tail(scores.student_sampled, scores.teacher_sampled, inside)
