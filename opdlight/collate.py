@@ -1,7 +1,9 @@
 """Trajectories → micro-batches of tokens: the one place that shifts, masks, pads and flattens."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean, pstdev
 
 import torch
 
@@ -13,6 +15,7 @@ class _Row:
     """One training row and its loss positions (parallel lists of length n)."""
 
     ids: list[int]
+    advantage: float = 0.0
     cols: list[int] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -76,9 +79,26 @@ def _batch(trajectories: list[tuple[int, list[_Row]]], tasks: tuple[str, ...], p
         token_position=flat(lambda b, k, j, r: r.positions, torch.long),
         trajectory_index=flat(lambda b, k, j, r: [j] * len(r.cols), torch.long),
         task_index=flat(lambda b, k, j, r: [k] * len(r.cols), torch.long),
+        group_advantage=flat(lambda b, k, j, r: [r.advantage] * len(r.cols), torch.float32),
         tasks=tasks,
         global_tokens=0,
     )
+
+
+def group_advantages(trajectories: Sequence[Trajectory]) -> list[float]:
+    """(R − mean)/std of each trajectory's reward among those of its task and group; 0 where all rewards are equal.
+
+    The standard deviation is that of the population, so a group of one has none.
+    """
+    groups: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for t in trajectories:
+        groups[t.task, t.group].append(t.reward)
+    spread = {key: (fmean(rewards), pstdev(rewards)) for key, rewards in groups.items()}
+    found = []
+    for t in trajectories:
+        mean, std = spread[t.task, t.group]
+        found.append((t.reward - mean) / std if std else 0.0)
+    return found
 
 
 def keep_all(completion_ids: list[int]) -> list[bool]:
@@ -104,8 +124,10 @@ class Collate:
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[TokenBatch]:
         """Micro-batches, longest rows first (so that a memory limit shows at once); empty when nothing carries loss."""
         pieces: list[tuple[int, list[_Row]]] = []
-        for trajectory in trajectories:
+        for trajectory, advantage in zip(trajectories, group_advantages(trajectories), strict=True):
             rows = [r for r in _rows(trajectory, self.kept, self.vocabulary_size) if r.cols]
+            for row in rows:
+                row.advantage = advantage
             if rows:
                 pieces.append((self.tasks.index(trajectory.task), rows))
         pieces.sort(key=lambda piece: max(len(r.ids) for r in piece[1]), reverse=True)

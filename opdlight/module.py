@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -14,13 +15,13 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
 from opdlight.collate import Collate, count_splits, with_global_tokens
-from opdlight.losses import Loss
+from opdlight.losses import Loss, Needs, Remembers
 from opdlight.losses.reduce import token_mean
 from opdlight.models.student import Student
 from opdlight.models.teacher import Teachers
 from opdlight.rollout.collector import Collector
 from opdlight.rollout.engine import Sampling
-from opdlight.types import RolloutRequest, Status, SupportScores, TokenBatch, Trajectory
+from opdlight.types import RolloutRequest, Status, SupportScores, TeacherScores, TokenBatch, Trajectory
 
 
 @runtime_checkable
@@ -47,6 +48,8 @@ class OnPolicyDistillation(L.LightningModule):
         sampling: the rollout policy; its temperature also divides the logits of both models (PAPER Eq. 8).
         evaluation: the policy of the validation loop.
         max_grad_norm: gradients are clipped to this 2-norm.
+        mini_batches: updates a rollout; each takes its share of the groups.
+        reference: the student as it was at the start, for losses that look at it.
         seed: makes the sampling seeds of the rollouts.
     """
 
@@ -64,6 +67,8 @@ class OnPolicyDistillation(L.LightningModule):
         evaluation: Sampling,
         max_grad_norm: float,
         seed: int,
+        mini_batches: int = 1,
+        reference: Teachers | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -72,6 +77,7 @@ class OnPolicyDistillation(L.LightningModule):
         self.make_optimizer, self.schedule = optimizer, schedule
         self.sampling, self.evaluation = sampling, evaluation
         self.max_grad_norm, self.seed = max_grad_norm, seed
+        self.mini_batches, self.reference = mini_batches, reference
         self.success = MetricCollection({task: MeanMetric() for task in collate.tasks}, compute_groups=False)
         self.reward = MetricCollection({task: MeanMetric() for task in collate.tasks}, compute_groups=False)
         self.evaluated: dict[str, list[Trajectory]] = {}  # the last validation loop, by task
@@ -90,7 +96,18 @@ class OnPolicyDistillation(L.LightningModule):
         with self.stage("rollout"):
             trajectories = self.roll_out(requests, self.sampling, seed=self.seed + 1 + batch_idx)
         self._prepare_batch(batch_idx + 1)
-        batches = self.flatten(trajectories)
+        parts = [self.flatten(part) for part in in_parts(trajectories, self.mini_batches)]
+        if self.loss.needs.sampled:  # later updates compare the student with what it was when it rolled out
+            parts = [parts[0], *([self.with_rollout_logprobs(b) for b in part] for part in parts[1:])]
+        losses = [self.learn(part) for part in parts]
+        loss = torch.stack(losses).mean()
+        self.log("loss/train", loss, prog_bar=True)
+        batches = [batch for part in parts for batch in part]
+        self._log_rollout(trajectories, batches)
+        return {"loss": loss, "trajectories": trajectories, "loss_tokens": sum(b.num_tokens for b in batches)}
+
+    def learn(self, batches: Sequence[TokenBatch]) -> Tensor:
+        """One update on micro-batches; returns its loss."""
         loss = torch.zeros((), device=self.device)
         for batch in batches:
             with self.stage("score"):
@@ -104,9 +121,7 @@ class OnPolicyDistillation(L.LightningModule):
                 self._show(batch, hidden.detach(), scores)
         with self.stage("update"):
             self.update(has_gradient=bool(batches))
-        self.log("loss/train", loss, prog_bar=True)
-        self._log_rollout(trajectories, batches)
-        return {"loss": loss, "trajectories": trajectories, "loss_tokens": sum(b.num_tokens for b in batches)}
+        return loss
 
     def roll_out(self, requests: Sequence[RolloutRequest], sampling: Sampling, seed: int) -> list[Trajectory]:
         """① The student acts. Every turn carries the policy version that produced it."""
@@ -124,16 +139,35 @@ class OnPolicyDistillation(L.LightningModule):
         needs, temperature = self.loss.needs, self.sampling.temperature
         hidden = self.student.hidden(batch)
         chosen = self.student.chosen(hidden, needs, temperature=temperature, limit=self.teachers.shared_vocabulary)
-        support, teacher_sampled = self.teachers.score(batch, needs=needs, chosen=chosen, temperature=temperature)
+        teacher = self.teachers.score(batch, needs=needs, chosen=chosen, temperature=temperature)
+        if needs.reference:
+            assert self.reference is not None
+            start = self.reference.score(batch, needs=Needs(sampled=True), chosen=None, temperature=temperature)
+            teacher = replace(teacher, reference=start.sampled)
         scores = self.student.score(
             hidden,
             batch,
-            support=support,
-            teacher_sampled=teacher_sampled,
+            teacher=teacher,
             needs=needs,
             temperature=temperature,
+            top_p=self.sampling.top_p,
         )
         return hidden, scores
+
+    @torch.no_grad()
+    def with_rollout_logprobs(self, batch: TokenBatch) -> TokenBatch:
+        """The batch with the log-probs of its tokens under the student as it is now."""
+        with self.stage("score"):
+            now = replace(self.loss.needs, support=None, student_normaliser=False)
+            scores = self.student.score(
+                self.student.hidden(batch),
+                batch,
+                teacher=TeacherScores(),
+                needs=now,
+                temperature=self.sampling.temperature,
+                top_p=self.sampling.top_p,
+            )
+        return replace(batch, rollout_logprobs=scores.student_sampled)
 
     def update(self, *, has_gradient: bool) -> None:
         """⑤ One optimizer step; a batch without a single loss position changes nothing and is counted."""
@@ -149,6 +183,8 @@ class OnPolicyDistillation(L.LightningModule):
             assert isinstance(scheduler, LRScheduler)
             scheduler.step()
             self.updates += 1
+            if isinstance(self.loss, Remembers):
+                self.loss.end_update()
         self.log("optimizer/skipped", 0.0 if has_gradient else 1.0)
 
     def validation_step(self, requests: list[RolloutRequest], batch_idx: int) -> None:
@@ -174,10 +210,14 @@ class OnPolicyDistillation(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the student's version. The frozen teachers are no part of a checkpoint."""
         checkpoint["updates"] = self.updates
+        if isinstance(self.loss, Remembers):
+            checkpoint["loss"] = self.loss.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the version back."""
         self.updates = checkpoint["updates"]
+        if isinstance(self.loss, Remembers):
+            self.loss.load_state(checkpoint["loss"])
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -220,6 +260,13 @@ class OnPolicyDistillation(L.LightningModule):
         self.log("rollout/completion_tokens", mean([float(n) for n in completions]))
         self.log("rollout/row_splits", float(sum(count_splits(t) for t in trajectories)))
         self.log("rollout/loss_tokens", float(sum(b.num_tokens for b in batches)))
+
+
+def in_parts(trajectories: Sequence[Trajectory], parts: int) -> list[list[Trajectory]]:
+    """Shares of whole groups; some are empty if there are fewer groups than parts."""
+    groups = list(dict.fromkeys((t.task, t.group) for t in trajectories))
+    shares = [set(groups[i::parts]) for i in range(parts)]
+    return [[t for t in trajectories if (t.task, t.group) in share] for share in shares]
 
 
 def learning_rate(kind: Literal["constant", "cosine"], *, warmup: int, updates: int) -> Callable[[int], float]:

@@ -16,6 +16,7 @@ from opdlight.config import instantiate
 from opdlight.data import OnPolicyData, TaskMixture
 from opdlight.errors import ConfigError
 from opdlight.evaluation import evaluate_tasks, make_collector
+from opdlight.losses import Loss
 from opdlight.metrics import Result
 from opdlight.models import Student, Teachers, resolve_model
 from opdlight.models.checkpoints import load_tokenizer, whole_model
@@ -44,12 +45,26 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     except ValueError as error:  # losses know nothing of config errors
         raise ConfigError(str(error)) from error
     optimizer = make_optimizer(cfg, student)
+    loss: Loss = instantiate(cfg.loss)
+    reference = None
+    if loss.needs.reference:
+        reference = Teachers(dict.fromkeys(mixture.names, cfg.model.student.model), student, dtype=cfg.model.dtype)
+    if loss.needs.group_advantage and cfg.rollout.group_size < 2:
+        raise ConfigError.wrong(
+            "rollout.group_size", expected="at least 2 beside `loss.reward_weight`", got=cfg.rollout.group_size
+        )
+    if loss.needs.engine_logprobs and cfg.sampling.temperature != 1:
+        raise ConfigError.wrong(
+            "sampling.temperature",
+            expected="1 for importance weights (the engine reports log-probs at temperature 1)",
+            got=cfg.sampling.temperature,
+        )
     with whole_model(cfg.model.student.model, cfg.model.dtype) as model:
         engine = instantiate(cfg.engine, model=model)
     return OnPolicyDistillation(
         student=student,
         teachers=teachers,
-        loss=instantiate(cfg.loss),
+        loss=loss,
         collector=make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads),
         collate=Collate(
             tasks=mixture.names,
@@ -64,6 +79,8 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         evaluation=instantiate(cfg.evaluation),
         max_grad_norm=cfg.max_grad_norm,
         seed=cfg.seed,
+        mini_batches=cfg.rollout.mini_batches,
+        reference=reference,
     )
 
 

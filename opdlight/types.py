@@ -70,8 +70,14 @@ class TokenBatch:
     token_position: Tensor  # [N] how many tokens the student had produced before, over the whole trajectory
     trajectory_index: Tensor  # [N] trajectory within this batch; a trajectory never spans two batches
     task_index: Tensor  # [N] index into `tasks`
+    group_advantage: (
+        Tensor  # [N] (R − mean)/std of the trajectory's reward within its group, float32; 0 if all are equal
+    )
     tasks: tuple[str, ...]
     global_tokens: int  # loss positions of the whole step: every micro-batch, every rank
+    rollout_logprobs: Tensor | None = (
+        None  # [N] log π(y) of the student that rolled out; None: it has not changed since
+    )
 
     @property
     def num_tokens(self) -> int:
@@ -91,12 +97,22 @@ class Support:
     token_ids: Tensor  # [N, K] int64
     teacher_logprobs: Tensor  # [N, K] normalised over the teacher's full vocabulary, at the rollout temperature
     valid: Tensor  # [N, K] bool, False on filler (ids there are legal but meaningless)
-    kind: str  # "teacher_top_k", …
+    kind: str  # "teacher_top_k", "student_top_k", "full_vocabulary", …
 
     @property
     def k(self) -> int:
         """K, the width of the support."""
         return self.token_ids.shape[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherScores:
+    """What the frozen models say; only what was asked. Everything at the rollout temperature, without gradient."""
+
+    support: Support | None = None
+    sampled: Tensor | None = None  # [N] log q(y)
+    entropy: Tensor | None = None  # [N] −Σ_v q log q in nats
+    reference: Tensor | None = None  # [N] log p_ref(y)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +124,8 @@ class SupportScores:
     student_normaliser: Tensor | None = None  # [N] log Σ_v exp(z_v / temperature), with gradient
     student_sampled: Tensor | None = None  # [N] log π(y), with gradient
     teacher_sampled: Tensor | None = None  # [N] log q(y)
+    teacher_entropy: Tensor | None = None  # [N] −Σ_v q log q
+    reference_sampled: Tensor | None = None  # [N] log p_ref(y), the student as it was at the start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

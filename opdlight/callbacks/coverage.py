@@ -40,7 +40,7 @@ class TeacherSupportCoverage(L.Callback):
         support = scores.support
         if support is None or support.kind != "teacher_top_k":  # figures of one support, whatever the loss compares on
             needs = Needs(support="teacher_top_k", k=self.k)
-            support, _ = module.teachers.score(batch, needs=needs, chosen=None, temperature=temperature)
+            support = module.teachers.score(batch, needs=needs, chosen=None, temperature=temperature).support
             assert support is not None
         generator = torch.Generator().manual_seed(module.updates)
         at = metrics.subsample(batch.num_tokens, self.positions, generator).to(hidden.device)

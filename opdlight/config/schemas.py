@@ -12,6 +12,7 @@ class RolloutConfig:
 
     groups: int
     group_size: int
+    mini_batches: int
     env_threads: int
 
 

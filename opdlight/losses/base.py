@@ -1,7 +1,7 @@
 """What every loss looks like."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -26,6 +26,11 @@ class Needs:
     nucleus: float = 1.0  # teacher mass that a nucleus holds
     student_normaliser: bool = False  # the student's log-normaliser over its full vocabulary
     sampled: bool = False  # log-probs of the sampled token, of both models
+    top_p: bool = False  # the student's are of the distribution that top-p had left to the engine
+    teacher_entropy: bool = False  # over the full vocabulary
+    reference: bool = False  # log-probs of the sampled token under the student as it was at the start
+    engine_logprobs: bool = False  # the engine's log-probs of the sampled token, at temperature 1
+    group_advantage: bool = False  # the environment's reward against that of the same group
 
     @property
     def teacher_sampled(self) -> bool:
@@ -45,3 +50,17 @@ class Loss(Protocol):
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
         """Unreduced loss [N] in nats, with graph; smaller is better."""
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A loss that carries something from update to update."""
+
+    def end_update(self) -> None:
+        """An update is over."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take it back."""

@@ -6,7 +6,6 @@ not belong to the support holds `lowest(dtype)` in both: its probability is 0, i
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import torch
@@ -86,4 +85,5 @@ def divergence(name: DivergenceName, mix: float | None) -> Callable[[Tensor, Ten
     if name in PLAIN:
         return PLAIN[name]
     assert mix is not None
-    return partial(MIXED[name], mix=mix)
+    mixed, share = MIXED[name], mix
+    return lambda log_p, log_q: mixed(log_p, log_q, share)

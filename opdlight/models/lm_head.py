@@ -79,15 +79,16 @@ def log_normaliser(hidden: Tensor, head: LMHead, temperature: float = 1.0, chunk
 
 
 def token_logprobs(
-    hidden: Tensor, head: LMHead, token_ids: Tensor, temperature: float = 1.0, chunk: int = CHUNK
+    hidden: Tensor, head: LMHead, token_ids: Tensor, temperature: float = 1.0, chunk: int = CHUNK, top_p: float = 1.0
 ) -> Tensor:
     """Log-probs of one token a position [N], with gradients: z_token / temperature − log Σ_v exp(z_v / temperature).
 
     Both terms come from the same product, so a log-prob never exceeds 0 by a rounding of bfloat16. Memory as in
-    `log_normaliser`.
+    `log_normaliser`. With `top_p` < 1 the sum is over the nucleus (the most probable tokens up to that mass) and the
+    token itself: the distribution that such sampling draws from.
     """
     pairs = zip(hidden.split(chunk), token_ids.split(chunk), strict=True)
-    return torch.cat([_again(_token_logprobs, h, head, temperature, ids) for h, ids in pairs])
+    return torch.cat([_again(_token_logprobs, h, head, temperature, ids, top_p) for h, ids in pairs])
 
 
 @torch.no_grad()
@@ -127,6 +128,16 @@ def logprobs_at(hidden: Tensor, head: LMHead, token_ids: Tensor, *, temperature:
     for h, ids in zip(hidden.split(chunk), token_ids.split(chunk), strict=True):
         logits = head.logits(h) / temperature
         parts.append(logits.gather(1, ids) - logits.logsumexp(-1, keepdim=True))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def entropy(hidden: Tensor, head: LMHead, *, temperature: float, chunk: int = CHUNK) -> Tensor:
+    """−Σ_v p log p over the full width V, in nats [N]; no gradient."""
+    parts = []
+    for h in hidden.split(chunk):
+        logprobs = (head.logits(h) / temperature).log_softmax(-1)
+        parts.append(-(logprobs.exp() * logprobs).sum(-1))
     return torch.cat(parts)
 
 
@@ -200,8 +211,18 @@ def _log_normaliser(hidden: Tensor, head: LMHead, temperature: float) -> Tensor:
     return (head.logits(hidden) / temperature).logsumexp(-1)
 
 
-def _token_logprobs(hidden: Tensor, head: LMHead, temperature: float, token_ids: Tensor) -> Tensor:
-    return _pick(head.logits(hidden) / temperature, token_ids)
+def _token_logprobs(hidden: Tensor, head: LMHead, temperature: float, token_ids: Tensor, top_p: float) -> Tensor:
+    logits = head.logits(hidden) / temperature
+    if top_p < 1.0:
+        logits = logits.masked_fill(_outside_nucleus(logits.detach(), token_ids, top_p), -torch.inf)
+    return _pick(logits, token_ids)
+
+
+def _outside_nucleus(logits: Tensor, token_ids: Tensor, top_p: float) -> Tensor:
+    probabilities, order = logits.softmax(-1).sort(-1, descending=True)
+    before = probabilities.cumsum(-1) - probabilities
+    outside = torch.empty_like(before, dtype=torch.bool).scatter_(1, order, before >= top_p)
+    return outside.scatter_(1, token_ids.unsqueeze(1), False)
 
 
 def _pick(logits: Tensor, token_ids: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from opdlight.losses import Needs
 from opdlight.models.backbone import check_head, head_of, hidden_at
 from opdlight.models.checkpoints import load_model, load_tokenizer
 from opdlight.models.lm_head import LMHead, log_normaliser, support_logits, token_logprobs, top_k
-from opdlight.types import Support, SupportScores, TokenBatch
+from opdlight.types import Support, SupportScores, TeacherScores, TokenBatch
 
 
 class Student(nn.Module):
@@ -75,19 +75,25 @@ class Student(nn.Module):
         hidden: Tensor,
         batch: TokenBatch,
         *,
-        support: Support | None,
-        teacher_sampled: Tensor | None,
+        teacher: TeacherScores,
         needs: Needs,
         temperature: float,
+        top_p: float = 1.0,
     ) -> SupportScores:
         """Exactly the scores that `needs` names, at the rollout temperature, from the hidden states [N, d]."""
-        head = self.head()
+        head, support = self.head(), teacher.support
+        sampled = None
+        if needs.sampled:
+            limit = top_p if needs.top_p else 1.0
+            sampled = token_logprobs(hidden, head, batch.target_ids, temperature, top_p=limit)
         return SupportScores(
             support=support,
             student_logits=None if support is None else _logits_on(support, hidden, head) / temperature,
             student_normaliser=log_normaliser(hidden, head, temperature) if needs.student_normaliser else None,
-            student_sampled=token_logprobs(hidden, head, batch.target_ids, temperature) if needs.sampled else None,
-            teacher_sampled=teacher_sampled,
+            student_sampled=sampled,
+            teacher_sampled=teacher.sampled,
+            teacher_entropy=teacher.entropy,
+            reference_sampled=teacher.reference,
         )
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:

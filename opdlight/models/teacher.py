@@ -1,6 +1,6 @@
 """The frozen models that score the student's tokens."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -11,10 +11,10 @@ from opdlight.errors import ConfigError
 from opdlight.losses import Needs, complete
 from opdlight.models.backbone import check_head, head_of, hidden_at
 from opdlight.models.checkpoints import load_model, load_tokenizer, resolve_model
-from opdlight.models.lm_head import LMHead, logprobs_at, token_logprobs, top_k, top_k_and_token
+from opdlight.models.lm_head import LMHead, entropy, logprobs_at, token_logprobs, top_k, top_k_and_token
 from opdlight.models.student import Student
 from opdlight.models.vocabulary import shared_size
-from opdlight.types import Support, TokenBatch
+from opdlight.types import Support, TeacherScores, TokenBatch
 
 
 class Teacher(nn.Module):
@@ -45,18 +45,21 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def score(
         self, batch: TokenBatch, *, needs: Needs, chosen: Tensor | None, temperature: float, limit: int
-    ) -> tuple[Support | None, Tensor | None]:
-        """The top-K or the vocabulary that `needs` names, and log-probs [N] of the sampled tokens; None if not asked.
+    ) -> TeacherScores:
+        """The top-K or the vocabulary that `needs` names, log-probs of the sampled tokens, the entropy: what is asked.
 
         Log-probs are at `temperature` and normalised over the teacher's full width; ids lie below `limit`. `chosen`
         [N, K] are ids that the student has named; None lets the teacher choose.
         """
-        if needs.support is None and not needs.teacher_sampled:
-            return None, None
+        if needs.support is None and not needs.teacher_sampled and not needs.teacher_entropy:
+            return TeacherScores()
         hidden, head = hidden_at(self._hidden_from_torch[0], batch), self.head()
+        wavering = entropy(hidden, head, temperature=temperature) if needs.teacher_entropy else None
         token: Tensor | None = None
         if needs.support is None:
-            return None, token_logprobs(hidden, head, batch.target_ids, temperature)
+            if needs.teacher_sampled:
+                token = token_logprobs(hidden, head, batch.target_ids, temperature)
+            return TeacherScores(sampled=token, entropy=wavering)
         if needs.support == "full_vocabulary":
             ids = torch.arange(limit, device=hidden.device).expand(len(hidden), -1)
             logprobs = logprobs_at(hidden, head, ids, temperature=temperature)
@@ -72,7 +75,8 @@ class Teacher(nn.Module):
             token = token_logprobs(hidden, head, batch.target_ids, temperature)
         kind = "full_vocabulary" if needs.support == "full_vocabulary" else _chooser(chosen)
         valid = torch.ones_like(ids, dtype=torch.bool)
-        return Support(token_ids=ids, teacher_logprobs=logprobs, valid=valid, kind=kind), token
+        support = Support(token_ids=ids, teacher_logprobs=logprobs, valid=valid, kind=kind)
+        return TeacherScores(support=support, sampled=token, entropy=wavering)
 
 
 class Teachers(nn.Module):
@@ -109,42 +113,45 @@ class Teachers(nn.Module):
             raise ConfigError.wrong("task", expected=f"one of {', '.join(self.teacher_of)}", got=task)
         return self._all()[self.teacher_of[task]]
 
-    def score(
-        self, batch: TokenBatch, *, needs: Needs, chosen: Tensor | None, temperature: float
-    ) -> tuple[Support | None, Tensor | None]:
-        """The support that a loss needs and log q(y) [N]; each row is read by the teacher of its task only."""
-        support, token = self._score(batch, needs, chosen, temperature)
-        return complete(support, needs, batch.target_ids, token), token
+    def score(self, batch: TokenBatch, *, needs: Needs, chosen: Tensor | None, temperature: float) -> TeacherScores:
+        """What `needs` asks for; each row is read by the teacher of its task only. `chosen`: ids the student named."""
+        found = self._score(batch, needs, chosen, temperature)
+        return replace(found, support=complete(found.support, needs, batch.target_ids, found.sampled))
 
-    def _score(
-        self, batch: TokenBatch, needs: Needs, named: Tensor | None, temperature: float
-    ) -> tuple[Support | None, Tensor | None]:
+    def _score(self, batch: TokenBatch, needs: Needs, named: Tensor | None, temperature: float) -> TeacherScores:
         ask: dict[str, Any] = {"needs": needs, "temperature": temperature, "limit": self.shared_vocabulary}
         teachers = [self.of(task) for task in batch.tasks]
         present = list(dict.fromkeys(teachers[i] for i in batch.task_index.unique().tolist()))
         if len(present) < 2:
             return (present[0] if present else teachers[0]).score(batch, chosen=named, **ask)
 
-        supports: list[Support] = []
-        tokens: list[Tensor] = []
-        chosen: list[Tensor] = []
+        parts: list[TeacherScores] = []
+        places: list[Tensor] = []
         for teacher in present:
             tasks = [i for i, t in enumerate(teachers) if t is teacher]
             at = torch.isin(batch.task_index, batch.task_index.new_tensor(tasks)).nonzero().squeeze(1)
-            chosen.append(at)
-            support, token = teacher.score(_positions(batch, at), chosen=None if named is None else named[at], **ask)
-            supports += [] if support is None else [support]
-            tokens += [] if token is None else [token]
-        back = torch.argsort(torch.cat(chosen))
-        joined = None
-        if supports:
-            joined = replace(
+            places.append(at)
+            parts.append(teacher.score(_positions(batch, at), chosen=None if named is None else named[at], **ask))
+        back = torch.argsort(torch.cat(places))
+        support = None
+        if parts[0].support is not None:
+            supports = [p.support for p in parts if p.support is not None]
+            support = replace(
                 supports[0],
                 token_ids=torch.cat([s.token_ids for s in supports])[back],
                 teacher_logprobs=torch.cat([s.teacher_logprobs for s in supports])[back],
                 valid=torch.cat([s.valid for s in supports])[back],
             )
-        return joined, torch.cat(tokens)[back] if tokens else None
+        return TeacherScores(
+            support=support,
+            sampled=_join([p.sampled for p in parts], back),
+            entropy=_join([p.entropy for p in parts], back),
+        )
+
+
+def _join(parts: Sequence[Tensor | None], back: Tensor) -> Tensor | None:
+    whole = [p for p in parts if p is not None]
+    return torch.cat(whole)[back] if whole else None
 
 
 def _chooser(chosen: Tensor | None) -> str:
@@ -163,6 +170,7 @@ def _positions(batch: TokenBatch, at: Tensor) -> TokenBatch:
         "token_position",
         "trajectory_index",
         "task_index",
+        "group_advantage",
     )
     wide = ("input_ids", "attention_mask", "position_ids")
     return replace(

@@ -6,7 +6,7 @@ from torch import Tensor
 from opdlight.losses import Needs, complete
 from opdlight.models import Student
 from opdlight.models.lm_head import LMHead, logprobs_at, token_logprobs, top_k
-from opdlight.types import Support, SupportScores, TokenBatch
+from opdlight.types import Support, SupportScores, TeacherScores, TokenBatch
 
 
 def batch_of(targets: Tensor, **fields: Tensor) -> TokenBatch:
@@ -25,6 +25,7 @@ def batch_of(targets: Tensor, **fields: Tensor) -> TokenBatch:
         "token_position": up,
         "trajectory_index": zeros,
         "task_index": zeros,
+        "group_advantage": torch.zeros(n),
         **fields,
     }
     return TokenBatch(**values, tasks=("a",), global_tokens=n)  # type: ignore[arg-type]
@@ -59,6 +60,5 @@ def scores_of(needs: Needs, z: Tensor, q: Tensor, targets: Tensor) -> SupportSco
         )
     token = token_logprobs(q, teacher, targets) if needs.teacher_sampled else None
     support = complete(support, needs, targets, token)
-    return Student.score(
-        student, z, batch_of(targets), support=support, teacher_sampled=token, needs=needs, temperature=1.0
-    )
+    scores = TeacherScores(support=support, sampled=token)
+    return Student.score(student, z, batch_of(targets), teacher=scores, needs=needs, temperature=1.0)

@@ -26,6 +26,7 @@ def batch_of(trajectory: list[int], position: list[int]) -> TokenBatch:
         token_position=torch.tensor(position, dtype=torch.long),
         trajectory_index=torch.tensor(trajectory, dtype=torch.long),
         task_index=zeros,
+        group_advantage=torch.zeros(n),
         tasks=("t",),
         global_tokens=n,
     )

@@ -188,7 +188,8 @@ def test_saved_adapter_on_its_base_is_the_student(student: Student, tmp_path: Pa
     torch.testing.assert_close(
         full_logits(load_model(tmp_path / "adapter", "float32"), batch), expected, atol=1e-4, rtol=1e-4
     )
-    _, token = Teacher(str(tmp_path / "adapter")).score(batch, needs=Needs(sampled=True), chosen=None, temperature=1.0, limit=300)
+    ask = {"needs": Needs(sampled=True), "chosen": None, "temperature": 1.0, "limit": 300}
+    token = Teacher(str(tmp_path / "adapter")).score(batch, **ask).sampled
     wanted = expected.log_softmax(-1).gather(1, batch.target_ids[:, None]).squeeze(1)
     torch.testing.assert_close(token, wanted, atol=1e-4, rtol=1e-4)
 

@@ -10,7 +10,7 @@ from opdlight.errors import CheckpointError, ConfigError
 from opdlight.losses import Needs, SupportMatching, token_mean
 from opdlight.models import Student
 from opdlight.models.backbone import check_head
-from opdlight.types import Support
+from opdlight.types import Support, TeacherScores
 from tests.models.tiny_models import ARCHITECTURES, build, full_logits, random_batch, save
 from tests.tiny import tiny_tokenizer
 
@@ -31,7 +31,7 @@ def loss_of(student: Student, sparse: bool = True) -> torch.Tensor:
     batch = random_batch([12, 7, 9])
     support, loss = random_support(batch.num_tokens), SupportMatching(k=6)
     scores = student.score(
-        student.hidden(batch), batch, support=support, teacher_sampled=None, needs=loss.needs, temperature=0.8
+        student.hidden(batch), batch, teacher=TeacherScores(support=support), needs=loss.needs, temperature=0.8
     )
     if not sparse:
         logits = full_logits(student.model, batch).gather(1, support.token_ids) / 0.8
@@ -87,8 +87,7 @@ def test_only_what_is_needed_is_scored(tmp_path: Path) -> None:
     scores = student.score(
         student.hidden(batch),
         batch,
-        support=None,
-        teacher_sampled=None,
+        teacher=TeacherScores(),
         needs=Needs(sampled=True, student_normaliser=True),
         temperature=1.3,
     )

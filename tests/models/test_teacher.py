@@ -11,7 +11,7 @@ from torch import Tensor
 from opdlight.errors import ConfigError, VocabularyError
 from opdlight.losses import Loss, Needs, SampledToken, SupportMatching
 from opdlight.models import Student, Teacher, Teachers
-from opdlight.types import SupportScores, TokenBatch
+from opdlight.types import SupportScores, TeacherScores, TokenBatch
 from tests.models.tiny_models import build, full_logits, random_batch, save
 from tests.tiny import tiny_tokenizer
 
@@ -31,7 +31,8 @@ def asks(k: int | None, sampled: bool) -> Needs:
 
 def test_score_is_the_top_of_the_full_distribution(tmp_path: Path) -> None:
     teacher, batch = Teacher(save(tmp_path)), random_batch([12, 7, 9])
-    support, token = teacher.score(batch, needs=asks(5, True), chosen=None, temperature=1.4, limit=200)
+    got = teacher.score(batch, needs=asks(5, True), chosen=None, temperature=1.4, limit=200)
+    support, token = got.support, got.sampled
     logits = full_logits(build("llama"), batch)
     ids, logprobs = expected_top_k(logits, 5, 1.4, 200)
     assert support is not None
@@ -45,12 +46,12 @@ def test_score_is_the_top_of_the_full_distribution(tmp_path: Path) -> None:
 def test_only_what_is_asked_is_scored(tmp_path: Path) -> None:
     teacher, batch = Teacher(save(tmp_path)), random_batch([9])
     ask = {"temperature": 1.0, "limit": 300}
-    _, token = teacher.score(batch, needs=asks(4, True), chosen=None, **ask)
-    assert teacher.score(batch, needs=asks(None, False), chosen=None, **ask) == (None, None)
-    assert teacher.score(batch, needs=asks(4, False), chosen=None, **ask)[1] is None
+    token = teacher.score(batch, needs=asks(4, True), chosen=None, **ask).sampled
+    assert teacher.score(batch, needs=asks(None, False), chosen=None, **ask) == TeacherScores()
+    assert teacher.score(batch, needs=asks(4, False), chosen=None, **ask).sampled is None
     alone = teacher.score(batch, needs=asks(None, True), chosen=None, **ask)
-    assert alone[0] is None
-    torch.testing.assert_close(alone[1], token)
+    assert alone.support is None
+    torch.testing.assert_close(alone.sampled, token)
 
 
 def test_teacher_is_frozen_and_stays_out_of_checkpoints_and_optimizers(tmp_path: Path) -> None:
@@ -58,8 +59,8 @@ def test_teacher_is_frozen_and_stays_out_of_checkpoints_and_optimizers(tmp_path:
     teachers = Teachers({"a": folder}, Student(folder)).train()
     assert not list(teachers.parameters())
     assert not teachers.state_dict()
-    support, _ = teachers.score(random_batch([9]), needs=asks(4, False), chosen=None, temperature=1.0)
-    again, _ = teachers.score(random_batch([9]), needs=asks(4, False), chosen=None, temperature=1.0)
+    support = teachers.score(random_batch([9]), needs=asks(4, False), chosen=None, temperature=1.0).support
+    again = teachers.score(random_batch([9]), needs=asks(4, False), chosen=None, temperature=1.0).support
     assert support is not None
     assert again is not None
     assert not support.teacher_logprobs.requires_grad
@@ -96,7 +97,8 @@ def test_each_row_is_scored_by_the_teacher_of_its_task_only(k: int | None, sampl
         model.get_decoder().register_forward_pre_hook(
             lambda module, args, kwargs, rows=rows: rows.append(kwargs["input_ids"].shape), with_kwargs=True
         )
-    support, token = teachers.score(batch, needs=asks(k, sampled), chosen=None, temperature=1.0)
+    got = teachers.score(batch, needs=asks(k, sampled), chosen=None, temperature=1.0)
+    support, token = got.support, got.sampled
     # rows 0, 2, 3, 5 are of a and c; rows 1, 4 of b: one pass each, no wider than its longest row
     if k is not None or sampled:
         assert seen == {"a": [(4, 12)], "b": [(2, 14)]}
@@ -117,9 +119,9 @@ def test_each_row_is_scored_by_the_teacher_of_its_task_only(k: int | None, sampl
 def test_batch_without_a_loss_position(tmp_path: Path) -> None:
     first = save(tmp_path / "0")
     teachers = Teachers({"a": first, "b": save(tmp_path / "1", seed=1)}, Student(first))
-    support, token = teachers.score(
-        random_batch([2, 2], tasks=("a", "b")), needs=asks(4, True), chosen=None, temperature=1.0
-    )
+    batch = random_batch([2, 2], tasks=("a", "b"))
+    got = teachers.score(batch, needs=asks(4, True), chosen=None, temperature=1.0)
+    support, token = got.support, got.sampled
     assert support is not None
     assert token is not None
     assert support.token_ids.shape == (0, 4)
@@ -131,7 +133,9 @@ def test_support_never_names_an_id_that_the_student_lacks(tmp_path: Path) -> Non
     for teacher, student in ((wide, narrow), (narrow, wide)):
         teachers = Teachers({"a": teacher}, Student(student))
         assert teachers.shared_vocabulary == SHARED - 20
-        support, _ = teachers.score(random_batch([30], ids=200), needs=asks(20, False), chosen=None, temperature=1.0)
+        support = teachers.score(
+            random_batch([30], ids=200), needs=asks(20, False), chosen=None, temperature=1.0
+        ).support
         assert support is not None
         assert support.token_ids.max() < SHARED - 20
 
@@ -139,7 +143,7 @@ def test_support_never_names_an_id_that_the_student_lacks(tmp_path: Path) -> Non
 def test_padding_of_both_heads_is_never_in_a_support(tmp_path: Path) -> None:
     folder = save(tmp_path, width=SHARED + 70)
     teachers = Teachers({"a": folder}, Student(folder))
-    support, _ = teachers.score(random_batch([40]), needs=asks(60, False), chosen=None, temperature=1.0)
+    support = teachers.score(random_batch([40]), needs=asks(60, False), chosen=None, temperature=1.0).support
     assert support is not None
     assert teachers.shared_vocabulary == SHARED
     assert support.token_ids.max() < SHARED
@@ -169,12 +173,12 @@ def test_adapter_folder_is_merged_into_its_base(tmp_path: Path) -> None:
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     batch = random_batch([11, 8])
     teacher = Teacher(str(tmp_path / "adapter"))
-    support, _ = teacher.score(batch, needs=asks(5, False), chosen=None, temperature=1.0, limit=300)
+    support = teacher.score(batch, needs=asks(5, False), chosen=None, temperature=1.0, limit=300).support
     ids, logprobs = expected_top_k(full_logits(tuned.eval(), batch), 5, 1.0, 300)
     assert support is not None
     assert torch.equal(support.token_ids, ids)
     torch.testing.assert_close(support.teacher_logprobs, logprobs, atol=1e-4, rtol=1e-4)
-    plain, _ = Teacher(base).score(batch, needs=asks(5, False), chosen=None, temperature=1.0, limit=300)
+    plain = Teacher(base).score(batch, needs=asks(5, False), chosen=None, temperature=1.0, limit=300).support
     assert plain is not None
     assert not torch.allclose(plain.teacher_logprobs, logprobs, atol=1e-2)
 
@@ -182,8 +186,8 @@ def test_adapter_folder_is_merged_into_its_base(tmp_path: Path) -> None:
 def scored(student: Student, teachers: Teachers, loss: Loss, batch: TokenBatch) -> SupportScores:
     hidden = student.hidden(batch)
     chosen = student.chosen(hidden, loss.needs, temperature=1.0, limit=teachers.shared_vocabulary)
-    support, token = teachers.score(batch, needs=loss.needs, chosen=chosen, temperature=1.0)
-    return student.score(hidden, batch, support=support, teacher_sampled=token, needs=loss.needs, temperature=1.0)
+    teacher = teachers.score(batch, needs=loss.needs, chosen=chosen, temperature=1.0)
+    return student.score(hidden, batch, teacher=teacher, needs=loss.needs, temperature=1.0)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])

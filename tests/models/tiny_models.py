@@ -70,6 +70,7 @@ def random_batch(lengths: list[int], tasks: tuple[str, ...] = ("a",), seed: int 
         token_position=col,
         trajectory_index=row,
         task_index=row % len(tasks),
+        group_advantage=torch.zeros(len(at)),
         tasks=tasks,
         global_tokens=len(at),
     )
