@@ -134,6 +134,20 @@ GLOSSARY: dict[str, Entry] = {
         "student tokens in the support", "share", "sampled positions", "over 0.9"
     ),
     "coverage/overlap/{task}": Entry("shared ids of both models' top-K", "share of K", "sampled positions", "rises"),
+    "mismatch/k1/{task}": Entry(
+        "engine against trainer: mean log μ(y) − log π(y), full distributions, temperature 1",
+        "nats",
+        "k1, sampled positions",
+        "below 0.01; 0 in float32",
+    ),
+    "mismatch/clipped/{task}": Entry(
+        "tokens whose weight π(y)/μ(y) is above the cap", "share", "sampled positions", "below 0.01"
+    ),
+    "kl/k1/{task}": Entry("KL(student‖teacher): mean log π(y)/q(y)", "nats", "k1, all loss positions", "falls to 0"),
+    "kl/k2/{task}": Entry("mean ½ (log π(y)/q(y))²", "nats", "k2 (biased), all loss positions", "falls to 0"),
+    "kl/k3/{task}": Entry(
+        "KL(student‖teacher): mean q(y)/π(y) − 1 − log q(y)/π(y)", "nats", "k3, all loss positions", "falls to 0"
+    ),
     "optimizer/grad_norm": Entry("2-norm of the gradient before clipping", "norm", "whole batch", "no spikes"),
     "optimizer/learning_rate": Entry("learning rate of this update", "1", "exact", "as scheduled"),
     "optimizer/skipped": Entry("update skipped: no loss position in the batch", "0 or 1", "exact", "0"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from opdlight.callbacks import SampleTable, StageProgress, TeacherSupportCoverage, Throughput
+from opdlight.callbacks import SampledTokenGaps, SampleTable, StageProgress, TeacherSupportCoverage, Throughput
 from opdlight.collate import Collate
-from opdlight.losses import SampledToken
+from opdlight.losses import SampledToken, SupportMatching
+from opdlight.metrics import describe
 from opdlight.models import Student, Teachers
 from opdlight.module import OnPolicyDistillation
 from opdlight.rollout import Sampling
@@ -161,3 +163,42 @@ def test_progress_on_a_terminal_shows_stage_and_trajectories(folders: tuple[str,
     assert "rollout" in text.getvalue()
     assert "3/8" in text.getvalue()
     assert "loss/train 0.250" in text.getvalue()
+
+
+@torch.no_grad()
+def test_gaps_of_the_sampled_token_equal_full_softmaxes(folders: tuple[str, str]) -> None:
+    module, watch = module_of(folders), SampledTokenGaps(cap=1.5)
+    made = [trajectory("a", [10, 11, 12], [20, 21, 2]), trajectory("b", [30, 31], [40, 41, 42, 2])]
+    (batch,) = module.collate(made)
+    hidden, scores = module.score(batch)
+    teacher = Student(folders[1]).model
+    logprobs = []
+    for one in made:
+        ids = torch.tensor([one.turns[0].prompt_ids + one.turns[0].completion_ids])
+        start = len(one.turns[0].prompt_ids) - 1
+        own, other = (m(ids).logits[0, start:-1].log_softmax(-1) for m in (module.student.model, teacher))
+        logprobs.append([t.gather(1, ids[0, start + 1 :, None]).squeeze(1) for t in (own, other)])
+    engine = torch.cat([own for own, _ in logprobs])  # rows of one length keep their order
+    engine = engine - torch.tensor([0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0])  # it disagrees about one token by e^½ = 1.65
+    watch.on_scores(module, replace(batch, sampled_logprobs=engine), hidden.detach(), scores)
+    watch.on_train_batch_end(None, module, {}, None, 0)  # type: ignore[arg-type]
+    logged: dict[str, float] = module.logged  # type: ignore[assignment]
+    assert logged["mismatch/k1/b"] == pytest.approx(-0.5 / 4, abs=1e-5)
+    assert logged["mismatch/clipped/b"] == pytest.approx(1 / 4)
+    assert logged["mismatch/k1/a"] == pytest.approx(0.0, abs=1e-5)
+    assert logged["mismatch/clipped/a"] == 0
+    for task, (own, other) in zip("ab", logprobs, strict=True):
+        ratio = own - other
+        assert logged[f"kl/k1/{task}"] == pytest.approx(ratio.mean().item(), abs=1e-5)
+        assert logged[f"kl/k2/{task}"] == pytest.approx((ratio**2 / 2).mean().item(), abs=1e-5)
+        assert logged[f"kl/k3/{task}"] == pytest.approx((ratio + (-ratio).exp() - 1).mean().item(), rel=1e-4)
+    assert all(describe(key) for key in logged)
+
+
+def test_gaps_stay_silent_about_the_teacher_where_the_loss_does_not_score_the_token(folders: tuple[str, str]) -> None:
+    module, watch = module_of(folders), SampledTokenGaps()
+    module.loss = SupportMatching(k=4)
+    (batch,) = module.collate([trajectory("a", [10, 11], [20, 2])])
+    hidden, scores = module.score(batch)
+    watch.on_scores(module, batch, hidden.detach(), scores)
+    assert {key.split("/")[0] for key in watch.sums} == {"mismatch"}
