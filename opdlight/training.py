@@ -49,6 +49,8 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     reference = None
     if loss.needs.reference:
         reference = Teachers(dict.fromkeys(mixture.names, cfg.model.student.model), student, dtype=cfg.model.dtype)
+    if cfg.rollout.mini_batches < 1:
+        raise ConfigError.wrong("rollout.mini_batches", expected="at least 1", got=cfg.rollout.mini_batches)
     if loss.needs.group_advantage and cfg.rollout.group_size < 2:
         raise ConfigError.wrong(
             "rollout.group_size", expected="at least 2 beside `loss.reward_weight`", got=cfg.rollout.group_size

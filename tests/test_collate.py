@@ -1,9 +1,11 @@
 """Hand-made token ids; the expected mask is drawn above each case."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from opdlight.collate import Collate, count_splits
+from opdlight.collate import Collate, count_splits, group_advantages
 from opdlight.types import Status, Trajectory, Turn
 
 
@@ -115,3 +117,18 @@ def test_a_trajectory_over_the_budget_is_a_micro_batch_by_itself() -> None:
 def test_an_empty_prompt_is_an_error() -> None:
     with pytest.raises(ValueError, match="prompt_ids"):
         collate()([trajectory(turn([], [7]))])
+
+
+def test_reward_counts_against_the_group() -> None:
+    #  group      a0   a0   a0   a1   a1   b0        (a1: all alike; b0: alone)
+    #  reward      1    0    0    1    1    1        mean 1/3, std √2/3
+    rewards = [("a", 0, 1.0), ("a", 0, 0.0), ("a", 0, 0.0), ("a", 1, 1.0), ("a", 1, 1.0), ("b", 0, 1.0)]
+    made = [
+        replace(trajectory(turn([10], [20 + i]), task=task), group=group, reward=reward)
+        for i, (task, group, reward) in enumerate(rewards)
+    ]
+    assert group_advantages(made) == pytest.approx([2**0.5, -(0.5**0.5), -(0.5**0.5), 0, 0, 0])
+    (batch,) = collate()(made)
+    by_token = dict(zip(batch.target_ids.tolist(), batch.group_advantage.tolist(), strict=True))
+    assert [by_token[20 + i] for i in range(6)] == pytest.approx(group_advantages(made))
+    assert batch.group_advantage.dtype is torch.float32

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from opdlight.data import OnPolicyData, Task, TaskMixture
 from opdlight.losses import SampledToken, SupportMatching
 from opdlight.metrics import describe
 from opdlight.models import Student, Teachers
-from opdlight.module import OnPolicyDistillation, learning_rate
+from opdlight.models.lm_head import token_logprobs
+from opdlight.module import OnPolicyDistillation, in_parts, learning_rate
 from opdlight.publish import PublishWeights
 from opdlight.rollout import ChatRenderer, Collector, Limits, Sampling, ScriptedEngine
+from opdlight.types import Status, SupportScores, TokenBatch, Trajectory
 from tests.tiny import save_tiny
+
+EMPTY = Trajectory(task="a", group=0, seed=0, turns=[], reward=0.0, status=Status.FAILURE)
 
 
 class Count(TextEnv):
@@ -51,7 +56,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def parts(
-    folders: tuple[str, str], *, loss: Any = None, breaks: bool = False, answer: Any = None, **collate: Any
+    folders: tuple[str, str],
+    *,
+    loss: Any = None,
+    breaks: bool = False,
+    answer: Any = None,
+    mini_batches: int = 1,
+    **collate: Any,
 ) -> tuple[OnPolicyDistillation, OnPolicyData, ScriptedEngine]:
     mixture = TaskMixture({n: Task(env={"id": ""}, teacher=folders[1], episodes=3) for n in ("a", "b")}, "mixed")
     student = Student(folders[0])
@@ -72,6 +83,8 @@ def parts(
         evaluation=Sampling(),
         max_grad_norm=1e9,
         seed=0,
+        mini_batches=mini_batches,
+        reference=Teachers(dict.fromkeys(mixture.names, folders[0]), student),
     )
     return module, OnPolicyData(mixture, updates=3, groups=2, group_size=2, seed=0), engine
 
@@ -191,6 +204,75 @@ def test_faults_are_trained_through(folders: tuple[str, str], tmp_path: Path, lo
     assert engine.policy_version == module.updates
     if "breaks" in fault:
         assert trainer.callback_metrics["rollout/env_error"] > 0
+
+
+def test_several_updates_a_rollout_share_its_groups_and_remember_its_policy(
+    folders: tuple[str, str], tmp_path: Path
+) -> None:
+    module, data, engine = parts(folders, loss=SampledToken(clip=0.2), mini_batches=2)
+    start = Student(folders[0])
+    seen: list[tuple[int, set[int], TokenBatch]] = []
+    learn = module.learn
+
+    def watch(batches: list[TokenBatch]) -> torch.Tensor:
+        seen.extend((module.updates, set(b.trajectory_index.tolist()), b) for b in batches)
+        return learn(batches)
+
+    module.learn = watch  # type: ignore[method-assign]
+    fit(module, data, tmp_path, limit_train_batches=1)
+    assert module.updates == engine.policy_version == 2
+    assert [updates for updates, _, _ in seen] == [0, 1]
+    first, second = (batch for _, _, batch in seen)
+    assert first.rollout_logprobs is None
+    assert second.rollout_logprobs is not None  # of the student before the first of the two updates
+    before = token_logprobs(start.hidden(second), start.head(), second.target_ids)
+    torch.testing.assert_close(second.rollout_logprobs, before.detach())
+    after = token_logprobs(module.student.hidden(second), module.student.head(), second.target_ids)
+    assert not torch.allclose(after, before, atol=1e-3)
+
+
+def test_shares_hold_whole_groups() -> None:
+    made = [replace(EMPTY, task=task, group=group) for task in "ab" for group in range(3) for _ in range(2)]
+    shares = in_parts(made, 4)
+    assert sorted(len(share) for share in shares) == [2, 2, 4, 4]
+    assert sorted((t.task, t.group) for share in shares for t in share) == [(t.task, t.group) for t in made]
+    groups = [{(t.task, t.group) for t in share} for share in shares]
+    assert sum(len(g) for g in groups) == len(set.union(*groups)) == 6
+    assert in_parts(made[:2], 2) == [made[:2], []]
+
+
+def test_reference_is_the_student_at_the_start(folders: tuple[str, str], tmp_path: Path) -> None:
+    module, data, _ = parts(folders, loss=SampledToken(extrapolation=1.5))
+    gaps: list[float] = []
+
+    class Watch(L.Callback):
+        def on_scores(self, module: Any, batch: Any, hidden: Any, scores: SupportScores) -> None:
+            assert scores.reference_sampled is not None
+            assert scores.student_sampled is not None
+            gaps.append(float((scores.reference_sampled - scores.student_sampled.detach()).abs().max()))
+
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=1, callbacks=[PublishWeights(), Watch()], logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    assert gaps[0] < 1e-5
+    assert min(gaps[1:]) > 1e-3
+
+
+def test_what_a_loss_remembers_is_in_the_checkpoint(folders: tuple[str, str], tmp_path: Path) -> None:
+    module, data, _ = parts(folders, loss=SampledToken(baseline="running_mean"))
+    trainer = fit(module, data, tmp_path)
+    assert isinstance(module.loss, SampledToken)
+    assert module.loss.running.count > 0
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again, data, _ = parts(folders, loss=SampledToken(baseline="running_mean"))
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    again.on_load_checkpoint(checkpoint)
+    assert isinstance(again.loss, SampledToken)
+    assert again.loss.state() == module.loss.state()
+    assert again.updates == 3
 
 
 def test_every_logged_key_is_in_the_glossary(folders: tuple[str, str], tmp_path: Path) -> None:

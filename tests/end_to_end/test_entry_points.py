@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opdlight.config import EvaluateConfig, SftConfig, TrainConfig, compose
+from opdlight.config.entry import CONF
 from opdlight.evaluation import evaluate
 from opdlight.metrics import describe
 from opdlight.supervised import sft
@@ -82,11 +84,33 @@ def test_every_composition_loads_and_starts(task: str, loss: str, trainer: str, 
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["tasks"]
 
 
+@pytest.mark.parametrize("loss", sorted(path.stem for path in (CONF / "loss").glob("*.yaml")))
+def test_every_loss_trains(loss: str, tmp_path: Path) -> None:
+    overrides = [
+        f"loss={loss}",
+        "task=sums",
+        f"run_dir={tmp_path / 'run'}",
+        *SMALL,
+        "rollout.mini_batches=2",
+        "trainer.max_steps=4",
+    ]
+    fake = ["engine._target_=tests.fakes.AnsweringEngine", "task.tasks.sums.episodes=1", "evaluate_teachers=false"]
+    train(compose("train", TrainConfig, [*overrides, *fake]))
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        losses = [float(row["loss/train"]) for row in csv.DictReader(file) if row["loss/train"]]
+    assert losses
+    assert all(math.isfinite(value) for value in losses)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("loss.k=1", r"Cannot build `loss`: Expected `loss.k` to be at least 2, but got 1"),
         ("mask.tokens=[-1]", r"Cannot build `mask`: Expected `mask.tokens` to hold token ids"),
+        ("loss=topk_jsd loss.mix=2.0", r"Cannot build `loss`: Expected `loss.mix` to be in (0, 1), but got 2.0"),
+        ("loss=sampled_token_reward", "Expected `rollout.group_size` to be at least 2 beside `loss.reward_weight`"),
+        ("loss=importance_weighted sampling.temperature=0.7", "Expected `sampling.temperature` to be 1 for importance"),
+        ("rollout.mini_batches=0", "Expected `rollout.mini_batches` to be at least 1, but got 0"),
         ("optimizer.lr=-1", r"Cannot build `optimizer`: Invalid learning rate: -1"),
     ],
 )
@@ -94,7 +118,7 @@ def test_a_part_that_refuses_its_arguments_is_one_message(
     override: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine = "engine._target_=tests.fakes.AnsweringEngine"
-    monkeypatch.setattr("sys.argv", ["train", "task=sums", override, engine, f"hydra.run.dir={tmp_path}"])
+    monkeypatch.setattr("sys.argv", ["train", "task=sums", *override.split(), engine, f"hydra.run.dir={tmp_path}"])
     with pytest.raises(SystemExit, match="2"):
         main()
     error = capsys.readouterr().err

@@ -191,7 +191,19 @@ def scored(student: Student, teachers: Teachers, loss: Loss, batch: TokenBatch) 
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
-@pytest.mark.parametrize("loss", [SupportMatching(k=8), SampledToken(), SampledToken(gamma=1.0)], ids=str)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        SupportMatching(k=8),
+        SupportMatching(support="student_top_k_and_sampled", k=8),
+        SupportMatching(support="teacher_nucleus", nucleus=0.8, k=8),
+        SupportMatching(support="full_vocabulary", divergence="jsd", mix=0.5),
+        SupportMatching(k=8, outside="sampled_tail", divergence="stop_gradient"),
+        SampledToken(),
+        SampledToken(gamma=1.0, baseline="expected", k=8),
+    ],
+    ids=str,
+)
 def test_student_that_is_its_teacher_has_nothing_to_learn(architecture: str, loss: Loss, tmp_path: Path) -> None:
     folder = save(tmp_path, architecture)
     student, batch = Student(folder).double(), random_batch([12, 9])
@@ -218,3 +230,39 @@ def test_unknown_task_and_no_teacher_are_refused(tmp_path: Path) -> None:
         Teachers({"a": str(tmp_path)}, student).score(
             random_batch([6], ("z",)), needs=asks(4, False), chosen=None, temperature=1.0
         )
+
+
+def test_what_the_student_names_is_scored_by_the_teacher_of_the_task(tmp_path: Path) -> None:
+    first, second = save(tmp_path / "0"), save(tmp_path / "1", seed=1)
+    student = Student(save(tmp_path / "2", seed=2))
+    teachers = Teachers({"a": first, "b": second}, student)
+    batch = random_batch([12, 7, 9, 5], tasks=("a", "b"))
+    loss = SupportMatching(support="student_top_k_and_sampled", k=6)
+    scores = scored(student, teachers, loss, batch)
+    assert scores.support is not None
+    own = full_logits(build("llama", 2), batch)[:, :SHARED].topk(6).indices
+    assert torch.equal(scores.support.token_ids[:, :6], own)
+    assert torch.equal(scores.support.token_ids[:, 6], batch.target_ids)
+    logits = [full_logits(build("llama", seed), batch) for seed in (0, 1)]
+    expected = torch.where((batch.task_index == 1)[:, None], logits[1], logits[0]).log_softmax(-1)
+    torch.testing.assert_close(
+        scores.support.teacher_logprobs, expected.gather(1, scores.support.token_ids), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_full_vocabulary_and_entropy_of_the_teacher(tmp_path: Path) -> None:
+    student = Student(save(tmp_path / "s"))
+    teachers, batch = Teachers({"a": save(tmp_path / "t", seed=1)}, student), random_batch([12, 9])
+    logprobs = (full_logits(build("llama", 1), batch) / 1.3).log_softmax(-1)
+    needs = Needs(support="full_vocabulary", teacher_entropy=True)
+    found = teachers.score(batch, needs=needs, chosen=None, temperature=1.3)
+    assert found.support is not None
+    torch.testing.assert_close(found.support.teacher_logprobs, logprobs[:, :SHARED], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.entropy, -(logprobs.exp() * logprobs).sum(-1), atol=1e-4, rtol=1e-4)
+    alone = teachers.score(batch, needs=Needs(teacher_entropy=True), chosen=None, temperature=1.3)
+    torch.testing.assert_close(alone.entropy, found.entropy)
+    loss = SupportMatching(support="full_vocabulary")
+    scores = scored(student, teachers, loss, batch)
+    assert scores.student_logits is not None
+    own = full_logits(student.model, batch)[:, :SHARED]
+    torch.testing.assert_close(scores.student_logits, own, atol=1e-4, rtol=1e-4)
