@@ -1,0 +1,123 @@
+"""Two language models small enough to be known exactly: Markov chains over V tokens, given by tables of logits."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from opdlight.losses import Loss, Needs, Remembers, complete
+from opdlight.models.lm_head import LMHead, log_normaliser, logprobs_at, support_logits, token_logprobs, top_k
+from opdlight.types import Support, SupportScores, TokenBatch
+
+
+def table_scores(needs: Needs, z: Tensor, q: Tensor, tokens: Tensor) -> SupportScores:
+    """What a loss sees of student logits z and teacher logits q [N, V]: the real LM head with the identity as weight.
+
+    Temperature 1; no reference model, no entropy.
+    """
+    head = LMHead(weight=torch.eye(z.shape[1], dtype=z.dtype))
+    size, support, chosen = z.shape[1], None, None
+    if needs.support is not None:
+        by_student = needs.support.startswith("student")
+        if needs.support == "full_vocabulary":
+            chosen = torch.arange(size).expand(len(z), -1)
+        else:
+            chosen, _ = top_k(z if by_student else q, head, needs.k, limit=size)
+        logprobs = logprobs_at(q, head, chosen, temperature=1.0)
+        kind = "student_top_k" if by_student else "teacher_top_k"
+        support = Support(
+            token_ids=chosen, teacher_logprobs=logprobs, valid=torch.ones_like(chosen, dtype=torch.bool), kind=kind
+        )
+    teacher_sampled = token_logprobs(q, head, tokens) if needs.teacher_sampled else None
+    support = complete(support, needs, tokens, teacher_sampled)
+    return SupportScores(
+        support=support,
+        student_logits=None if support is None else support_logits(z, head, support.token_ids),
+        student_normaliser=log_normaliser(z, head) if needs.student_normaliser else None,
+        student_sampled=token_logprobs(z, head, tokens) if needs.sampled else None,
+        teacher_sampled=teacher_sampled,
+    )
+
+
+def table_batch(tokens: Tensor, length: int) -> TokenBatch:
+    """Sequences of `length` tokens, one after the other in `tokens` [N]."""
+    n = len(tokens)
+    zeros, up = torch.zeros(n, dtype=torch.long), torch.arange(n)
+    return TokenBatch(
+        input_ids=torch.zeros(1, n + 1, dtype=torch.long),
+        attention_mask=torch.ones(1, n + 1, dtype=torch.bool),
+        position_ids=torch.arange(n + 1).unsqueeze(0),
+        row_index=zeros,
+        col_index=up,
+        target_ids=tokens,
+        sampled_logprobs=torch.zeros(n),
+        turn_index=zeros,
+        token_position=up % length,
+        trajectory_index=up // length,
+        task_index=zeros,
+        group_advantage=torch.zeros(n),
+        tasks=("chain",),
+        global_tokens=n,
+    )
+
+
+def random_pair(vocabulary: int, gap: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Logits of a student and of a teacher that differs from it by noise of size `gap`, [V+1, V]; row V starts."""
+    generator = torch.Generator().manual_seed(seed)
+    student, noise = torch.randn(2, vocabulary + 1, vocabulary, generator=generator, dtype=torch.float64).unbind()
+    return student, student + gap * noise
+
+
+def sample(student: Tensor, count: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`count` sequences of the student: states [count, length] (the token before, V at the start) and tokens."""
+    probabilities = student.softmax(-1)
+    state = torch.full((count,), student.shape[1])
+    states, tokens = [], []
+    for _ in range(length):
+        states.append(state)
+        state = torch.multinomial(probabilities[state], 1, generator=generator).squeeze(1)
+        tokens.append(state)
+    return torch.stack(states, 1), torch.stack(tokens, 1)
+
+
+def sequence_gradients(student: Tensor, teacher: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The exact gradients [V+1, V] of KL(student‖teacher) over sequences, and of the same with the visits held fixed.
+
+    KL = Σ_t Σ_s d_t(s) KL_s, d_t the distribution of states. The second lets no gradient through d: it is what a
+    token-level estimator aims at.
+    """
+    theta = student.clone().requires_grad_()
+    log_pi = theta.log_softmax(-1)
+    local = (log_pi.exp() * (log_pi - teacher.log_softmax(-1))).sum(-1)
+    visits = torch.zeros(len(theta), dtype=theta.dtype)
+    visits[-1] = 1.0
+    total, frozen = torch.zeros((), dtype=theta.dtype), torch.zeros((), dtype=theta.dtype)
+    for _ in range(length):
+        total = total + (visits * local).sum()
+        frozen = frozen + (visits.detach() * local).sum()
+        visits = torch.cat([visits @ log_pi.exp(), torch.zeros(1, dtype=theta.dtype)])
+    exact = torch.autograd.grad(total, theta, retain_graph=True)[0]
+    return exact, torch.autograd.grad(frozen, theta)[0]
+
+
+def gradients(loss: Loss, student: Tensor, teacher: Tensor, states: Tensor, tokens: Tensor) -> Tensor:
+    """Each sequence's own estimate Σ_t ∂ℓ_t/∂θ, [count, (V+1)·V], in one backward pass.
+
+    A token's loss reaches θ only through the logits of its own state, so the gradient of the sum over all sequences in
+    those logits, added up by sequence and state, is every sequence's own.
+    """
+    count, length = tokens.shape
+    z = student[states.flatten()].requires_grad_()
+    scores = table_scores(loss.needs, z, teacher[states.flatten()], tokens.flatten())
+    batch = table_batch(tokens.flatten(), length)
+    (each,) = torch.autograd.grad(loss(scores, replace(batch, global_tokens=count)).sum(), z)
+    place = (torch.arange(count).repeat_interleave(length)) * len(student) + states.flatten()
+    found = each.new_zeros(count * len(student), student.shape[1]).index_add_(0, place, each)
+    return found.view(count, -1)
+
+
+def remember(loss: Loss, student: Tensor, teacher: Tensor, length: int, generator: torch.Generator) -> None:
+    """Let a loss with a running mean see an earlier update, as it would in training."""
+    if isinstance(loss, Remembers):
+        gradients(loss, student, teacher, *sample(student, 512, length, generator))
+        loss.end_update()
