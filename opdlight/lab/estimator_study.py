@@ -92,7 +92,7 @@ def chain_rows(
 
 
 def growth(rows: list[Row], name: str, quantity: str, shortest: int) -> Mean:
-    """The exponent a of quantity ∝ T^a: slope of a line through the logarithms, a seed at a time, from `shortest` on."""
+    """The exponent a of quantity ∝ T^a from `shortest` on: slope of the line through the logarithms, seed by seed."""
     slopes = []
     for seed in sorted({r.seed for r in rows}):
         mine = [r for r in rows if r.estimator == name and r.seed == seed and r.length >= shortest]
