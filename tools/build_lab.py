@@ -45,6 +45,7 @@ DEMONSTRATIONS = (  # file, task, episodes, seed, share of random actions
     ("games.jsonl", "alfworld", 16_000, 202, 0.25),
     ("more-games.jsonl", "alfworld", 12_000, 201, 0.25),
     ("clumsy-games.jsonl", "alfworld", 12_000, 203, 0.4),
+    ("last-games.jsonl", "alfworld", 5_500, 204, 0.4),
     ("wild-games.jsonl", "alfworld", 4_000, 205, 0.6),
 )
 
@@ -72,7 +73,8 @@ PASSES = {  # each starts from the one before
         Pass("clumsy-documents.jsonl", 450, 32, 2e-3, 48),
         Pass("both.jsonl", 600, 32, 2e-3, 62),
         Pass("more-of-both.jsonl", 500, 32, 2e-3, 67),
-        Pass("bad-replies.jsonl", 150, 48, 1e-3, 68),
+        Pass("most-games.jsonl", 400, 32, 2e-3, 71),
+        Pass("bad-replies.jsonl", 150, 48, 1e-3, 74),
     ),
 }
 
@@ -184,7 +186,7 @@ def demonstrations(work: Path, scale: float, workers: int) -> None:
 
 def mixtures(work: Path, tokenizer: PreTrainedTokenizerFast, scale: float) -> None:
     """What the passes learn from, beside the experts' games and sums as they are."""
-    sums, games, more, clumsy, wild = (read_demonstrations(work / name) for name, *_ in DEMONSTRATIONS)
+    sums, games, more, clumsy, last, wild = (read_demonstrations(work / name) for name, *_ in DEMONSTRATIONS)
     sloppy = list(sloppy_sums(sums, share=0.6, seed=1))
 
     def first(found: list[Demonstration], count: int, after: int = 0) -> list[Demonstration]:
@@ -198,6 +200,8 @@ def mixtures(work: Path, tokenizer: PreTrainedTokenizerFast, scale: float) -> No
         write_demonstrations(work / name, (document(d, tokenizer) for d in chosen))
     write_demonstrations(work / "both.jsonl", first(sums, 12_000) + first(games, 12_000, after=4_000))
     write_demonstrations(work / "more-of-both.jsonl", first(sums, 9_000, after=12_000) + first(more, 9_000))
+    rest = first(games, 4_000) + first(more, 3_000, after=9_000) + last
+    write_demonstrations(work / "most-games.jsonl", first(sums, 4_200, after=21_000) + rest)
     bad = [replace(d, steps=[replace(s, learn=True) for s in d.steps]) for d in wild]  # random actions are learnt too
     write_demonstrations(work / "bad-replies.jsonl", bad + list(sloppy_sums(first(sums, 8_000), share=0.8, seed=7)))
 
