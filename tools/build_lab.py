@@ -2,9 +2,9 @@
 
 Recipe: one BPE tokenizer over both tasks' texts. The maths teacher is trained from scratch on worked sums. The ALFWorld
 teacher is trained from scratch as a language model of whole games (what a room answers teaches it to copy names), then
-on the expert's replies alone. The student starts from the maths teacher and becomes a language model of whole
-transcripts that are not good: ALFWorld games in which a quarter, later two fifths, of the actions are random, and sums
-that drop the carry. So it is weak but alive, and can do better than it does.
+on the expert's replies alone. The student starts from the maths teacher, becomes a language model of whole transcripts
+of both tasks, learns the experts' replies, and at last imitates bad ones: games in which three fifths of the actions
+are random, and sums that drop the carry. So it is weak but alive, and knows more than it does.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,8 @@ DEMONSTRATIONS = (  # file, task, episodes, seed, share of random actions
     ("games.jsonl", "alfworld", 16_000, 202, 0.25),
     ("more-games.jsonl", "alfworld", 12_000, 201, 0.25),
     ("clumsy-games.jsonl", "alfworld", 12_000, 203, 0.4),
+    ("last-games.jsonl", "alfworld", 5_500, 204, 0.4),
+    ("wild-games.jsonl", "alfworld", 4_000, 205, 0.6),
 )
 
 
@@ -68,6 +71,10 @@ PASSES = {  # each starts from the one before
     "student": (
         Pass("mediocre-documents.jsonl", 750, 32, 2.5e-3, 47),
         Pass("clumsy-documents.jsonl", 450, 32, 2e-3, 48),
+        Pass("both.jsonl", 600, 32, 2e-3, 62),
+        Pass("more-of-both.jsonl", 500, 32, 2e-3, 67),
+        Pass("most-games.jsonl", 400, 32, 2e-3, 71),
+        Pass("bad-replies.jsonl", 150, 48, 1e-3, 74),
     ),
 }
 
@@ -177,17 +184,26 @@ def demonstrations(work: Path, scale: float, workers: int) -> None:
         write_demonstrations(work / name, track(found, name, total=episodes))
 
 
-def documents(work: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Whole transcripts: games for the teacher, games and sloppy sums for the student."""
-    games, clumsy = read_demonstrations(work / "games.jsonl"), read_demonstrations(work / "clumsy-games.jsonl")
-    sloppy = list(sloppy_sums(read_demonstrations(work / "sums.jsonl"), share=0.6, seed=1))
-    first, second = len(games) * 5 // 16, len(clumsy) // 3
-    for name, chosen in (
+def mixtures(work: Path, tokenizer: PreTrainedTokenizerFast, scale: float) -> None:
+    """What the passes learn from, beside the experts' games and sums as they are."""
+    sums, games, more, clumsy, last, wild = (read_demonstrations(work / name) for name, *_ in DEMONSTRATIONS)
+    sloppy = list(sloppy_sums(sums, share=0.6, seed=1))
+
+    def first(found: list[Demonstration], count: int, after: int = 0) -> list[Demonstration]:
+        return found[round(after * scale) : round((after + count) * scale)]
+
+    for name, chosen in (  # whole transcripts
         ("documents.jsonl", games),
-        ("mediocre-documents.jsonl", games[: len(games) * 7 // 8] + sloppy[:first]),
-        ("clumsy-documents.jsonl", clumsy + sloppy[first : first + second]),
+        ("mediocre-documents.jsonl", first(games, 14_000) + first(sloppy, 5_000)),
+        ("clumsy-documents.jsonl", clumsy + first(sloppy, 4_000, after=5_000)),
     ):
         write_demonstrations(work / name, (document(d, tokenizer) for d in chosen))
+    write_demonstrations(work / "both.jsonl", first(sums, 12_000) + first(games, 12_000, after=4_000))
+    write_demonstrations(work / "more-of-both.jsonl", first(sums, 9_000, after=12_000) + first(more, 9_000))
+    rest = first(games, 4_000) + first(more, 3_000, after=9_000) + last
+    write_demonstrations(work / "most-games.jsonl", first(sums, 4_200, after=21_000) + rest)
+    bad = [replace(d, steps=[replace(s, learn=True) for s in d.steps]) for d in wild]  # random actions are learnt too
+    write_demonstrations(work / "bad-replies.jsonl", bad + list(sloppy_sums(first(sums, 8_000), share=0.8, seed=7)))
 
 
 def train(name: str, work: Path, scale: float) -> None:
@@ -238,7 +254,7 @@ def main() -> None:
         elif stage == "tokenizer":
             tokenizer = build_tokenizer([work / "sums.jsonl", work / "games.jsonl"], work / "tokenizer", 768)
             blank_model(tokenizer, work / "blank", seed=1)
-            documents(work, tokenizer)
+            mixtures(work, tokenizer, args.scale)
         elif stage in PASSES:
             train(stage, work, args.scale)
         elif stage == "bundle":
