@@ -1,7 +1,7 @@
 """What the top level of each entry point's config holds."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from opdlight.config.values import Node
 
@@ -88,3 +88,25 @@ class EvaluateConfig(RunConfig):
     sampling: Node
     engine: Node
     env_threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToySensitivityConfig:
+    """The smaller passes of `opdlight.lab.toy`: what each of them changes in the setting."""
+
+    iterations: int
+    gammas: list[float]
+    settings: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToyConfig:
+    """The top level of conf/toy.yaml."""
+
+    seeds: list[int]
+    gammas: list[float]
+    iterations: int
+    window: int
+    setting: Node
+    sensitivity: ToySensitivityConfig | None
+    run_dir: str

@@ -1,0 +1,20 @@
+"""Gradient variance against the discount γ on a walk on a line: `python -m opdlight.lab.toy` (PAPER, toy study)."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from opdlight.config import ToyConfig, hydra_entry
+
+
+def run(cfg: DictConfig) -> Any:
+    """Hand the checked config over; a mistake in it was reported before the slow imports."""
+    from opdlight.lab.toy_study import toy
+
+    return toy(cfg)
+
+
+main = hydra_entry("toy", ToyConfig, module="opdlight.lab.toy")(run)
+
+if __name__ == "__main__":
+    main()

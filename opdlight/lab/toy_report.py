@@ -1,0 +1,132 @@
+"""The toy study in numbers: rows of `toy.csv`, the tables on the terminal, `summary.json`."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from opdlight.lab.intervals import Mean
+from opdlight.lab.toy_training import Outcome
+from opdlight.lab.toy_walk import WALKS
+
+OFF_TARGET = 0.5  # a tenth of the way: a student that ends so much further from the target than its teacher has drifted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one γ came to, over the seeds."""
+
+    gamma: float
+    variance: Mean  # log₁₀ of the gradient variance, mean over all iterations of both tasks
+    ratio: Mean  # the same less that of the lowest γ with the same seed
+    reverse_kl: Mean  # after training, mean of both tasks, nats per step
+    distance: dict[str, Mean]  # after training, by task
+    off_target: int  # of `walkers`
+    walkers: int  # seeds × tasks
+
+
+def table_rows(outcome: Outcome) -> list[Row]:
+    """One row a γ, in the order of the study."""
+    gammas = list(dict.fromkeys(g for _, g in outcome.runs))
+    log_variance = _by_gamma(outcome.variance.log10().mean(0), len(gammas))  # [γ, seed]
+    lowest = log_variance[gammas.index(min(gammas))]
+    kl = torch.stack([_by_gamma(e.reverse_kl, len(gammas)) for e in outcome.students.values()]).mean(0)
+    distance = {name: _by_gamma(e.distance, len(gammas)) for name, e in outcome.students.items()}
+    off = {name: ~(d <= outcome.teachers[name].distance + OFF_TARGET) for name, d in distance.items()}  # NaN is off
+    return [
+        Row(
+            gamma=gamma,
+            variance=Mean.of(log_variance[i].tolist()),
+            ratio=Mean.of((log_variance[i] - lowest).tolist()),
+            reverse_kl=Mean.of(kl[i].tolist()),
+            distance={name: Mean.of(d[i].tolist()) for name, d in distance.items()},
+            off_target=sum(int(o[i].sum()) for o in off.values()),
+            walkers=sum(len(o[i]) for o in off.values()),
+        )
+        for i, gamma in enumerate(gammas)
+    ]
+
+
+def rising(outcome: Outcome) -> tuple[int, int]:
+    """In how many seeds of all the mean log variance rises with every step of γ (in ascending order)."""
+    gammas = list(dict.fromkeys(g for _, g in outcome.runs))
+    log_variance = _by_gamma(outcome.variance.log10().mean(0), len(gammas))
+    ascending = log_variance[sorted(range(len(gammas)), key=gammas.__getitem__)]
+    return int((ascending.diff(dim=0) > 0).all(0).sum()), log_variance.shape[1]
+
+
+def main_table(rows: Sequence[Row], outcome: Outcome) -> Table:
+    """γ by γ: mean and 95 % interval over seeds."""
+    seeds = len({s for s, _ in outcome.runs})
+    table = Table("γ", "log₁₀ gradient variance", "– log₁₀ of the lowest γ", "reverse KL (nats/step)")
+    table.title = f"discounted on-policy distillation, mean ± 95 % interval over {seeds} seeds (Student t)"
+    for walk in WALKS:
+        table.add_column(f"end to target, {walk.name}")
+    table.add_column("off target")
+    for r in rows:
+        distances = [str(r.distance[w.name]) for w in WALKS]
+        numbers = [str(r.variance), str(r.ratio), str(r.reverse_kl), *distances]
+        table.add_row(f"{r.gamma:g}", *numbers, f"{r.off_target} of {r.walkers}")
+    teachers = [str(Mean.of(outcome.teachers[w.name].distance.tolist())) for w in WALKS]
+    table.add_section()
+    table.add_row("teacher", "", "", "", *teachers, "")
+    return table
+
+
+def sensitivity_table(outcomes: Mapping[str, Outcome], iterations: int) -> Table:
+    """Setting by setting: does the conclusion hold?"""
+    first = next(iter(outcomes.values()))
+    gammas = list(dict.fromkeys(g for _, g in first.runs))
+    low, *others = sorted(gammas)
+    table = Table("setting", *(f"variance {g:g} – {low:g} (log₁₀)" for g in others), "rises with γ")
+    table.title = f"sensitivity, {iterations} iterations: gradient variance, and students off target (seeds × tasks)"
+    for g in sorted(gammas):
+        table.add_column(f"off, γ={g:g}")
+    table.add_column("end to target, teacher")
+    for name, outcome in outcomes.items():
+        by_gamma = {r.gamma: r for r in table_rows(outcome)}
+        rises, seeds = rising(outcome)
+        teacher = Mean.of(torch.stack([e.distance for e in outcome.teachers.values()]).mean(0).tolist())
+        table.add_row(
+            name,
+            *(str(by_gamma[g].ratio) for g in others),
+            f"{rises} of {seeds} seeds",
+            *(f"{by_gamma[g].off_target} of {by_gamma[g].walkers}" for g in sorted(gammas)),
+            str(teacher),
+        )
+    return table
+
+
+def csv_text(outcomes: Mapping[str, Outcome], window: int) -> str:
+    """One row a setting × seed × γ × task × window of iterations; what is not finite stays `nan` or `inf`.
+
+    variance: geometric mean in the window; variance_max: its largest; reverse_kl: nats per step, mean;
+    distance: |s_T − target|, mean.
+    """
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    names = ["setting", "seed", "gamma", "task", "first_iteration", "last_iteration"]
+    out.writerow([*names, "variance", "variance_max", "reverse_kl", "distance"])
+    for setting, outcome in outcomes.items():
+        iterations = len(outcome.variance)
+        for r, (seed, gamma) in enumerate(outcome.runs):
+            for w, walk in enumerate(WALKS):
+                for start in range(0, iterations, window):
+                    here = slice(start + (w - start) % 2, min(start + window, iterations), 2)
+                    variance = outcome.variance[here, r]
+                    if len(variance) == 0:
+                        continue  # a window of one iteration has only one task
+                    kl, distance = outcome.reverse_kl[here, r].mean(), outcome.distance[here, r].mean()
+                    numbers = torch.stack([variance.log().mean().exp(), variance.max(), kl, distance]).tolist()
+                    key = [setting, seed, gamma, walk.name, start + 1, min(start + window, iterations)]
+                    out.writerow([*key, *(f"{v:.6g}" for v in numbers)])
+    return text.getvalue()
+
+
+def _by_gamma(values: Tensor, gammas: int) -> Tensor:
+    """Runs in the order seed × γ, [R] → [γ, seed]."""
+    return values.reshape(-1, gammas).T.double()

@@ -1,0 +1,173 @@
+"""The toy study: the main setting with every γ and seed, then smaller passes that vary what the paper leaves open."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from functools import partial
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from opdlight import run_folder
+from opdlight.config import instantiate
+from opdlight.config.values import check_value, hint
+from opdlight.errors import ConfigError
+from opdlight.lab.toy_figures import draw_learning, draw_variance, draw_visits
+from opdlight.lab.toy_report import OFF_TARGET, csv_text, main_table, rising, sensitivity_table, table_rows
+from opdlight.lab.toy_training import TEST_WALKS, Ends, Outcome, Setting, study
+
+SHOWN = (0.0, 0.5, 1.0)  # the γs of the heat maps, as in the paper
+
+
+def toy(cfg: DictConfig) -> dict[str, float]:
+    """Run the study of a composed config; returns log₁₀ of the variance by γ."""
+    setting: Setting = instantiate(cfg.setting)
+    check_study(cfg)
+    variants = {name: vary(setting, name, changes) for name, changes in _settings(cfg).items()}
+    folder = run_folder.open_run(cfg)
+    console = Console(width=None if Console().is_terminal else 140)
+    seconds: dict[str, float] = {}
+    steps = {"main": 2 * setting.teacher_iterations + cfg.iterations}
+    steps |= {n: 2 * v.teacher_iterations + cfg.sensitivity.iterations for n, v in variants.items()}
+    outcomes: dict[str, Outcome] = {}
+    with _progress(console, steps) as on_step:
+        for name, variant in {"main": setting, **variants}.items():
+            how = cfg if name == "main" else cfg.sensitivity
+            with run_folder.timed(seconds, name):
+                outcomes[name] = study(
+                    variant,
+                    seeds=list(cfg.seeds),
+                    gammas=list(how.gammas),
+                    iterations=how.iterations,
+                    on_step=partial(on_step, name),
+                )
+    main = outcomes["main"]
+    shown = [g for g in SHOWN if g in cfg.gammas] or list(cfg.gammas)
+    run_folder.write(folder / "toy.csv", csv_text(outcomes, cfg.window))
+    draw_variance(main, cfg.window, folder / "variance.png")
+    draw_learning(main, cfg.window, folder / "learning.png")
+    draw_visits(main, shown, folder / "visits.png")
+    run_folder.write(folder / "summary.json", json.dumps(finite(summary(cfg, outcomes, seconds)), indent=2))
+    _show(console, cfg, outcomes, seconds)
+    console.print(f"run folder: {folder}", soft_wrap=True)
+    return {f"variance/gamma={r.gamma:g}": r.variance.mean for r in table_rows(main)}
+
+
+def check_study(cfg: DictConfig) -> None:
+    """Values that the types let through.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    parts = [("", cfg)] + ([("sensitivity.", cfg.sensitivity)] if cfg.sensitivity else [])
+    for prefix, part in parts:
+        if part.iterations < 2:
+            raise ConfigError.wrong(f"{prefix}iterations", expected="at least 2, one a task", got=part.iterations)
+        if not part.gammas or len(set(part.gammas)) < len(part.gammas) or not all(0 <= g <= 1 for g in part.gammas):
+            raise ConfigError.wrong(f"{prefix}gammas", expected="distinct numbers in [0, 1]", got=list(part.gammas))
+    if cfg.sensitivity and len(cfg.sensitivity.gammas) < 2:
+        raise ConfigError.wrong("sensitivity.gammas", expected="at least two numbers", got=list(cfg.sensitivity.gammas))
+    if not cfg.seeds or len(set(cfg.seeds)) < len(cfg.seeds):
+        raise ConfigError.wrong("seeds", expected="distinct integers", got=list(cfg.seeds))
+    if cfg.window < 2:
+        raise ConfigError.wrong("window", expected="at least 2, one a task", got=cfg.window)
+
+
+def vary(setting: Setting, name: str, changes: Mapping[str, Any]) -> Setting:
+    """The setting with the `changes` of the sensitivity pass `name`.
+
+    Raises:
+        ConfigError: naming the key of an unknown or wrong change.
+    """
+    known, hints = {f.name for f in fields(Setting)}, get_type_hints(Setting)
+    prefix = f"sensitivity.settings.{name}."
+    for key, value in changes.items():
+        if key not in known:
+            raise ConfigError(f"Unknown key `{prefix}{key}`. " + hint(key, known, prefix=prefix))
+        check_value(f"{prefix}{key}", value, hints[key])
+    try:
+        return replace(setting, **changes)
+    except ValueError as error:
+        raise ConfigError(f"Cannot build `sensitivity.settings.{name}`: {error}") from error
+
+
+def summary(cfg: DictConfig, outcomes: Mapping[str, Outcome], seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Everything the tables show, for `summary.json`."""
+
+    def teacher(ends: Ends) -> dict[str, Any]:
+        return {"distance_by_seed": ends.distance.tolist(), "test_walks": TEST_WALKS}
+
+    return {
+        "settings": {
+            name: {
+                "gammas": [asdict(r) for r in table_rows(outcome)],
+                "variance_rises_with_gamma": dict(zip(("seeds", "of"), rising(outcome), strict=True)),
+                "teachers": {task: teacher(ends) for task, ends in outcome.teachers.items()},
+            }
+            for name, outcome in outcomes.items()
+        },
+        "off_target": OFF_TARGET,
+        "seeds": list(cfg.seeds),
+        "seconds": dict(seconds),
+    }
+
+
+def finite(value: Any) -> Any:
+    """The same with null for numbers that JSON cannot write: those of runs that diverged."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _show(console: Console, cfg: DictConfig, outcomes: Mapping[str, Outcome], seconds: Mapping[str, float]) -> None:
+    main = outcomes["main"]
+    console.print(main_table(table_rows(main), main))
+    variants = {n: o for n, o in outcomes.items() if n != "main"}
+    if variants:
+        console.print(sensitivity_table(variants, cfg.sensitivity.iterations))
+    for name, outcome in outcomes.items():
+        for task, ends in outcome.teachers.items():
+            if bad := int((ends.distance > OFF_TARGET).sum()):
+                console.print(f"{name}: {bad} of {len(ends.distance)} teachers of the {task} task miss its target.")
+    every = [rising(o) for o in outcomes.values()]
+    whole = sum(rises == seeds for rises, seeds in every)
+    console.print(f"Gradient variance rises with every step of γ, in every seed: in {whole} of {len(every)} settings.")
+    console.print(
+        f"Off target: ends more than {OFF_TARGET} further away than the teacher. "
+        f"{sum(seconds.values()):.0f} s in all, {seconds['main']:.0f} s of them for the main setting."
+    )
+
+
+def _settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """What each pass of the sensitivity study changes, by its name."""
+    if not cfg.sensitivity:
+        return {}
+    if "main" in cfg.sensitivity.settings:
+        raise ConfigError("Expected `sensitivity.settings` to have no entry `main`: the main setting has that name.")
+    return {str(name): dict(changes) for name, changes in cfg.sensitivity.settings.items()}
+
+
+@contextmanager
+def _progress(console: Console, steps: Mapping[str, int]) -> Iterator[Callable[[str], None]]:
+    """One bar over all passes; without a terminal, one line when a pass starts."""
+    started: list[str] = []
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=sum(steps.values()))
+
+        def on_step(name: str) -> None:
+            if name not in started:
+                started.append(name)
+                label = f"setting {len(started)} of {len(steps)}: {name}"
+                bar.update(task, description=label)
+                if not console.is_terminal:
+                    console.print(f"{label}, {steps[name]} iterations")
+            bar.advance(task)
+
+        yield on_step
