@@ -110,3 +110,19 @@ class ToyConfig:
     setting: Node
     sensitivity: ToySensitivityConfig | None
     run_dir: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimatorsConfig(RunConfig):
+    """The top level of conf/estimators.yaml."""
+
+    vocabulary: int
+    k: int
+    gap: float
+    lengths: list[int]
+    seeds: list[int]
+    sequences: int
+    episodes: int
+    trajectory_k: int
+    env_threads: int
+    engine: Node

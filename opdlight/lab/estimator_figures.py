@@ -39,7 +39,8 @@ def draw(path: Path, rows: "list[Row]", real: "list[Real]") -> None:
     axes[0, 0].legend(fontsize=7)
     axis = axes[1, 1]
     tasks = list(dict.fromkeys(r.task for r in real))
-    for offset, task in zip(np.linspace(-0.2, 0.2, len(tasks)) if len(tasks) > 1 else [0.0], tasks, strict=True):
+    for number, task in enumerate(tasks):
+        offset = 0.25 * (number - (len(tasks) - 1) / 2)
         mine = [r for r in real if r.task == task]
         at = np.arange(len(mine)) + offset
         error = [[max(r.snr - r.snr_low, 0) for r in mine], [max(r.snr_high - r.snr, 0) for r in mine]]
@@ -50,6 +51,8 @@ def draw(path: Path, rows: "list[Row]", real: "list[Real]") -> None:
     axis.invert_yaxis()
     if tasks:
         axis.legend()
+    else:
+        axis.set_visible(False)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from opdlight.lab.intervals import Mean
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -19,6 +18,7 @@ from rich.table import Table
 from opdlight import run_folder
 from opdlight.lab import chains
 from opdlight.lab.estimator_figures import draw
+from opdlight.lab.intervals import Mean
 from opdlight.lab.trajectories import Real, measure_tasks
 from opdlight.losses import DirectEstimate, Loss, SampledToken, SupportMatching
 

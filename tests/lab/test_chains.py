@@ -1,12 +1,16 @@
 """The estimator study against enumeration of all sequences."""
 
+import csv
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from opdlight.config import EstimatorsConfig, compose
 from opdlight.lab import chains
+from opdlight.lab.estimator_study import Row, growth, statistics, study
 from opdlight.losses import Loss, SampledToken, SupportMatching
 
 V, T = 3, 4
@@ -71,8 +75,6 @@ def test_sampled_sequences_follow_the_student() -> None:
 
 
 def test_statistics_take_the_noise_of_the_mean_off() -> None:
-    from opdlight.lab.estimator_study import statistics
-
     generator = torch.Generator().manual_seed(0)
     true = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     each = true + 3 * torch.randn(200_000, 3, generator=generator, dtype=torch.float64)
@@ -85,8 +87,6 @@ def test_statistics_take_the_noise_of_the_mean_off() -> None:
 
 
 def test_growth_is_the_exponent() -> None:
-    from opdlight.lab.estimator_study import Row, growth
-
     rows = [
         Row(
             estimator="x",
@@ -104,3 +104,14 @@ def test_growth_is_the_exponent() -> None:
     found = growth(rows, "x", "variance", 4)
     assert (found.mean, found.half) == (pytest.approx(2.5), pytest.approx(0.0, abs=1e-9))
     assert growth(rows, "x", "second_moment", 1).mean == pytest.approx(4.0)
+
+
+def test_the_study_writes_its_table_and_figure(tmp_path: Path) -> None:
+    overrides = ["episodes=0", "lengths=[1,2,4]", "seeds=[1,2]", "sequences=64", "k=2", "vocabulary=4"]
+    seconds = study(compose("estimators", EstimatorsConfig, [*overrides, f"run_dir={tmp_path}"]))
+    assert seconds["seconds"] > 0
+    with (tmp_path / "chains.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12 * 3 * 2
+    assert {row["length"] for row in rows} == {"1", "2", "4"}
+    assert (tmp_path / "estimators.png").stat().st_size > 10_000
