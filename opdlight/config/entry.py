@@ -81,10 +81,11 @@ def compose(
 
 
 def hydra_entry(
-    config_name: str, schema: type, *, conf: Path = CONF
+    config_name: str, schema: type, *, conf: Path = CONF, module: str | None = None
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make `run(cfg)` an entry point: `python -m opdlight.<config_name> group=option key=value`.
 
+    `module` is what `python -m` runs where that is another name.
     The config is composed and checked first; a mistake is one message on stderr and exit code 2. Then Hydra takes over
     (--multirun, --cfg job and the rest). HYDRA_FULL_ERROR=1 shows the traceback of every error.
     """
@@ -110,7 +111,7 @@ def hydra_entry(
             args = get_args_parser().parse_args()
             name, extra = args.config_name or config_name, Path(args.config_dir) if args.config_dir else None
             if args.help:
-                print(help_text(conf, name, args.overrides))
+                print(help_text(conf, name, args.overrides, module=module))
                 return
             own = not (args.hydra_help or args.shell_completion or args.experimental_rerun or args.config_path)
             try:

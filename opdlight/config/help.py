@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 
-def help_text(conf: Path, config_name: str, overrides: Sequence[str] = ()) -> str:
+def help_text(conf: Path, config_name: str, overrides: Sequence[str] = (), *, module: str | None = None) -> str:
     """What a person needs to start: usage, groups with their options, options worth knowing, examples.
 
     - The first comment of conf/<config_name>.yaml describes the entry point; lines in it that start with `python`
@@ -23,9 +23,10 @@ def help_text(conf: Path, config_name: str, overrides: Sequence[str] = ()) -> st
     about = [line for line in header if not line.startswith("python")]
     examples = [line for line in header if line.startswith("python")]
     chosen = chosen_options(conf, main, overrides)
-    module = f"python -m opdlight.{config_name}"
-    lines = [*_wrap(" ".join(about), ""), "", f"Usage: {module} [group=option]... [key=value]...", ""]
-    lines.append("Groups (* = chosen):")
+    command = f"python -m {module or f'opdlight.{config_name}'}"
+    groups = ["", "Groups (* = chosen):"] if chosen else []
+    usage = f"Usage: {command} {'[group=option]... ' if chosen else ''}[key=value]..."
+    lines = [*_wrap(" ".join(about), ""), "", usage, *groups]
     options = {group: sorted((conf / group).glob("*.yaml")) for group in chosen}
     width = max((len(file.stem) for files in options.values() for file in files), default=0)
     for group, option in chosen.items():
@@ -48,7 +49,7 @@ def help_text(conf: Path, config_name: str, overrides: Sequence[str] = ()) -> st
     lines += ["", "Examples:", *(f"  {line}" for line in examples)] if examples else []
     lines += [
         "",
-        f"Every key: {module} --cfg job     One run a value: {module} -m key=a,b     Hydra itself: --hydra-help",
+        f"Every key: {command} --cfg job     One run a value: {command} -m key=a,b     Hydra itself: --hydra-help",
         "A key that the config does not list is added with a plus: +trainer.min_steps=10",
     ]
     return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,1 @@
+"""Studies that anyone can rerun: each is `python -m opdlight.lab.<name>`."""
