@@ -32,7 +32,7 @@ class Tokens:
 
     @property
     def reward(self) -> Tensor:
-        """log q(y) − log π(y) in nats: what sampled-token distillation rewards."""
+        """Reward log q(y) − log π(y) in nats: what sampled-token distillation rewards."""
         return self.log_q - self.log_pi
 
 

@@ -1,0 +1,119 @@
+"""The tables of the failure-mode study; each says in its caption what the paper expects and whether it shows."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from opdlight.lab.bootstrap import Interval
+from opdlight.lab.failure_summary import SHARES, SIGNALS, Depth
+from opdlight.lab.failure_tokens import Tokens
+
+SIGNAL_NAMES = {
+    "reward": "|reward|",
+    "sampled_gradient": "gradient norm, sampled token",
+    "matching_gradient": "gradient norm, LSM",
+}
+
+
+def verdict(interval: Interval, *, sign: int, threshold: float = 0.0) -> str:
+    """Does an effect of this sign show: its whole 95 % interval beyond the threshold, on the other side, or neither?
+
+    >>> verdict(Interval(value=0.3, low=0.1, high=0.5), sign=-1)
+    'the opposite'
+    """
+    low, high = sorted((sign * (interval.low - threshold), sign * (interval.high - threshold)))
+    return "yes" if low > 0 else "the opposite" if high < 0 else "not shown"
+
+
+def print_imbalance(
+    console: Console, figures: Mapping[str, Mapping[str, Interval]], tokens: Mapping[str, Tokens]
+) -> None:
+    """Negative rewards and concentration."""
+    table = Table("task", "figure", "all tokens", *(f"top {100 * s:g} % carry" for s in SHARES))
+    table.title = "1. Imbalance of the sampled token (rollouts at top-p 1)"
+    claims = []
+    for task, mine in figures.items():
+        count = f"{len(tokens[task].token):,} tokens"
+        table.add_row(task, "negative rewards q(y) < π(y)", mine["negative"].percent(), *("" for _ in SHARES))
+        for name in SIGNALS:
+            tops = [mine[f"{name}/top_{100 * s:g}"].percent() for s in SHARES]
+            table.add_row(count if name == "reward" else "", SIGNAL_NAMES[name], "", *tops)
+        less = [mine[f"matching_less_sampled/top_{100 * s:g}"] for s in SHARES]
+        table.add_row("", "LSM less sampled token", "", *(i.percent() for i in less), end_section=True)
+        claims.append(
+            f"{task}: most rewards are negative: {verdict(mine['negative'], sign=1, threshold=0.5)}; LSM is less "
+            f"concentrated: {', '.join(verdict(i, sign=-1) for i in less)} (top 1 %, 10 %)"
+        )
+    table.caption = "The paper's claims. " + ". ".join(claims)
+    console.print(table)
+
+
+def print_depth(console: Console, depths: Mapping[str, Mapping[str, Depth]]) -> None:
+    """The gap in depth, repetition and limits."""
+    policies = list(next(iter(depths.values())))
+    table = Table("task", "figure", *policies)
+    table.title = "2. The teacher on student prefixes: gap log π(y) − log q(y), late against early"
+    claims = []
+    for task, by_policy in depths.items():
+        rows = {
+            "median, second half of positions − first (nats)": [d.widening["median"] for d in by_policy.values()],
+            "10–90 % width, second half − first (nats)": [d.widening["width"] for d in by_policy.values()],
+        }
+        if all(d.turn_widening for d in by_policy.values()):
+            rows["median, second half of turns − first (nats)"] = [
+                d.turn_widening["median"] for d in by_policy.values()
+            ]
+            rows["10–90 % width, second half of turns − first (nats)"] = [
+                d.turn_widening["width"] for d in by_policy.values()
+            ]
+        said = {
+            "again/student": "mean log π, tokens that repeat an n-gram (nats)",
+            "again/teacher": "mean log q, tokens that repeat an n-gram (nats)",
+            "new/student": "mean log π, other tokens (nats)",
+            "new/teacher": "mean log q, other tokens (nats)",
+        }
+        rows |= {label: [d.repetition[name] for d in by_policy.values()] for name, label in said.items()}
+        for i, (label, cells) in enumerate(rows.items()):
+            table.add_row(task if not i else "", label, *map(str, cells))
+        shares = {
+            "repetition_rate": "n-grams that occurred before",
+            "cut_by_length": "trajectories with a completion cut by length",
+            "success": "solved",
+        }
+        for name, label in shares.items():
+            cells = [d.repetition[name].percent() for d in by_policy.values()]
+            table.add_row("", label, *cells, end_section=name == "success")
+        width = by_policy[policies[0]].widening["width"]
+        claims.append(f"{task}: the gap widens with position: {verdict(width, sign=1)}")
+    table.caption = "The paper's claim, at top-p 1. " + ". ".join(claims)
+    console.print(table)
+
+
+def print_special(
+    console: Console,
+    shares: Mapping[str, Mapping[str, Interval]],
+    by_token: Mapping[str, Mapping[str, float]],
+    arms: Mapping[str, Interval],
+) -> None:
+    """What the special tokens carry, what both models say of each, and success after distillation."""
+    table = Table("what the special tokens carry", *shares)
+    table.title = "3. Special tokens that student and teacher write differently"
+    names = {"tokens": "share of tokens", "reward": "share of |reward|",
+             "sampled_gradient": "share of gradient norms, sampled token",
+             "matching_gradient": "share of gradient norms, LSM", "mean_listed": "mean |reward| of them (nats)",
+             "mean_other": "mean |reward| of other tokens (nats)", "top_1": "top 1 % of |reward|, all tokens",
+             "top_1_masked": "top 1 % of |reward|, with the mask"}  # fmt: skip
+    for name, label in names.items():
+        cells = [s[name] for s in shares.values()]
+        table.add_row(label, *(str(c) if name.startswith("mean") else c.percent() for c in cells))
+    console.print(table)
+    table = Table("token", "count", "mean log π (nats)", "mean log q (nats)")
+    for token, mine in sorted(by_token.items(), key=lambda item: item[1]["teacher"]):
+        table.add_row(repr(token), f"{mine['count']:.0f}", f"{mine['student']:.2f}", f"{mine['teacher']:.2f}")
+    console.print(table)
+    if arms:
+        table = Table("distilled by", "held-out success", "cut by length", title="a few updates; one training seed")
+        for name in dict.fromkeys(n.rpartition("/")[0] for n in arms):
+            table.add_row(name, arms[f"{name}/success"].percent(), arms[f"{name}/cut_by_length"].percent())
+        console.print(table)
