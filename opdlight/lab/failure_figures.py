@@ -143,7 +143,8 @@ def draw_special(
     )
     axis.grid(alpha=0.3, axis="y")
     axis.legend(loc="lower center", ncols=3, framealpha=0.95)
-    left, right = bottom.subplots(1, 2)
+    panels = bottom.subplots(1, 2, squeeze=False)
+    left, right = panels[0]
     names = {"tokens": "tokens", "reward": "|reward|", "sampled_gradient": "gradient of the\nsampled token",
              "matching_gradient": "gradient\nof LSM"}  # fmt: skip
     colours = (SAMPLED, GREY)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 SHARES = (0.01, 0.1)  # top 1 % and top 10 % of the tokens
+LARGE = 0.1  # nats
 QUANTILES = (0.1, 0.5, 0.9)
 SIGNALS: dict[str, Callable[[Tokens], Tensor]] = {
     "reward": lambda t: t.reward,
@@ -27,18 +28,25 @@ SIGNALS: dict[str, Callable[[Tokens], Tensor]] = {
 def imbalance(tokens: Tokens, *, draws: int, seed: int) -> dict[str, Interval]:
     """Share of negative rewards, and of each signal what the top 1 % and 10 % of the tokens carry.
 
+    `negative`: share of the tokens. `negative_large`: of those with |reward| > 0.1 nats, since where both models are
+    certain the sign means nothing. `negative_mass`: share of Σ|reward|.
     Also how much less concentrated support matching is than the sampled token: the difference of their shares on the
     same resamples, negative where the fix helps.
     """
     signals = {name: signal(tokens) for name, signal in SIGNALS.items()}
-    names = ["negative"] + [f"{name}/top_{100 * share:g}" for name in signals for share in SHARES]
+    names = ["negative", "negative_large", "negative_mass"] + [
+        f"{name}/top_{100 * share:g}" for name in signals for share in SHARES
+    ]
     names += [f"matching_less_sampled/top_{100 * share:g}" for share in SHARES]
 
     def figures(at: Tensor) -> Tensor:
         tops = {n: [top_share(values[at], share) for share in SHARES] for n, values in signals.items()}
         less = [m - s for m, s in zip(tops["matching_gradient"], tops["sampled_gradient"], strict=True)]
-        negative = (tokens.reward[at] < 0).float().mean()
-        return torch.stack([negative, *(x for pair in tops.values() for x in pair), *less])
+        reward = tokens.reward[at]
+        negative = (reward < 0).float()
+        large = reward.abs() > LARGE
+        counts = [negative.mean(), negative[large].mean(), -reward.clamp(max=0.0).sum() / reward.abs().sum()]
+        return torch.stack([*counts, *(x for pair in tops.values() for x in pair), *less])
 
     return dict(zip(names, bootstrap(figures, tokens.trajectory, draws=draws, seed=seed), strict=True))
 
@@ -76,15 +84,18 @@ def by_bucket(gap: Tensor, at: Tensor, edges: Sequence[int], tokens: Tokens, *, 
 
 
 def widening(tokens: Tokens, at: Tensor, middle: int, *, draws: int, seed: int) -> dict[str, Interval]:
-    """From [0, middle) to [middle, ∞): how the median gap moves and the 10–90 % width of the gaps grows, nats."""
+    """From [0, middle) to [middle, ∞): how the median and the mean of the gap move and its 10–90 % width grows, nats."""
     late = (at >= middle).long()
     gap = -tokens.reward
 
     def figures(places: Tensor) -> Tensor:
         early, later = quantiles_by_bucket(gap[places], late[places], 2, QUANTILES)
-        return torch.stack([later[1] - early[1], (later[2] - later[0]) - (early[2] - early[0])])
+        mean = [gap[places][late[places] == half].mean() for half in (0, 1)]
+        return torch.stack([later[1] - early[1], mean[1] - mean[0], (later[2] - later[0]) - (early[2] - early[0])])
 
-    return dict(zip(("median", "width"), bootstrap(figures, tokens.trajectory, draws=draws, seed=seed), strict=True))
+    return dict(
+        zip(("median", "mean", "width"), bootstrap(figures, tokens.trajectory, draws=draws, seed=seed), strict=True)
+    )
 
 
 def repetition(

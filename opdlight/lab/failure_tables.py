@@ -6,9 +6,14 @@ from rich.console import Console
 from rich.table import Table
 
 from opdlight.lab.bootstrap import Interval
-from opdlight.lab.failure_summary import SHARES, SIGNALS, Depth
+from opdlight.lab.failure_summary import LARGE, SHARES, SIGNALS, Depth
 from opdlight.lab.failure_tokens import Tokens
 
+NEGATIVE = {
+    "negative": "negative rewards q(y) < π(y)",
+    "negative_large": f"of those above {LARGE:g} nats in size",
+    "negative_mass": "negative share of Σ|reward|",
+}
 SIGNAL_NAMES = {
     "reward": "|reward|",
     "sampled_gradient": "gradient norm, sampled token",
@@ -35,15 +40,16 @@ def print_imbalance(
     claims = []
     for task, mine in figures.items():
         count = f"{len(tokens[task].token):,} tokens"
-        table.add_row(task, "negative rewards q(y) < π(y)", mine["negative"].percent(), *("" for _ in SHARES))
+        for name, label in NEGATIVE.items():
+            table.add_row(task if name == "negative" else "", label, mine[name].percent(), *("" for _ in SHARES))
         for name in SIGNALS:
             tops = [mine[f"{name}/top_{100 * s:g}"].percent() for s in SHARES]
             table.add_row(count if name == "reward" else "", SIGNAL_NAMES[name], "", *tops)
         less = [mine[f"matching_less_sampled/top_{100 * s:g}"] for s in SHARES]
         table.add_row("", "LSM less sampled token", "", *(i.percent() for i in less), end_section=True)
         claims.append(
-            f"{task}: most rewards are negative: {verdict(mine['negative'], sign=1, threshold=0.5)}; LSM is less "
-            f"concentrated: {', '.join(verdict(i, sign=-1) for i in less)} (top 1 %, 10 %)"
+            f"{task}: most rewards are negative: {verdict(mine['negative'], sign=1, threshold=0.5)} (of the large ones: "
+            f"{verdict(mine['negative_large'], sign=1, threshold=0.5)}); LSM is less concentrated: {', '.join(verdict(i, sign=-1) for i in less)} (top 1 %, 10 %)"
         )
     table.caption = "The paper's claims. " + ". ".join(claims)
     console.print(table)
@@ -56,17 +62,13 @@ def print_depth(console: Console, depths: Mapping[str, Mapping[str, Depth]]) -> 
     table.title = "2. The teacher on student prefixes: gap log π(y) − log q(y), late against early"
     claims = []
     for task, by_policy in depths.items():
-        rows = {
-            "median, second half of positions − first (nats)": [d.widening["median"] for d in by_policy.values()],
-            "10–90 % width, second half − first (nats)": [d.widening["width"] for d in by_policy.values()],
-        }
-        if all(d.turn_widening for d in by_policy.values()):
-            rows["median, second half of turns − first (nats)"] = [
-                d.turn_widening["median"] for d in by_policy.values()
-            ]
-            rows["10–90 % width, second half of turns − first (nats)"] = [
-                d.turn_widening["width"] for d in by_policy.values()
-            ]
+        rows = {}
+        for name, label in (("median", "median"), ("mean", "mean"), ("width", "10–90 % width")):
+            rows[f"{label}, second half of positions − first (nats)"] = [d.widening[name] for d in by_policy.values()]
+            if all(d.turn_widening for d in by_policy.values()):
+                rows[f"{label}, second half of turns − first (nats)"] = [
+                    d.turn_widening[name] for d in by_policy.values()
+                ]
         said = {
             "again/student": "mean log π, tokens that repeat an n-gram (nats)",
             "again/teacher": "mean log q, tokens that repeat an n-gram (nats)",
@@ -82,10 +84,13 @@ def print_depth(console: Console, depths: Mapping[str, Mapping[str, Depth]]) -> 
             "success": "solved",
         }
         for name, label in shares.items():
-            cells = [d.repetition[name].percent() for d in by_policy.values()]
-            table.add_row("", label, *cells, end_section=name == "success")
-        width = by_policy[policies[0]].widening["width"]
-        claims.append(f"{task}: the gap widens with position: {verdict(width, sign=1)}")
+            percentages = [d.repetition[name].percent() for d in by_policy.values()]
+            table.add_row("", label, *percentages, end_section=name == "success")
+        wider = by_policy[policies[0]].widening
+        claims.append(
+            f"{task}: with position the gap widens: {verdict(wider['width'], sign=1)}, its mean grows: "
+            f"{verdict(wider['mean'], sign=1)}"
+        )
     table.caption = "The paper's claim, at top-p 1. " + ". ".join(claims)
     console.print(table)
 

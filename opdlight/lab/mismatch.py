@@ -22,7 +22,6 @@ from opdlight.publish import PublishWeights
 from opdlight.rollout import Collector, Sampling
 from opdlight.types import Status
 
-
 Keeps = Callable[[list[int]], list[bool]]
 
 
@@ -138,7 +137,7 @@ def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Colle
             )
             trainer = quiet_trainer(cfg, special.opd_updates)
             trainer.callbacks.append(PublishWeights())  # type: ignore[attr-defined]
-            trainer.fit(module, train_dataloaders=data.train_dataloader())
+            trainer.fit(module, datamodule=data)
             arms.append(_judged(cfg, mixture, collector, title, masked=masked))
     return arms
 

@@ -96,6 +96,11 @@ def quiet_trainer(cfg: DictConfig, updates: int) -> L.Trainer:
     """The configured trainer for a part of the study: it leaves nothing behind and shows nothing."""
     run_folder.quiet_libraries()
     trainer: L.Trainer = instantiate(
-        cfg.trainer, max_steps=updates, logger=False, enable_checkpointing=False, enable_progress_bar=False
+        cfg.trainer,
+        max_steps=updates,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
     )
     return trainer
