@@ -129,7 +129,8 @@ def draw_special(
 ) -> None:
     """`special_tokens.png`: one text token by token, the share of the listed tokens, success after distillation."""
     figure = plt.figure(figsize=(15, 9), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+    halves = figure.subfigures(2, 1, height_ratios=[1.15, 1], squeeze=False)
+    top, bottom = halves[:, 0]
     axis = top.subplots()
     x = np.arange(len(text))
     axis.bar(x - 0.2, [t.student for t in text], 0.4, color=STUDENT, label="student log π(y)")

@@ -84,7 +84,7 @@ def by_bucket(gap: Tensor, at: Tensor, edges: Sequence[int], tokens: Tokens, *, 
 
 
 def widening(tokens: Tokens, at: Tensor, middle: int, *, draws: int, seed: int) -> dict[str, Interval]:
-    """From [0, middle) to [middle, ∞): how the median and the mean of the gap move and its 10–90 % width grows, nats."""
+    """From [0, middle) to [middle, ∞): change of the gap's median, mean and 10–90 % width, nats."""
     late = (at >= middle).long()
     gap = -tokens.reward
 

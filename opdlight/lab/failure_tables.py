@@ -47,9 +47,11 @@ def print_imbalance(
             table.add_row(count if name == "reward" else "", SIGNAL_NAMES[name], "", *tops)
         less = [mine[f"matching_less_sampled/top_{100 * s:g}"] for s in SHARES]
         table.add_row("", "LSM less sampled token", "", *(i.percent() for i in less), end_section=True)
+        most = [verdict(mine[name], sign=1, threshold=0.5) for name in ("negative", "negative_large")]
+        fewer = ", ".join(verdict(i, sign=-1) for i in less)
         claims.append(
-            f"{task}: most rewards are negative: {verdict(mine['negative'], sign=1, threshold=0.5)} (of the large ones: "
-            f"{verdict(mine['negative_large'], sign=1, threshold=0.5)}); LSM is less concentrated: {', '.join(verdict(i, sign=-1) for i in less)} (top 1 %, 10 %)"
+            f"{task}: most rewards are negative: {most[0]} (of the large ones: {most[1]}); "
+            f"LSM is less concentrated: {fewer} (top 1 %, 10 %)"
         )
     table.caption = "The paper's claims. " + ". ".join(claims)
     console.print(table)

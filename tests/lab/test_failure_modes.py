@@ -31,6 +31,7 @@ from opdlight.models import Student, Teachers
 from opdlight.models.checkpoints import load_tokenizer
 from opdlight.models.vocabulary import shared_size
 from opdlight.types import Status, Support, SupportScores, Trajectory, Turn
+from tests.losses.tables import batch_of
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -59,7 +60,7 @@ def test_gradient_norms_are_those_of_the_losses() -> None:
         student_sampled=logits.log_softmax(1).gather(1, token[:, None]).squeeze(1),
         teacher_sampled=picked,
     )
-    batch = _batch_of(5)
+    batch = batch_of(token)
     (expected,) = torch.autograd.grad(SampledToken()(scores, batch).sum(), logits)
     found = sampled_token_gradient_norm(logits.detach().log_softmax(1), token, picked)
     torch.testing.assert_close(found, expected.norm(dim=1))
@@ -162,9 +163,8 @@ def test_figures_are_of_the_right_tokens() -> None:
         one["matching_gradient/top_1"].value - one["sampled_gradient/top_1"].value
     )
     buckets = by_bucket(gap, tokens.position, [0, 8, 16, 24], tokens, draws=10, seed=0)
-    for bucket, mask in zip(
-        buckets, (tokens.position < 8, (tokens.position >= 8) & (tokens.position < 16), tokens.position >= 16), strict=True
-    ):
+    for bucket, number in zip(buckets, range(3), strict=True):
+        mask = tokens.position // 8 == number
         assert bucket.tokens == int(mask.sum())
         assert bucket.trajectories == 12
         assert bucket.quantiles[1].value == pytest.approx(float(gap[mask].quantile(0.5)))
