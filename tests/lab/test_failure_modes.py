@@ -196,7 +196,7 @@ def test_figures_are_drawn_whole(tmp_path: Path) -> None:
     draw_imbalance(tmp_path / "imbalance.png", {"t": tokens}, {"t": imbalance(tokens, draws=10, seed=0)})
     draw_depth(tmp_path / "depth.png", {"t": both})
     text = [Spoken(text="<", student=-0.1, teacher=-9.0, listed=True)]
-    draw_special(tmp_path / "special_tokens.png", text, {"a": listed_shares(tokens, draws=10, seed=0)}, {})
+    draw_special(tmp_path / "special_tokens.png", text, {s: listed_shares(tokens, draws=10, seed=0) for s in "ab"}, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["depth.png", "imbalance.png", "special_tokens.png"]
 
 
