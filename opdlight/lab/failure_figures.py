@@ -78,23 +78,31 @@ def draw_depth(path: Path, depths: Mapping[str, Mapping[str, Depth]]) -> None:
         gridspec_kw={"width_ratios": [1.3, 1.3, 1]},
     )
     for row, (task, policies) in zip(axes, depths.items(), strict=True):
-        for colour, (policy, depth) in zip(POLICIES, policies.items(), strict=True):
-            _gap(row[0], depth.by_position, colour, policy, centre=lambda b: (b.start + b.end) / 2)
-            _gap(row[1], depth.by_turn, colour, policy, centre=lambda b: b.start + 1)
+        for number, (policy, depth) in enumerate(policies.items()):
+            colour, aside = POLICIES[number], 0.15 * (number - 0.5)  # so that the intervals stand beside one another
+            positions, turns = depth.by_position, depth.by_turn
+            at = [b.start + (0.5 + aside) * (b.end - b.start) for b in positions]
+            _gap(row[0], positions, at, colour, policy)
+            if len(turns) > 1:
+                _gap(row[1], turns, [b.start + 1 + aside for b in turns], colour, policy)
         row[0].set(title=f"{task}: by position", xlabel="student tokens before, in the trajectory")
         row[0].set_ylabel("gap log π(y) − log q(y) (nats)")
         row[0].legend(title="median; band: 10–90 %", loc="best", framealpha=0.95)
-        row[1].set(title=f"{task}: by turn", xlabel="turn")
+        if all(len(depth.by_turn) > 1 for depth in policies.values()):
+            row[1].set(title=f"{task}: by turn", xlabel="turn")
+        else:
+            row[1].set_axis_off()
+            row[1].text(0.5, 0.5, "single turn", transform=row[1].transAxes, ha="center", color=GREY)
         _counts(row[2], policies)
         row[2].set_title(f"{task}: repetition and limits")
     figure.suptitle("Does the teacher become unreliable in depth?", fontweight="bold")
     _save(figure, path)
 
 
-def _gap(axis: Axes, buckets: Sequence[Bucket], colour: str, label: str, centre: object) -> None:
-    assert callable(centre)
+def _gap(axis: Axes, buckets: Sequence[Bucket], at: Sequence[float], colour: str, label: str) -> None:
+    """Quantiles of the gap where more than one trajectory got so far."""
     shown = [b for b in buckets if b.trajectories > 1]
-    x = np.array([centre(b) for b in shown])
+    x = np.array([place for place, b in zip(at, buckets, strict=True) if b.trajectories > 1])
     low, middle, high = (np.array([b.quantiles[i].value for b in shown]) for i in range(3))
     axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
     axis.plot(x, low, color=colour, lw=0.8, alpha=0.6)
