@@ -164,7 +164,8 @@ def draw_special(
     left.set_xticks(range(len(names)), list(names.values()))
     left.set(ylabel="share of the special tokens (%)", title="what the special tokens carry (the mask removes it)")
     left.grid(alpha=0.3, axis="y")
-    left.legend(framealpha=0.95)
+    left.set_ylim(top=1.25 * left.get_ylim()[1])  # room for the legend
+    left.legend(loc="upper right", framealpha=0.95)
     _success(right, arms)
     figure.suptitle("Special tokens that student and teacher write differently", fontweight="bold")
     _save(figure, path)

@@ -114,6 +114,12 @@ def print_special(
     for name, label in names.items():
         cells = [s[name] for s in shares.values()]
         table.add_row(label, *(str(c) if name.startswith("mean") else c.percent() for c in cells))
+    different, alike = (s["mean_other"] for s in shares.values())
+    follows = "yes" if different.low > alike.high else "not shown"
+    table.caption = (
+        "The mask takes the special tokens away. What it cannot mend: the teacher reads a prefix that it would not "
+        f"have written, so of the other tokens too |reward| is larger: {follows}"
+    )
     console.print(table)
     table = Table("token", "count", "mean log π (nats)", "mean log q (nats)")
     for token, mine in sorted(by_token.items(), key=lambda item: item[1]["teacher"]):
@@ -123,4 +129,8 @@ def print_special(
         table = Table("distilled by", "held-out success", "cut by length", title="a few updates; one training seed")
         for name in dict.fromkeys(n.rpartition("/")[0] for n in arms):
             table.add_row(name, arms[f"{name}/success"].percent(), arms[f"{name}/cut_by_length"].percent())
+        effects = {n: i for n, i in arms.items() if "effect" in n and n.endswith("/success")}
+        table.caption = "The paper's claim, the mask helps. " + "; ".join(
+            f"{n.removesuffix('/success').partition(': ')[2]}: {verdict(i, sign=1)}" for n, i in effects.items()
+        )
         console.print(table)
