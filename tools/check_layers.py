@@ -14,7 +14,7 @@ from pathlib import Path
 
 LAYERS = (
     ("types", "errors", "config"),
-    ("losses", "metrics", "envs"),
+    ("losses", "metrics", "failure_metrics", "envs"),
     ("models", "rollout", "collate"),
     ("module", "data", "publish", "callbacks", "demonstrations"),
     ("training", "evaluation", "supervised", "run_folder", "lab", "report", "doctor"),

@@ -81,6 +81,38 @@ class SftConfig(RunConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpecialTokensConfig:
+    """The third part of `opdlight.lab.failure_modes`: a student that writes some tokens differently."""
+
+    task: str
+    dropped: list[str]
+    end: str
+    mask: Node
+    demonstrations: int
+    sft_updates: int
+    batch_size: int
+    learning_rate: float
+    opd_updates: int
+    groups: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureModesConfig(RunConfig):
+    """The top level of conf/failure_modes.yaml."""
+
+    engine: Node
+    trainer: Node
+    episodes: int
+    env_threads: int
+    k: int
+    top_p: float
+    buckets: int
+    ngram: int
+    draws: int
+    special: SpecialTokensConfig | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig(RunConfig):
     """The top level of conf/evaluate.yaml."""
 

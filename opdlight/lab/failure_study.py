@@ -1,0 +1,163 @@
+"""The failure-mode study: roll out, measure, draw, and say what shows and what does not."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from omegaconf import DictConfig
+from rich.console import Console
+
+from opdlight import run_folder
+from opdlight.config import instantiate
+from opdlight.data import Task, TaskMixture
+from opdlight.errors import ConfigError
+from opdlight.evaluation import make_collector
+from opdlight.lab.bootstrap import Interval
+from opdlight.lab.failure_figures import draw_depth, draw_imbalance, draw_special
+from opdlight.lab.failure_summary import Depth, depth, edges_of, imbalance
+from opdlight.lab.failure_tables import print_depth, print_imbalance, print_special
+from opdlight.lab.failure_tokens import Tokens, measure, roll_out
+from opdlight.lab.mismatch import Spoken, arm_figures, by_token, distil, listed_shares, spoken
+from opdlight.lab.other_tokens import taught_student
+from opdlight.losses import SpecialTokenMask
+from opdlight.models import Student, Teachers
+from opdlight.models.checkpoints import whole_model
+from opdlight.rollout import Collector
+from opdlight.types import Status, Trajectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Special:
+    """The third part."""
+
+    shared_ids: int  # what the check for an equal vocabulary allows
+    student_ids: int
+    teacher_ids: int
+    text: list[Spoken]
+    by_token: dict[str, dict[str, float]]
+    shares: dict[str, dict[str, Interval]]  # student → what the special tokens carry
+    arms: dict[str, Interval]
+
+
+@contextmanager
+def collecting(cfg: DictConfig, model: str, student: Student, tasks: Mapping[str, Task]) -> Iterator[Collector]:
+    """A collector with its own engine, which ends with the block."""
+    with whole_model(model, cfg.model.dtype) as whole:
+        engine = instantiate(cfg.engine, model=whole)
+    try:
+        collector = make_collector(engine, student.tokenizer, tasks, cfg.env_threads)
+        yield collector
+        collector.close()
+    finally:
+        engine.close()
+
+
+def study(cfg: DictConfig) -> dict[str, float]:
+    """All parts; figures and `failure_modes.json` go to the run folder, tables to the terminal."""
+    started = time.perf_counter()
+    folder = run_folder.open_run(cfg)
+    console = Console(width=None if Console().is_terminal else 140)
+    L.seed_everything(cfg.seed, verbose=False)
+    mixture: TaskMixture = instantiate(cfg.task)
+    if cfg.special and cfg.special.task not in mixture.tasks:
+        raise ConfigError.wrong("special.task", expected=f"one of {', '.join(mixture.names)}", got=cfg.special.task)
+    student: Student = instantiate(cfg.model.student)
+    teachers = Teachers({n: t.teacher for n, t in mixture.tasks.items()}, student, dtype=cfg.model.dtype)
+    policies = {"top-p 1": 1.0, f"top-p {cfg.top_p:g}": cfg.top_p}
+    with console.status("rolling out"), collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
+        rolled = {p: roll_out(collector, mixture.names, cfg.episodes, v, cfg.seed) for p, v in policies.items()}
+    ordinary = _own_mask(cfg, student)
+    with console.status("scoring"):
+        ask: dict[str, Any] = {"k": cfg.k, "ngram": cfg.ngram, "kept": ordinary.kept}
+        scored = {
+            p: {task: measure(student, teachers, made, **ask) for task, made in found.items()}
+            for p, found in rolled.items()
+        }
+    with console.status("intervals"):
+        first = scored["top-p 1"]
+        one = {task: imbalance(tokens, draws=cfg.draws, seed=cfg.seed) for task, tokens in first.items()}
+        two = {task: _depth_of(cfg, task, scored, rolled) for task in mixture.names}
+    draw_imbalance(folder / "imbalance.png", first, one)
+    draw_depth(folder / "depth.png", two)
+    print_imbalance(console, one, first)
+    print_depth(console, two)
+    found: dict[str, Any] = {"imbalance": one, "depth": two}
+    if cfg.special:
+        three = _special(cfg, mixture, folder, first[cfg.special.task], console)
+        draw_special(folder / "special_tokens.png", three.text, three.shares, three.arms)
+        print_special(console, three.shares, three.by_token, three.arms)
+        console.print(
+            f"equal vocabulary: ids 0 to {three.shared_ids - 1} are shared; the student has {three.student_ids} ids, "
+            f"the teacher {three.teacher_ids}: what only the teacher has is left out of every support."
+        )
+        found["special_tokens"] = three
+    seconds = time.perf_counter() - started
+    run_folder.write(
+        folder / "failure_modes.json",
+        json.dumps(_plain(found | {"seconds": seconds}), indent=2, ensure_ascii=False, allow_nan=False),
+    )
+    console.print(f"{seconds:.0f} s, run folder: {folder}", soft_wrap=True)
+    return {"seconds": seconds}
+
+
+def _own_mask(cfg: DictConfig, student: Student) -> SpecialTokenMask:
+    """The same special tokens as the plain student writes them: the control of the third part."""
+    if not cfg.special:
+        return SpecialTokenMask()
+    return SpecialTokenMask(tokens=[*cfg.special.dropped, student.tokenizer.eos_token]).resolve(student.tokenizer)
+
+
+def _depth_of(
+    cfg: DictConfig,
+    task: str,
+    scored: Mapping[str, Mapping[str, Tokens]],
+    rolled: Mapping[str, Mapping[str, Sequence[Trajectory]]],
+) -> dict[str, Depth]:
+    mine = {policy: tokens[task] for policy, tokens in scored.items()}
+    edges = edges_of(list(mine.values()), cfg.buckets)
+    turns = int(max(t.turn.max() for t in mine.values())) + 1
+    return {policy: depth(cfg, tokens, rolled[policy][task], edges, turns) for policy, tokens in mine.items()}
+
+
+def _special(cfg: DictConfig, mixture: TaskMixture, folder: Path, plain: Tokens, console: Console) -> Special:
+    name = cfg.special.task
+    alone = TaskMixture({name: mixture.tasks[name]})
+    ask = {"draws": cfg.draws, "seed": cfg.seed}
+    model = folder / "other-student"
+    with console.status("teaching the other student"):
+        student = taught_student(cfg, name, alone.tasks[name], model)
+    teachers = Teachers({name: alone.tasks[name].teacher}, student, dtype=cfg.model.dtype)
+    mask: SpecialTokenMask = instantiate(cfg.special.mask).resolve(student.tokenizer)
+    with console.status("rolling out and distilling"), collecting(cfg, str(model), student, alone.tasks) as collector:
+        made = roll_out(collector, [name], cfg.episodes, 1.0, cfg.seed)[name]
+        tokens = measure(student, teachers, made, k=cfg.k, ngram=cfg.ngram, kept=mask.kept)
+        arms = distil(cfg, alone, model, collector, mask.kept) if cfg.special.opd_updates else []
+    shown = min(range(len(made)), key=lambda i: (made[i].status is not Status.SUCCESS, i))  # the first solved, if any
+    return Special(
+        shared_ids=teachers.shared_vocabulary,
+        student_ids=len(student.tokenizer),
+        teacher_ids=len(teachers.of(name).tokenizer),
+        text=spoken(tokens, shown, student.tokenizer),
+        by_token=by_token(tokens, student.tokenizer),
+        shares={
+            "written differently": listed_shares(tokens, **ask),
+            "written alike (the plain student)": listed_shares(plain, **ask),
+        },
+        arms=arm_figures(arms, **ask) if arms else {},
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Intervals and dataclasses as JSON holds them."""
+    if isinstance(value, Interval):
+        return value.plain()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain(getattr(value, name)) for name in asdict(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,136 @@
+"""The tables of the failure-mode study; each says in its caption what the paper expects and whether it shows."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from opdlight.lab.bootstrap import Interval
+from opdlight.lab.failure_summary import LARGE, SHARES, SIGNALS, Depth
+from opdlight.lab.failure_tokens import Tokens
+
+NEGATIVE = {
+    "negative": "negative rewards q(y) < π(y)",
+    "negative_large": f"of those above {LARGE:g} nats in size",
+    "negative_mass": "negative share of Σ|reward|",
+}
+SIGNAL_NAMES = {
+    "reward": "|reward|",
+    "sampled_gradient": "gradient norm, sampled token",
+    "matching_gradient": "gradient norm, LSM",
+}
+
+
+def verdict(interval: Interval, *, sign: int, threshold: float = 0.0) -> str:
+    """Does an effect of this sign show: its whole 95 % interval beyond the threshold, on the other side, or neither?
+
+    >>> verdict(Interval(value=0.3, low=0.1, high=0.5), sign=-1)
+    'the opposite'
+    """
+    low, high = sorted((sign * (interval.low - threshold), sign * (interval.high - threshold)))
+    return "yes" if low > 0 else "the opposite" if high < 0 else "not shown"
+
+
+def print_imbalance(
+    console: Console, figures: Mapping[str, Mapping[str, Interval]], tokens: Mapping[str, Tokens]
+) -> None:
+    """Negative rewards and concentration."""
+    table = Table("task", "figure", "all tokens", *(f"top {100 * s:g} % carry" for s in SHARES))
+    table.title = "1. Imbalance of the sampled token (rollouts at top-p 1)"
+    claims = []
+    for task, mine in figures.items():
+        count = f"{len(tokens[task].token):,} tokens"
+        for name, label in NEGATIVE.items():
+            table.add_row(task if name == "negative" else "", label, mine[name].percent(), *("" for _ in SHARES))
+        for name in SIGNALS:
+            tops = [mine[f"{name}/top_{100 * s:g}"].percent() for s in SHARES]
+            table.add_row(count if name == "reward" else "", SIGNAL_NAMES[name], "", *tops)
+        less = [mine[f"matching_less_sampled/top_{100 * s:g}"] for s in SHARES]
+        table.add_row("", "LSM less sampled token", "", *(i.percent() for i in less), end_section=True)
+        most = [verdict(mine[name], sign=1, threshold=0.5) for name in ("negative", "negative_large")]
+        fewer = ", ".join(verdict(i, sign=-1) for i in less)
+        claims.append(
+            f"{task}: most rewards are negative: {most[0]} (of the large ones: {most[1]}); "
+            f"LSM is less concentrated: {fewer} (top 1 %, 10 %)"
+        )
+    table.caption = "The paper's claims. " + ". ".join(claims)
+    console.print(table)
+
+
+def print_depth(console: Console, depths: Mapping[str, Mapping[str, Depth]]) -> None:
+    """The gap in depth, repetition and limits."""
+    policies = list(next(iter(depths.values())))
+    table = Table("task", "figure", *policies)
+    table.title = "2. The teacher on student prefixes: gap log π(y) − log q(y), late against early"
+    claims = []
+    for task, by_policy in depths.items():
+        rows = {}
+        for name, label in (("median", "median"), ("mean", "mean"), ("width", "10–90 % width")):
+            rows[f"{label}, second half of positions − first (nats)"] = [d.widening[name] for d in by_policy.values()]
+            if all(d.turn_widening for d in by_policy.values()):
+                rows[f"{label}, second half of turns − first (nats)"] = [
+                    d.turn_widening[name] for d in by_policy.values()
+                ]
+        said = {
+            "again/student": "mean log π, tokens that repeat an n-gram (nats)",
+            "again/teacher": "mean log q, tokens that repeat an n-gram (nats)",
+            "new/student": "mean log π, other tokens (nats)",
+            "new/teacher": "mean log q, other tokens (nats)",
+        }
+        rows |= {label: [d.repetition[name] for d in by_policy.values()] for name, label in said.items()}
+        for i, (label, cells) in enumerate(rows.items()):
+            table.add_row(task if not i else "", label, *map(str, cells))
+        shares = {
+            "repetition_rate": "n-grams that occurred before",
+            "cut_by_length": "trajectories with a completion cut by length",
+            "success": "solved",
+        }
+        for name, label in shares.items():
+            percentages = [d.repetition[name].percent() for d in by_policy.values()]
+            table.add_row("", label, *percentages, end_section=name == "success")
+        wider = by_policy[policies[0]].widening
+        claims.append(
+            f"{task}: with position the gap widens: {verdict(wider['width'], sign=1)}, its mean grows: "
+            f"{verdict(wider['mean'], sign=1)}"
+        )
+    table.caption = "The paper's claim, at top-p 1. " + ". ".join(claims)
+    console.print(table)
+
+
+def print_special(
+    console: Console,
+    shares: Mapping[str, Mapping[str, Interval]],
+    by_token: Mapping[str, Mapping[str, float]],
+    arms: Mapping[str, Interval],
+) -> None:
+    """What the special tokens carry, what both models say of each, and success after distillation."""
+    table = Table("what the special tokens carry", *shares)
+    table.title = "3. Special tokens that student and teacher write differently"
+    names = {"tokens": "share of tokens", "reward": "share of |reward|",
+             "sampled_gradient": "share of gradient norms, sampled token",
+             "matching_gradient": "share of gradient norms, LSM", "mean_listed": "mean |reward| of them (nats)",
+             "mean_other": "mean |reward| of other tokens (nats)", "top_1": "top 1 % of |reward|, all tokens",
+             "top_1_masked": "top 1 % of |reward|, with the mask"}  # fmt: skip
+    for name, label in names.items():
+        cells = [s[name] for s in shares.values()]
+        table.add_row(label, *(str(c) if name.startswith("mean") else c.percent() for c in cells))
+    different, alike = (s["mean_other"] for s in shares.values())
+    follows = "yes" if different.low > alike.high else "not shown"
+    table.caption = (
+        "The mask takes the special tokens away. What it cannot mend: the teacher reads a prefix that it would not "
+        f"have written, so of the other tokens too |reward| is larger: {follows}"
+    )
+    console.print(table)
+    table = Table("token", "count", "mean log π (nats)", "mean log q (nats)")
+    for token, mine in sorted(by_token.items(), key=lambda item: item[1]["teacher"]):
+        table.add_row(repr(token), f"{mine['count']:.0f}", f"{mine['student']:.2f}", f"{mine['teacher']:.2f}")
+    console.print(table)
+    if arms:
+        table = Table("distilled by", "held-out success", "cut by length", title="a few updates; one training seed")
+        for name in dict.fromkeys(n.rpartition("/")[0] for n in arms):
+            table.add_row(name, arms[f"{name}/success"].percent(), arms[f"{name}/cut_by_length"].percent())
+        effects = {n: i for n, i in arms.items() if "effect" in n and n.endswith("/success")}
+        table.caption = "The paper's claim, the mask helps. " + "; ".join(
+            f"{n.removesuffix('/success').partition(': ')[2]}: {verdict(i, sign=1)}" for n, i in effects.items()
+        )
+        console.print(table)

@@ -1,0 +1,106 @@
+"""A student that writes what the teacher writes, but some tokens differently (PAPER, failure mode 3)."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import torch
+from omegaconf import DictConfig
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from opdlight import run_folder
+from opdlight.collate import Collate
+from opdlight.config import instantiate
+from opdlight.data import Task, episode_seed
+from opdlight.demonstrations import demonstrate, tokens
+from opdlight.errors import ConfigError
+from opdlight.models import Student
+from opdlight.models.checkpoints import load_model
+from opdlight.module import learning_rate
+from opdlight.rollout import ChatRenderer
+from opdlight.supervised import SupervisedFineTuning, batches
+
+
+def other_tokenizer(tokenizer: PreTrainedTokenizerFast, dropped: Sequence[str], end: str) -> PreTrainedTokenizerFast:
+    """The same tokenizer without the added tokens `dropped` and with `end` as its end of sequence.
+
+    Only the last ids can go: then every id that is left means what it meant, and the check for an equal vocabulary
+    holds. The text of a dropped token is written in several tokens of the base vocabulary.
+
+    Raises:
+        ConfigError: if a token is not among the last added ones, or `end` is no token.
+    """
+    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    added = sorted(core["added_tokens"], key=lambda t: t["id"])
+    rest = added[: len(added) - len(dropped)]
+    if {t["content"] for t in added[len(rest) :]} != set(dropped) or added[-1]["id"] != len(tokenizer) - 1:
+        raise ConfigError.wrong(
+            "special.dropped", expected="the last added tokens of the student's tokenizer", got=list(dropped)
+        )
+    core["added_tokens"] = rest
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(core)),
+        eos_token=end,
+        pad_token=tokenizer.pad_token,
+        clean_up_tokenization_spaces=False,
+    )
+    if end not in tokenizer.get_vocab():
+        raise ConfigError.wrong("special.end", expected="a token of the student's vocabulary", got=end)
+    made.chat_template = tokenizer.chat_template
+    return made
+
+
+def write_other_student(cfg: DictConfig, folder: Path) -> None:
+    """The configured student with `other_tokenizer`; its embedding loses the rows of the dropped tokens."""
+    plain: Student = instantiate(cfg.model.student)
+    tokenizer = other_tokenizer(plain.tokenizer, cfg.special.dropped, cfg.special.end)  # type: ignore[arg-type]
+    model = load_model(cfg.model.student.model, cfg.model.dtype)
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.eos_token_id = tokenizer.eos_token_id
+    if model.generation_config is not None:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def taught_student(cfg: DictConfig, name: str, task: Task, folder: Path) -> Student:
+    """The other student after a short supervised pass on experts' demonstrations of the task, saved to `folder`."""
+    start = folder.with_name(f"{folder.name}-untaught")
+    write_other_student(cfg, start)
+    student = Student(str(start), cfg.model.dtype)
+    renderer = ChatRenderer(student.tokenizer)
+    special = cfg.special
+    seeds = [episode_seed(cfg.seed, name, "failure modes", i) for i in range(special.demonstrations)]
+    shown = [tokens(demonstrate(name, task, seed, detours=0.0), renderer) for seed in seeds]
+    module = SupervisedFineTuning(
+        student=student,
+        optimizer=lambda weights: torch.optim.AdamW(weights, lr=special.learning_rate, weight_decay=0.0),
+        schedule=learning_rate("cosine", warmup=5, updates=special.sft_updates),
+        max_grad_norm=1.0,
+    )
+    collate = Collate(
+        tasks=(name,),
+        pad_id=0,
+        vocabulary_size=student.head().width,
+        micro_batch_tokens=cfg.model.micro_batch_tokens,
+    )
+    data = batches(shown, collate, batch_size=special.batch_size, updates=special.sft_updates, seed=cfg.seed)
+    quiet_trainer(cfg, special.sft_updates).fit(module, data)
+    student.save(folder)
+    return student
+
+
+def quiet_trainer(cfg: DictConfig, updates: int) -> L.Trainer:
+    """The configured trainer for a part of the study: it leaves nothing behind and shows nothing."""
+    run_folder.quiet_libraries()
+    trainer: L.Trainer = instantiate(
+        cfg.trainer,
+        max_steps=updates,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    return trainer

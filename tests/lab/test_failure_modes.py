@@ -1,0 +1,273 @@
+"""The failure-mode measures against slow obvious references, and the student with other special tokens."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from opdlight.config import compose
+from opdlight.config.schemas import FailureModesConfig
+from opdlight.errors import ConfigError
+from opdlight.failure_metrics import (
+    matching_gradient_norm,
+    quantiles_by_bucket,
+    repeated,
+    repetition_rate,
+    sampled_token_gradient_norm,
+    top_share,
+)
+from opdlight.lab.bootstrap import Interval, bootstrap
+from opdlight.lab.failure_figures import draw_depth, draw_imbalance, draw_special
+from opdlight.lab.failure_summary import by_bucket, depth, edges_of, imbalance
+from opdlight.lab.failure_tables import verdict
+from opdlight.lab.failure_tokens import Tokens, measure
+from opdlight.lab.mismatch import Arm, Spoken, arm_figures, by_token, listed_shares, spoken
+from opdlight.lab.other_tokens import other_tokenizer
+from opdlight.losses import SampledToken, SpecialTokenMask, SupportMatching
+from opdlight.models import Student, Teachers
+from opdlight.models.checkpoints import load_tokenizer
+from opdlight.models.vocabulary import shared_size
+from opdlight.types import Status, Support, SupportScores, Trajectory, Turn
+from tests.losses.tables import batch_of
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_top_share_is_a_sum_over_sorted_sizes() -> None:
+    values = random(997)
+    for share in (0.001, 0.01, 0.1, 0.5, 1.0):
+        sizes = sorted((abs(v) for v in values.tolist()), reverse=True)
+        expected = sum(sizes[: math.ceil(share * 997)]) / sum(sizes)
+        assert float(top_share(values, share)) == pytest.approx(expected)
+    assert float(top_share(torch.ones(100), 0.1)) == pytest.approx(0.1)
+    assert float(top_share(torch.ones(100), 0.07)) == pytest.approx(0.07)  # 0.07 · 100 is a little above 7 in binary
+    assert float(top_share(torch.zeros(5), 0.1)) == 0.0
+    with pytest.raises(ValueError, match="`share`"):
+        top_share(values, 0.0)
+
+
+def test_gradient_norms_are_those_of_the_losses() -> None:
+    logits, teacher = random(5, 7).requires_grad_(), random(5, 7, seed=1).log_softmax(1)
+    token = torch.tensor([0, 3, 6, 3, 1])
+    picked = teacher.gather(1, token[:, None]).squeeze(1)
+    scores = SupportScores(
+        support=None,
+        student_sampled=logits.log_softmax(1).gather(1, token[:, None]).squeeze(1),
+        teacher_sampled=picked,
+    )
+    batch = batch_of(token)
+    (expected,) = torch.autograd.grad(SampledToken()(scores, batch).sum(), logits)
+    found = sampled_token_gradient_norm(logits.detach().log_softmax(1), token, picked)
+    torch.testing.assert_close(found, expected.norm(dim=1))
+
+    best, ids = teacher.topk(4, dim=1)
+    support = Support(token_ids=ids, teacher_logprobs=best, valid=torch.ones_like(ids) > 0, kind="teacher_top_k")
+    scores = SupportScores(support=support, student_logits=logits.gather(1, ids))
+    (expected,) = torch.autograd.grad(SupportMatching(k=4)(scores, batch).sum(), logits)
+    torch.testing.assert_close(matching_gradient_norm(logits.detach().gather(1, ids), best), expected.norm(dim=1))
+
+
+def test_repetition_counts_ngrams_of_the_turns_before() -> None:
+    generator = torch.Generator().manual_seed(3)
+    turns = [torch.randint(3, (n,), generator=generator).tolist() for n in (9, 2, 0, 17, 4)]
+    grams = [
+        (number, end, tuple(ids[end - 4 : end])) for number, ids in enumerate(turns) for end in range(4, len(ids) + 1)
+    ]
+    again = {(number, end): gram in [g for *_, g in grams[:i]] for i, (number, end, gram) in enumerate(grams)}
+    assert 0 < sum(again.values()) < len(again)
+    assert repetition_rate(turns, 4) == pytest.approx(sum(again.values()) / len(again))
+    flags = repeated(turns, 4)
+    assert [len(f) for f in flags] == [len(ids) for ids in turns]
+    for number, ids in enumerate(turns):
+        assert flags[number] == [again.get((number, end)) for end in range(1, len(ids) + 1)]
+    assert math.isnan(repetition_rate([[1, 2], [1, 2, 3]], 4))
+    assert repetition_rate([[5] * 8], 4) == pytest.approx(4 / 5)
+
+
+def test_quantiles_are_taken_bucket_by_bucket() -> None:
+    values, bucket = random(60), torch.arange(60) % 3
+    found = quantiles_by_bucket(values, bucket, 4, (0.1, 0.5, 0.9))
+    for b in range(3):
+        ordered = sorted(v for v, own in zip(values.tolist(), bucket.tolist(), strict=True) if own == b)
+        for i, q in enumerate((0.1, 0.5, 0.9)):
+            place = q * (len(ordered) - 1)
+            low, part = int(place), place % 1
+            expected = ordered[low] + part * (ordered[low + 1] - ordered[low])
+            assert float(found[b, i]) == pytest.approx(expected)
+    assert found[3].isnan().all()
+
+
+def test_bootstrap_draws_whole_trajectories() -> None:
+    trajectory = torch.arange(40).repeat_interleave(25)
+    values = random(40)[trajectory]  # the same within a trajectory, so 40 numbers and not 1,000
+    (found,) = bootstrap(lambda at: values[at].mean()[None], trajectory, draws=2000)
+    assert found.value == pytest.approx(float(values.mean()))
+    half = 1.96 * float(random(40).std(correction=0)) / math.sqrt(40)
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.1)
+    assert bootstrap(lambda at: values[at].mean()[None], trajectory, draws=9, seed=1) == bootstrap(
+        lambda at: values[at].mean()[None], trajectory, draws=9, seed=1
+    )
+    assert Interval(value=math.nan, low=0.0, high=1.0).plain() == {"value": None, "low": 0.0, "high": 1.0}
+
+
+def test_verdict_needs_the_whole_interval() -> None:
+    assert verdict(Interval(value=0.6, low=0.51, high=0.7), sign=1, threshold=0.5) == "yes"
+    assert verdict(Interval(value=0.6, low=0.49, high=0.7), sign=1, threshold=0.5) == "not shown"
+    assert verdict(Interval(value=0.3, low=0.2, high=0.4), sign=1, threshold=0.5) == "the opposite"
+    assert verdict(Interval(value=-0.3, low=-0.4, high=-0.2), sign=-1) == "yes"
+
+
+def made_up(n: int = 240) -> Tokens:
+    at = torch.arange(n)
+    return Tokens(
+        trajectory=at // 20,
+        turn=at % 20 // 10,
+        position=at % 20,
+        token=at % 7,
+        log_pi=-random(n).abs().float(),
+        log_q=-random(n, seed=1).abs().float() * (1 + at % 20),
+        sampled_gradient=random(n, seed=2).abs().float() ** 4,
+        matching_gradient=random(n, seed=3).abs().float(),
+        again=at % 5 == 0,
+        listed=at % 20 >= 18,
+    )
+
+
+def trajectories() -> list[Trajectory]:
+    turn = Turn(
+        prompt_ids=[0],
+        completion_ids=[1, 2, 3, 4, 1, 2, 3, 4],
+        sampled_logprobs=[0.0] * 8,
+        finish_reason="length",
+        policy_version=0,
+        reward=0.0,
+    )
+    return [
+        Trajectory(task="t", group=i, seed=i, turns=[turn, turn], reward=0.0, status=Status.FAILURE) for i in range(12)
+    ]
+
+
+def test_figures_are_of_the_right_tokens() -> None:
+    tokens = made_up()
+    one = imbalance(tokens, draws=10, seed=0)
+    gap = tokens.log_pi - tokens.log_q
+    assert one["negative"].value == pytest.approx(float((gap > 0).float().mean()))
+    assert one["negative_large"].value == pytest.approx(float((gap[gap.abs() > 0.1] > 0).float().mean()))
+    assert one["negative_mass"].value == pytest.approx(float(gap[gap > 0].sum() / gap.abs().sum()))
+    assert one["matching_less_sampled/top_1"].value == pytest.approx(
+        one["matching_gradient/top_1"].value - one["sampled_gradient/top_1"].value
+    )
+    buckets = by_bucket(gap, tokens.position, [0, 8, 16, 24], tokens, draws=10, seed=0)
+    for bucket, number in zip(buckets, range(3), strict=True):
+        mask = tokens.position // 8 == number
+        assert bucket.tokens == int(mask.sum())
+        assert bucket.trajectories == 12
+        assert bucket.quantiles[1].value == pytest.approx(float(gap[mask].quantile(0.5)))
+    shares = listed_shares(tokens, draws=10, seed=0)
+    assert shares["tokens"].value == pytest.approx(0.1)
+    assert shares["reward"].value == pytest.approx(float(gap.abs()[tokens.position >= 18].sum() / gap.abs().sum()))
+    assert edges_of([tokens], 6) == [0, 4, 8, 12, 16, 20]
+
+
+def test_the_mask_is_judged_on_the_same_episodes() -> None:
+    start = Arm(loss="start", masked=False, success=[0.0] * 4, cut=[0.0] * 4)
+    plain = Arm(loss="LSM", masked=False, success=[1.0, 0.0, 1.0, 0.0], cut=[1.0, 1.0, 0.0, 0.0])
+    masked = Arm(loss="LSM", masked=True, success=[1.0, 0.0, 1.0, 1.0], cut=[0.0] * 4)
+    found = arm_figures([start, plain, masked], draws=50, seed=0)
+    assert found["start/success"].value == 0.0
+    assert found["LSM + mask/success"].value == 0.75
+    assert found["mask's effect: LSM/success"].value == 0.25
+    assert found["mask's effect: LSM/cut_by_length"].value == -0.5
+    assert found["mask's effect: LSM/success"].low == 0.0  # paired: no resample makes it negative
+
+
+def test_figures_are_drawn_whole(tmp_path: Path) -> None:
+    tokens = made_up()
+    cfg = compose("failure_modes", FailureModesConfig, ["draws=10"])
+    both = {p: depth(cfg, tokens, trajectories(), edges_of([tokens], 4), 2) for p in ("top-p 1", "top-p 0.9")}
+    repetition = both["top-p 1"].repetition
+    assert repetition["repetition_rate"].value == pytest.approx(6 / 10)
+    assert repetition["cut_by_length"].value == 1.0
+    draw_imbalance(tmp_path / "imbalance.png", {"t": tokens}, {"t": imbalance(tokens, draws=10, seed=0)})
+    draw_depth(tmp_path / "depth.png", {"t": both})
+    text = [Spoken(text="<", student=-0.1, teacher=-9.0, listed=True)]
+    draw_special(tmp_path / "special_tokens.png", text, {s: listed_shares(tokens, draws=10, seed=0) for s in "ab"}, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["depth.png", "imbalance.png", "special_tokens.png"]
+
+
+def test_other_tokenizer_keeps_every_id_that_is_left() -> None:
+    plain = load_tokenizer("lab/student")
+    other = other_tokenizer(plain, ["<think>", "</think>"], "<|pad|>")
+    assert shared_size(other, len(other), plain, len(plain), "plain") == len(other) == len(plain) - 2
+    text = "<think>1 + 2 = 3</think>\\boxed{3}"
+    ids = other(text, add_special_tokens=False)["input_ids"]
+    assert other.convert_ids_to_tokens(ids[:3]) == ["<", "think", ">"]
+    assert other.decode(ids) == text
+    assert other.eos_token_id == 0 != plain.eos_token_id
+    mask = compose("failure_modes", FailureModesConfig).special.mask
+    resolved = SpecialTokenMask(tokens=[list(t) if not isinstance(t, str) else t for t in mask.tokens]).resolve(other)
+    left = [i for i, kept in zip([*ids, 0], resolved.kept([*ids, 0]), strict=True) if kept]
+    assert other.decode(left) == "1 + 2 = 3boxed{3}"
+    with pytest.raises(ConfigError, match=r"special\.dropped"):
+        other_tokenizer(plain, ["<|end|>"], "<|pad|>")
+    with pytest.raises(ConfigError, match=r"special\.end"):
+        other_tokenizer(plain, ["<think>", "</think>"], "<|stop|>")
+
+
+def test_tokens_are_scored_as_the_models_alone_score_them() -> None:
+    student = Student("lab/student")
+    teachers = Teachers({"t": "lab/teacher-sums"}, student)
+    ids = student.tokenizer("1 + 1 = 2; 1 + 1 = 2", add_special_tokens=False)["input_ids"]
+    turn = Turn(
+        prompt_ids=[3, 10, 11],
+        completion_ids=ids,
+        sampled_logprobs=[0.0] * len(ids),
+        finish_reason="stop",
+        policy_version=0,
+        reward=0.0,
+    )
+    made = Trajectory(task="t", group=0, seed=0, turns=[turn], reward=0.0, status=Status.SUCCESS)
+    mask = SpecialTokenMask(tokens=[ids[2]])
+    found = measure(student, teachers, [made, made], k=4, ngram=4, kept=mask.kept)
+    with torch.no_grad():
+        logits = student.model(torch.tensor([[3, 10, 11, *ids]])).logits[0, 2:-1]
+    expected = logits.log_softmax(1).gather(1, torch.tensor(ids)[:, None]).squeeze(1)
+    n = len(ids)
+    torch.testing.assert_close(found.log_pi[n:], expected, atol=1e-4, rtol=1e-4)
+    assert found.trajectory.tolist() == [0] * n + [1] * n
+    assert found.token[:n].tolist() == ids
+    assert found.position[:n].tolist() == list(range(n))
+    assert [i for i, flag in enumerate(found.listed[:n].tolist()) if flag] == [2]
+    assert found.again[:n].tolist() == [bool(f) for f in repeated([ids], 4)[0]]
+    assert found.again[:n].any()
+    said = spoken(found, 1, student.tokenizer)
+    assert "".join(s.text for s in said) == "1 + 1 = 2; 1 + 1 = 2"
+    assert said[0].teacher == pytest.approx(float(found.log_q[n]))
+    assert by_token(found, student.tokenizer)[said[2].text]["count"] == 2
+
+
+@pytest.mark.vllm
+def test_the_whole_study_runs(tmp_path: Path) -> None:
+    from opdlight.lab.failure_study import study
+
+    overrides = [
+        "episodes=3",
+        "draws=5",
+        "task.tasks.sums.episodes=4",
+        "special.demonstrations=8",
+        "special.sft_updates=1",
+        "special.batch_size=4",
+        "special.opd_updates=1",
+        "special.groups=2",
+        f"run_dir={tmp_path}",
+    ]
+    study(compose("failure_modes", FailureModesConfig, overrides))
+    found = json.loads((tmp_path / "failure_modes.json").read_text())
+    assert set(found) == {"imbalance", "depth", "special_tokens", "seconds"}
+    assert found["special_tokens"]["shared_ids"] == 768
+    assert {"imbalance.png", "depth.png", "special_tokens.png"} <= {p.name for p in tmp_path.iterdir()}
