@@ -34,6 +34,8 @@ def draw(path: Path, rows: "list[Row]", real: "list[Real]") -> None:
             )
         axis.set(title=title, xlabel="length T (tokens)", xscale="log")
         axis.set_yscale("symlog", linthresh=1e-3) if quantity == "sequence_bias" else axis.set_yscale("log")
+        if quantity == "sequence_bias":
+            axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     _guides(axes[0, 0], rows)
     axes[0, 0].legend(fontsize=7)
