@@ -24,15 +24,17 @@ def draw(path: Path, rows: "list[Row]", real: "list[Real]") -> None:
         "sequence_bias": "bias ‖E ĝ − ∇KL‖ / ‖∇KL‖ of the sequence KL",
         "snr": "signal to noise ‖E ĝ‖² / tr Cov ĝ",
     }
+    lengths = sorted({r.length for r in rows})
     for axis, (quantity, title) in zip(axes.flat, panels.items(), strict=False):
         for name in names:
-            lengths = sorted({r.length for r in rows})
             values = [[getattr(r, quantity) for r in rows if r.estimator == name and r.length == t] for t in lengths]
             axis.plot(lengths, [np.median(v) for v in values], color=colours[name], label=name, linewidth=1.6)
             axis.fill_between(
                 lengths, [min(v) for v in values], [max(v) for v in values], color=colours[name], alpha=0.1
             )
         axis.set(title=title, xlabel="length T (tokens)", xscale="log")
+        axis.set_xticks(lengths, [str(t) for t in lengths])
+        axis.minorticks_off()
         axis.set_yscale("symlog", linthresh=1e-3) if quantity == "sequence_bias" else axis.set_yscale("log")
         if quantity == "sequence_bias":
             axis.set_ylim(bottom=0)
