@@ -52,9 +52,5 @@ class Mean:
     def __str__(self) -> str:
         if self.not_finite:
             return f"{self.not_finite} of {self.runs} not finite"
-        return _short(self.mean) if self.half is None else f"{_short(self.mean)} ± {_short(self.half)}"
-
-
-def _short(value: float) -> str:
-    """Two decimals, or three significant digits of what is very small or large."""
-    return f"{value:.2f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:.2g}"
+        form = ".2f" if self.mean == 0 or 0.01 <= abs(self.mean) < 1000 else ".2g"
+        return f"{self.mean:{form}}" if self.half is None else f"{self.mean:{form}} ± {self.half:{form}}"

@@ -25,7 +25,8 @@ class Row:
     ratio: Mean  # the same less that of the lowest γ with the same seed
     reverse_kl: Mean  # after training, mean of both tasks, nats per step
     distance: dict[str, Mean]  # after training, by task
-    off_target: int  # of `walkers`
+    iterations_off: Mean  # share of the iterations of both tasks whose walks ended off target
+    off_target: int  # after training, of `walkers`
     walkers: int  # seeds × tasks
 
 
@@ -36,7 +37,10 @@ def table_rows(outcome: Outcome) -> list[Row]:
     lowest = log_variance[gammas.index(min(gammas))]
     kl = torch.stack([_by_gamma(e.reverse_kl, len(gammas)) for e in outcome.students.values()]).mean(0)
     distance = {name: _by_gamma(e.distance, len(gammas)) for name, e in outcome.students.items()}
-    off = {name: ~(d <= outcome.teachers[name].distance + OFF_TARGET) for name, d in distance.items()}  # NaN is off
+    limits = {name: e.distance + OFF_TARGET for name, e in outcome.teachers.items()}  # [seed]
+    off = {name: ~(d <= limits[name]) for name, d in distance.items()}  # NaN is off
+    walked = [~(outcome.distance[i::2] <= _by_run(limits[w.name], len(gammas))) for i, w in enumerate(WALKS)]
+    iterations_off = _by_gamma(torch.cat(walked).double().mean(0), len(gammas))
     return [
         Row(
             gamma=gamma,
@@ -44,6 +48,7 @@ def table_rows(outcome: Outcome) -> list[Row]:
             ratio=Mean.of((log_variance[i] - lowest).tolist()),
             reverse_kl=Mean.of(kl[i].tolist()),
             distance={name: Mean.of(d[i].tolist()) for name, d in distance.items()},
+            iterations_off=Mean.of(iterations_off[i].tolist()),
             off_target=sum(int(o[i].sum()) for o in off.values()),
             walkers=sum(len(o[i]) for o in off.values()),
         )
@@ -51,29 +56,44 @@ def table_rows(outcome: Outcome) -> list[Row]:
     ]
 
 
-def rising(outcome: Outcome) -> tuple[int, int]:
-    """In how many seeds of all the mean log variance rises with every step of γ (in ascending order)."""
-    gammas = list(dict.fromkeys(g for _, g in outcome.runs))
-    log_variance = _by_gamma(outcome.variance.log10().mean(0), len(gammas))
-    ascending = log_variance[sorted(range(len(gammas)), key=gammas.__getitem__)]
-    return int((ascending.diff(dim=0) > 0).all(0).sum()), log_variance.shape[1]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rising:
+    """In how many seeds the mean log variance rises with γ; one that is not finite counts as above all others."""
+
+    every_step: int  # from each γ to the next larger one
+    ends: int  # from the lowest γ to the highest
+    seeds: int
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> "Rising":
+        """Count the seeds of one setting."""
+        gammas = list(dict.fromkeys(g for _, g in outcome.runs))
+        log_variance = _by_gamma(outcome.variance.log10().mean(0), len(gammas)).nan_to_num(nan=torch.inf)
+        ascending = log_variance[sorted(range(len(gammas)), key=gammas.__getitem__)]
+        every = (ascending[1:] > ascending[:-1]).all(0)
+        return cls(
+            every_step=int(every.sum()), ends=int((ascending[-1] > ascending[0]).sum()), seeds=log_variance.shape[1]
+        )
 
 
 def main_table(rows: Sequence[Row], outcome: Outcome) -> Table:
     """γ by γ: mean and 95 % interval over seeds."""
     seeds = len({s for s, _ in outcome.runs})
-    table = Table("γ", "log₁₀ gradient variance", "– log₁₀ of the lowest γ", "reverse KL (nats/step)")
+    low = min(r.gamma for r in rows)
+    table = Table("γ", "gradient variance (log₁₀)", f"over γ = {low:g} (log₁₀)", "reverse KL at the end (nats/step)")
     table.title = f"discounted on-policy distillation, mean ± 95 % interval over {seeds} seeds (Student t)"
     for walk in WALKS:
         table.add_column(f"end to target, {walk.name}")
-    table.add_column("off target")
+    table.add_column("iterations off target (share)")
+    table.add_column("off target at the end")
     for r in rows:
+        ratio = "–" if r.gamma == low else str(r.ratio)
         distances = [str(r.distance[w.name]) for w in WALKS]
-        numbers = [str(r.variance), str(r.ratio), str(r.reverse_kl), *distances]
+        numbers = [str(r.variance), ratio, str(r.reverse_kl), *distances, str(r.iterations_off)]
         table.add_row(f"{r.gamma:g}", *numbers, f"{r.off_target} of {r.walkers}")
     teachers = [str(Mean.of(outcome.teachers[w.name].distance.tolist())) for w in WALKS]
     table.add_section()
-    table.add_row("teacher", "", "", "", *teachers, "")
+    table.add_row("teacher", "", "", "", *teachers, "", "")
     return table
 
 
@@ -82,19 +102,24 @@ def sensitivity_table(outcomes: Mapping[str, Outcome], iterations: int) -> Table
     first = next(iter(outcomes.values()))
     gammas = list(dict.fromkeys(g for _, g in first.runs))
     low, *others = sorted(gammas)
-    table = Table("setting", *(f"variance {g:g} – {low:g} (log₁₀)" for g in others), "rises with γ")
-    table.title = f"sensitivity, {iterations} iterations: gradient variance, and students off target (seeds × tasks)"
+    table = Table(
+        title=f"sensitivity, {iterations} iterations: variance of a γ over γ = {low:g}, and who is off target"
+    )
+    table.add_column("setting", no_wrap=True)
+    for g in others:
+        table.add_column(f"variance, γ={g:g} (log₁₀)")
+    table.add_column("seeds where it rises with γ")
     for g in sorted(gammas):
-        table.add_column(f"off, γ={g:g}")
+        table.add_column(f"off at the end, γ={g:g}")
     table.add_column("end to target, teacher")
     for name, outcome in outcomes.items():
         by_gamma = {r.gamma: r for r in table_rows(outcome)}
-        rises, seeds = rising(outcome)
+        rises = Rising.of(outcome)
         teacher = Mean.of(torch.stack([e.distance for e in outcome.teachers.values()]).mean(0).tolist())
         table.add_row(
             name,
             *(str(by_gamma[g].ratio) for g in others),
-            f"{rises} of {seeds} seeds",
+            f"{rises.every_step} of {rises.seeds}",
             *(f"{by_gamma[g].off_target} of {by_gamma[g].walkers}" for g in sorted(gammas)),
             str(teacher),
         )
@@ -125,6 +150,11 @@ def csv_text(outcomes: Mapping[str, Outcome], window: int) -> str:
                     key = [setting, seed, gamma, walk.name, start + 1, min(start + window, iterations)]
                     out.writerow([*key, *(f"{v:.6g}" for v in numbers)])
     return text.getvalue()
+
+
+def _by_run(values: Tensor, gammas: int) -> Tensor:
+    """One value a seed, [seed] → runs in the order seed × γ, [R]."""
+    return values.repeat_interleave(gammas)
 
 
 def _by_gamma(values: Tensor, gammas: int) -> Tensor:
