@@ -77,7 +77,7 @@ def draw_visits(outcome: Outcome, gammas: Sequence[float], path: Path) -> None:
                 np.arange(-0.5, horizon + 1), BINS, share, cmap="magma", norm=PowerNorm(0.5, 0, 0.5), rasterized=True
             )
             axis.axhline(walk.target, color="white", ls="--", lw=0.8)
-            axis.plot(0, walk.start, "o", color="white", ms=5, zorder=3, clip_on=False)
+            axis.plot(0, walk.start, "o", color="cyan", ms=5, zorder=3, clip_on=False)
             if outside > 0.0005:
                 axis.text(
                     0.98, 0.03, f"{100 * outside:.1f} % outside", color="white", transform=axis.transAxes, ha="right"

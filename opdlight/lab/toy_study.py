@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -52,7 +52,11 @@ def toy(cfg: DictConfig) -> dict[str, float]:
     draw_learning(main, cfg.window, folder / "learning.png")
     draw_visits(main, shown, folder / "visits.png")
     run_folder.write(folder / "summary.json", json.dumps(finite(summary(cfg, outcomes, seconds)), indent=2))
-    _show(console, cfg, outcomes, seconds)
+    _show(console, cfg, outcomes)
+    differing = [main, *(outcomes[n] for n, v in variants.items() if v != setting)]
+    console.print(verdict(differing))
+    spent = f"{sum(seconds.values()):.0f} s in all, {seconds['main']:.0f} s of them for the main setting"
+    console.print(f"Off target: ends over {OFF_TARGET} further away than the teacher. {spent}.")
     console.print(f"run folder: {folder}", soft_wrap=True)
     return {f"variance/gamma={r.gamma:g}": r.variance.mean for r in table_rows(main)}
 
@@ -125,7 +129,17 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _show(console: Console, cfg: DictConfig, outcomes: Mapping[str, Outcome], seconds: Mapping[str, float]) -> None:
+def verdict(outcomes: Sequence[Outcome]) -> str:
+    """Whether the variance grows with γ, counted over seeds and settings."""
+    rises = [Rising.of(o) for o in outcomes]
+    seeds, ends, steps = (sum(getattr(r, name) for r in rises) for name in ("seeds", "ends", "every_step"))
+    return (
+        f"Gradient variance, {len(rises)} differing settings × seeds: larger at the highest γ than at the lowest in "
+        f"{ends} of {seeds}, larger with every step of γ in {steps} of {seeds}."
+    )
+
+
+def _show(console: Console, cfg: DictConfig, outcomes: Mapping[str, Outcome]) -> None:
     main = outcomes["main"]
     console.print(main_table(table_rows(main), main))
     variants = {n: o for n, o in outcomes.items() if n != "main"}
@@ -135,17 +149,6 @@ def _show(console: Console, cfg: DictConfig, outcomes: Mapping[str, Outcome], se
         for task, ends in outcome.teachers.items():
             if bad := int((ends.distance > OFF_TARGET).sum()):
                 console.print(f"{name}: {bad} of {len(ends.distance)} teachers of the {task} task miss its target.")
-    rises = [Rising.of(o) for o in outcomes.values()]
-    seeds = sum(r.seeds for r in rises)
-    console.print(
-        f"Gradient variance, over {len(rises)} settings: larger at the highest γ than at the lowest in "
-        f"{sum(r.ends for r in rises)} of {seeds} seeds, larger with every step of γ in "
-        f"{sum(r.every_step for r in rises)}."
-    )
-    console.print(
-        f"Off target: ends over {OFF_TARGET} further away than the teacher. "
-        f"{sum(seconds.values()):.0f} s in all, {seconds['main']:.0f} s of them for the main setting."
-    )
 
 
 def _settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:

@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from opdlight.config import CONF, ToyConfig, compose, instantiate
+from opdlight.config.help import help_text
 from opdlight.errors import ConfigError
+from opdlight.lab.intervals import Mean
 from opdlight.lab.toy_estimator import Estimate, discounted_gradient
 from opdlight.lab.toy_report import Rising, csv_text, table_rows
-from opdlight.lab.toy_study import check_study, finite, toy, vary
+from opdlight.lab.toy_study import check_study, finite, toy, vary, verdict
 from opdlight.lab.toy_training import Ends, Outcome, Setting, reward, study
 from opdlight.lab.toy_walk import WALKS, Paths, Policies, initial, log_prob, normal, reverse_kl, roll_out, stream, to_go
 from opdlight.losses.sampled import discounted_to_go
@@ -267,8 +269,19 @@ def test_the_table_averages_logs_over_seeds_and_counts_who_is_off_target() -> No
     assert (zero.ratio.mean, zero.ratio.half, one.ratio.mean, one.ratio.half) == (0, 0, 1, 0)
     assert (zero.off_target, one.off_target, one.walkers) == (2, 2, 4)  # 0.7 > 0.1 + 0.5; not a number is off
     assert one.distance["left"].not_finite == 1
-    # the walks end 0 to 19 away, a run a column: of 5 iterations, only the first one of seed 7 at γ = 0 is on target
-    assert (zero.iterations_off.mean, one.iterations_off.mean) == (0.9, 1.0)
+
+
+def test_an_iteration_is_off_target_by_the_teacher_of_its_task_and_seed() -> None:
+    ends = made_up(torch.ones(5, 4), [0.0] * 4)
+    left, right = (replace(ends.teachers["left"], distance=torch.tensor(d)) for d in ([0.0, 1.0], [2.0, 3.0]))
+    outcome = replace(
+        ends,
+        teachers={"left": left, "right": right},  # on target up to 0.5 and 1.5 (left), 2.5 and 3.5 (right) by seed
+        distance=torch.tensor([[0.4, 0.6, 1.4, 1.6], [2.4, 2.6, 3.4, 3.6]] * 2 + [[0.4, 0.6, 1.6, 1.4]]),
+    )
+    zero, one = table_rows(outcome)  # columns: seed × γ
+    assert zero.iterations_off == Mean.of([0.0, 0.2])
+    assert one.iterations_off == Mean.of([1.0, 0.8])
 
 
 def test_a_variance_rises_step_by_step_or_only_from_end_to_end() -> None:
@@ -280,6 +293,10 @@ def test_a_variance_rises_step_by_step_or_only_from_end_to_end() -> None:
     runs = [(7, 1.0), (7, 0.0), (7, 0.5), (7, 0.75)]  # not in ascending order
     dented = replace(made_up(torch.tensor([[9.0, 1.0, 3.0, 2.0]]).double(), [0.0] * 4), runs=runs)
     assert Rising.of(dented) == Rising(every_step=0, ends=1, seeds=1)
+    assert verdict([dented, made_up(variance, [0.0] * 4)]) == (
+        "Gradient variance, 2 differing settings × seeds: larger at the highest γ than at the lowest in 3 of 3, "
+        "larger with every step of γ in 2 of 3."
+    )
 
 
 def test_a_row_of_the_csv_holds_its_own_task_and_window() -> None:
@@ -419,3 +436,10 @@ def test_the_command_ends_with_code_2_and_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: Cannot build `setting`: ") and done.stderr.count("\n") == 1
+
+
+def test_help_names_the_module_and_leaves_out_the_groups_that_there_are_not() -> None:
+    text = help_text(CONF, "toy", module="opdlight.lab.toy")
+    assert "Usage: python -m opdlight.lab.toy [key=value]..." in text
+    assert "Groups" not in text
+    assert "setting.horizon=20" in text
