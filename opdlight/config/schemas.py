@@ -81,13 +81,20 @@ class SftConfig(RunConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherStudentConfig:
+    """A student without some tokens, and the mask for what it writes differently."""
+
+    dropped: list[str]
+    mask: Node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SpecialTokensConfig:
-    """The third part of `opdlight.lab.failure_modes`: a student that writes some tokens differently."""
+    """The third part of `opdlight.lab.failure_modes`: students that write some tokens differently."""
 
     task: str
-    dropped: list[str]
     end: str
-    mask: Node
+    students: dict[str, OtherStudentConfig]
     demonstrations: int
     sft_updates: int
     batch_size: int

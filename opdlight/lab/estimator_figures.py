@@ -47,10 +47,11 @@ def draw(path: Path, rows: "list[Row]", real: "list[Real]") -> None:
         offset = 0.25 * (number - (len(tasks) - 1) / 2)
         mine = [r for r in real if r.task == task]
         at = np.arange(len(mine)) + offset
-        error = [[max(r.snr - r.snr_low, 0) for r in mine], [max(r.snr_high - r.snr, 0) for r in mine]]
+        error = [r.snr_half for r in mine]
         axis.errorbar([r.snr for r in mine], at, xerr=error, fmt="o", capsize=2, label=task)
         axis.set_yticks(np.arange(len(mine)), [r.estimator for r in mine])
-    axis.set(title="signal to noise of one real trajectory (95 % bootstrap)", xlabel="‖E ĝ‖² / tr Cov ĝ", xscale="log")
+    axis.set(title="signal to noise of one real trajectory (95 % jackknife)", xlabel="‖E ĝ‖² / tr Cov ĝ")
+    axis.set_xscale("symlog", linthresh=0.01)
     axis.grid(alpha=0.3)
     axis.invert_yaxis()
     if tasks:

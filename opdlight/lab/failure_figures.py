@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -133,7 +134,7 @@ def draw_special(
     path: Path,
     text: Sequence[Spoken],
     shares: Mapping[str, Mapping[str, Interval]],
-    arms: Mapping[str, Interval],
+    arms: Mapping[str, Mapping[str, Interval]],
 ) -> None:
     """`special_tokens.png`: one text token by token, the share of the listed tokens, success after distillation."""
     figure = plt.figure(figsize=(15, 9), layout="constrained")
@@ -156,10 +157,13 @@ def draw_special(
     left, right = panels[0]
     names = {"tokens": "tokens", "reward": "|reward|", "sampled_gradient": "gradient of the\nsampled token",
              "matching_gradient": "gradient\nof LSM"}  # fmt: skip
-    colours = (SAMPLED, GREY)
-    for offset, colour, (student, figures) in zip((-0.19, 0.19), colours, shares.items(), strict=True):
+    width = 0.76 / len(shares)
+    for number, (student, figures) in enumerate(shares.items()):
+        offset = width * (number - (len(shares) - 1) / 2)
+        last = number == len(shares) - 1  # the plain student, for comparison
+        look: dict[str, Any] = {"color": GREY if last else SAMPLED, "alpha": 0.8 if last else 0.45 + 0.4 * (number > 0)}
         for i, name in enumerate(names):
-            left.bar(i + offset, 100 * figures[name].value, 0.36, color=colour, label=None if i else student, alpha=0.8)
+            left.bar(i + offset, 100 * figures[name].value, 0.95 * width, label=None if i else student, **look)
             _bar(left, i + offset, figures[name], "black", scale=100, size=0)
     left.set_xticks(range(len(names)), list(names.values()))
     left.set(ylabel="share of the special tokens (%)", title="what the special tokens carry (the mask removes it)")
@@ -171,17 +175,26 @@ def draw_special(
     _save(figure, path)
 
 
-def _success(axis: Axes, arms: Mapping[str, Interval]) -> None:
-    shown = {n.removesuffix("/success"): i for n, i in arms.items() if n.endswith("/success") and "effect" not in n}
-    if not shown:
-        axis.set_axis_off()
-        return
-    for i, (name, interval) in enumerate(shown.items()):
-        colour = GREY if name == "start" else SAMPLED if name.startswith("sampled") else MATCHING
-        axis.bar(i, 100 * interval.value, 0.6, color=colour, alpha=1.0 if "mask" in name else 0.55)
-        _bar(axis, i, interval, "black", scale=100, size=0)
-    axis.set_xticks(range(len(shown)), [n.replace(" + ", "\n+ ") for n in shown])
-    axis.set(ylabel="held-out success (%)", title="after a few updates, without and with the mask")
+def _success(axis: Axes, arms: Mapping[str, Mapping[str, Interval]]) -> None:
+    """A group of bars a student, a bar an arm."""
+    at, labels = 0.0, []
+    for student, figures in arms.items():
+        shown = {n.removesuffix("/success"): i for n, i in figures.items() if n.endswith("/success")}
+        shown = {n: i for n, i in shown.items() if "effect" not in n}
+        if not shown:
+            axis.set_axis_off()
+            return
+        start = at
+        for name, interval in shown.items():
+            colour = GREY if name == "start" else SAMPLED if name.startswith("sampled") else MATCHING
+            axis.bar(at, 100 * interval.value, 0.8, color=colour, alpha=1.0 if "mask" in name else 0.55)
+            _bar(axis, at, interval, "black", scale=100, size=0)
+            labels.append((at, name.replace("sampled token", "ST").replace(" + ", "\n+ ")))
+            at += 1
+        axis.text((start + at - 1) / 2, 104, student, ha="center")
+        at += 0.7
+    axis.set_xticks([x for x, _ in labels], [label for _, label in labels], fontsize=8)
+    axis.set(ylabel="held-out success (%)", ylim=(0, 112), title="after a few updates, without and with the mask")
     axis.grid(alpha=0.3, axis="y")
 
 

@@ -32,15 +32,15 @@ from opdlight.types import Status, Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Special:
-    """The third part."""
+class Other:
+    """The third part for one student that writes some tokens differently."""
 
     shared_ids: int  # what the check for an equal vocabulary allows
     student_ids: int
     teacher_ids: int
     text: list[Spoken]
     by_token: dict[str, dict[str, float]]
-    shares: dict[str, dict[str, Interval]]  # student → what the special tokens carry
+    shares: dict[str, Interval]  # what the special tokens carry
     arms: dict[str, Interval]
 
 
@@ -88,13 +88,20 @@ def study(cfg: DictConfig) -> dict[str, float]:
     print_depth(console, two)
     found: dict[str, Any] = {"imbalance": one, "depth": two}
     if cfg.special:
-        three = _special(cfg, mixture, folder, first[cfg.special.task], console)
-        draw_special(folder / "special_tokens.png", three.text, three.shares, three.arms)
-        print_special(console, three.shares, three.by_token, three.arms)
-        console.print(
-            f"equal vocabulary: ids 0 to {three.shared_ids - 1} are shared; the student has {three.student_ids} ids, "
-            f"the teacher {three.teacher_ids}: what only the teacher has is left out of every support."
-        )
+        three = {
+            name: _special(cfg, mixture, number, name, folder, console)
+            for number, name in enumerate(cfg.special.students)
+        }
+        plain = listed_shares(first[cfg.special.task], draws=cfg.draws, seed=cfg.seed)
+        shares = {name: other.shares for name, other in three.items()} | {"the plain student": plain}
+        arms = {name: other.arms for name, other in three.items()}
+        draw_special(folder / "special_tokens.png", list(three.values())[-1].text, shares, arms)
+        print_special(console, shares, {name: other.by_token for name, other in three.items()}, arms)
+        for name, other in three.items():
+            console.print(
+                f"{name}: ids 0 to {other.shared_ids - 1} are shared; the student has {other.student_ids}, the teacher "
+                f"{other.teacher_ids}: what only the teacher has is left out of every support."
+            )
         found["special_tokens"] = three
     seconds = time.perf_counter() - started
     run_folder.write(
@@ -109,7 +116,8 @@ def _own_mask(cfg: DictConfig, student: Student) -> SpecialTokenMask:
     """The same special tokens as the plain student writes them: the control of the third part."""
     if not cfg.special:
         return SpecialTokenMask()
-    return SpecialTokenMask(tokens=[*cfg.special.dropped, student.tokenizer.eos_token]).resolve(student.tokenizer)
+    dropped = {token for other in cfg.special.students.values() for token in other.dropped}
+    return SpecialTokenMask(tokens=[*sorted(dropped), student.tokenizer.eos_token]).resolve(student.tokenizer)
 
 
 def _depth_of(
@@ -124,30 +132,28 @@ def _depth_of(
     return {policy: depth(cfg, tokens, rolled[policy][task], edges, turns) for policy, tokens in mine.items()}
 
 
-def _special(cfg: DictConfig, mixture: TaskMixture, folder: Path, plain: Tokens, console: Console) -> Special:
-    name = cfg.special.task
+def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, folder: Path, console: Console) -> Other:
+    name, other = cfg.special.task, cfg.special.students[title]
     alone = TaskMixture({name: mixture.tasks[name]})
     ask = {"draws": cfg.draws, "seed": cfg.seed}
-    model = folder / "other-student"
-    with console.status("teaching the other student"):
-        student = taught_student(cfg, name, alone.tasks[name], model)
+    model = folder / f"other-student-{number + 1}"
+    with console.status(f"{title}: teaching the student"):
+        student = taught_student(cfg, other.dropped, name, alone.tasks[name], model)
     teachers = Teachers({name: alone.tasks[name].teacher}, student, dtype=cfg.model.dtype)
-    mask: SpecialTokenMask = instantiate(cfg.special.mask).resolve(student.tokenizer)
-    with console.status("rolling out and distilling"), collecting(cfg, str(model), student, alone.tasks) as collector:
+    mask: SpecialTokenMask = instantiate(other.mask).resolve(student.tokenizer)
+    status = f"{title}: rolling out and distilling"
+    with console.status(status), collecting(cfg, str(model), student, alone.tasks) as collector:
         made = roll_out(collector, [name], cfg.episodes, 1.0, cfg.seed)[name]
         tokens = measure(student, teachers, made, k=cfg.k, ngram=cfg.ngram, kept=mask.kept)
         arms = distil(cfg, alone, model, collector, mask.kept) if cfg.special.opd_updates else []
     shown = min(range(len(made)), key=lambda i: (made[i].status is not Status.SUCCESS, i))  # the first solved, if any
-    return Special(
+    return Other(
         shared_ids=teachers.shared_vocabulary,
         student_ids=len(student.tokenizer),
         teacher_ids=len(teachers.of(name).tokenizer),
         text=spoken(tokens, shown, student.tokenizer),
         by_token=by_token(tokens, student.tokenizer),
-        shares={
-            "written differently": listed_shares(tokens, **ask),
-            "written alike (the plain student)": listed_shares(plain, **ask),
-        },
+        shares=listed_shares(tokens, **ask),
         arms=arm_figures(arms, **ask) if arms else {},
     )
 

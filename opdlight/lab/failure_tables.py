@@ -100,10 +100,17 @@ def print_depth(console: Console, depths: Mapping[str, Mapping[str, Depth]]) -> 
 def print_special(
     console: Console,
     shares: Mapping[str, Mapping[str, Interval]],
-    by_token: Mapping[str, Mapping[str, float]],
-    arms: Mapping[str, Interval],
+    by_token: Mapping[str, Mapping[str, Mapping[str, float]]],
+    arms: Mapping[str, Mapping[str, Interval]],
 ) -> None:
-    """What the special tokens carry, what both models say of each, and success after distillation."""
+    """What the special tokens carry, what both models say of each, and success after distillation.
+
+    Args:
+        console: where to.
+        shares: student → figures; the plain student is the last.
+        by_token: other student → token → means.
+        arms: other student → arm → success and length-limit hits; empty if none was distilled.
+    """
     table = Table("what the special tokens carry", *shares)
     table.title = "3. Special tokens that student and teacher write differently"
     names = {"tokens": "share of tokens", "reward": "share of |reward|",
@@ -114,22 +121,30 @@ def print_special(
     for name, label in names.items():
         cells = [s[name] for s in shares.values()]
         table.add_row(label, *(str(c) if name.startswith("mean") else c.percent() for c in cells))
-    different, alike = (s["mean_other"] for s in shares.values())
-    follows = "yes" if different.low > alike.high else "not shown"
+    *others, alike = shares.items()
+    follows = "; ".join(
+        f"{name}: {'yes' if mine['mean_other'].low > alike[1]['mean_other'].high else 'not shown'}"
+        for name, mine in others
+    )
     table.caption = (
-        "The mask takes the special tokens away. What it cannot mend: the teacher reads a prefix that it would not "
-        f"have written, so of the other tokens too |reward| is larger: {follows}"
+        "The mask takes the special tokens away. What it cannot mend: a teacher that reads a prefix which it would not "
+        f"have written. Is |reward| of the other tokens too larger than the plain student's? {follows}"
     )
     console.print(table)
-    table = Table("token", "count", "mean log π (nats)", "mean log q (nats)")
-    for token, mine in sorted(by_token.items(), key=lambda item: item[1]["teacher"]):
-        table.add_row(repr(token), f"{mine['count']:.0f}", f"{mine['student']:.2f}", f"{mine['teacher']:.2f}")
+    table = Table("student", "token", "count", "mean log π (nats)", "mean log q (nats)")
+    for student, tokens in by_token.items():
+        for token, mine in sorted(tokens.items(), key=lambda item: item[1]["teacher"]):
+            cells = [repr(token), f"{mine['count']:.0f}", f"{mine['student']:.2f}", f"{mine['teacher']:.2f}"]
+            table.add_row(student, *cells)
     console.print(table)
-    if arms:
-        table = Table("distilled by", "held-out success", "cut by length", title="a few updates; one training seed")
-        for name in dict.fromkeys(n.rpartition("/")[0] for n in arms):
-            table.add_row(name, arms[f"{name}/success"].percent(), arms[f"{name}/cut_by_length"].percent())
-        effects = {n: i for n, i in arms.items() if "effect" in n and n.endswith("/success")}
+    for student, figures in arms.items():
+        if not figures:
+            continue
+        table = Table("distilled by", "held-out success", "cut by length")
+        table.title = f"{student}: after a few updates; one training seed"
+        for name in dict.fromkeys(n.rpartition("/")[0] for n in figures):
+            table.add_row(name, figures[f"{name}/success"].percent(), figures[f"{name}/cut_by_length"].percent())
+        effects = {n: i for n, i in figures.items() if "effect" in n and n.endswith("/success")}
         table.caption = "The paper's claim, the mask helps. " + "; ".join(
             f"{n.removesuffix('/success').partition(': ')[2]}: {verdict(i, sign=1)}" for n, i in effects.items()
         )

@@ -37,7 +37,7 @@ def other_tokenizer(tokenizer: PreTrainedTokenizerFast, dropped: Sequence[str], 
     rest = added[: len(added) - len(dropped)]
     if {t["content"] for t in added[len(rest) :]} != set(dropped) or added[-1]["id"] != len(tokenizer) - 1:
         raise ConfigError.wrong(
-            "special.dropped", expected="the last added tokens of the student's tokenizer", got=list(dropped)
+            "special.students.*.dropped", expected="the last added tokens of the student's tokenizer", got=list(dropped)
         )
     core["added_tokens"] = rest
     made = PreTrainedTokenizerFast(
@@ -52,10 +52,10 @@ def other_tokenizer(tokenizer: PreTrainedTokenizerFast, dropped: Sequence[str], 
     return made
 
 
-def write_other_student(cfg: DictConfig, folder: Path) -> None:
+def write_other_student(cfg: DictConfig, dropped: Sequence[str], folder: Path) -> None:
     """The configured student with `other_tokenizer`; its embedding loses the rows of the dropped tokens."""
     plain: Student = instantiate(cfg.model.student)
-    tokenizer = other_tokenizer(plain.tokenizer, cfg.special.dropped, cfg.special.end)  # type: ignore[arg-type]
+    tokenizer = other_tokenizer(plain.tokenizer, dropped, cfg.special.end)  # type: ignore[arg-type]
     model = load_model(cfg.model.student.model, cfg.model.dtype)
     model.resize_token_embeddings(len(tokenizer))
     model.config.eos_token_id = tokenizer.eos_token_id
@@ -65,10 +65,10 @@ def write_other_student(cfg: DictConfig, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def taught_student(cfg: DictConfig, name: str, task: Task, folder: Path) -> Student:
+def taught_student(cfg: DictConfig, dropped: Sequence[str], name: str, task: Task, folder: Path) -> Student:
     """The other student after a short supervised pass on experts' demonstrations of the task, saved to `folder`."""
     start = folder.with_name(f"{folder.name}-untaught")
-    write_other_student(cfg, start)
+    write_other_student(cfg, dropped, start)
     student = Student(str(start), cfg.model.dtype)
     renderer = ChatRenderer(student.tokenizer)
     special = cfg.special

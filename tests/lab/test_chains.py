@@ -11,6 +11,7 @@ from torch import Tensor
 from opdlight.config import EstimatorsConfig, compose
 from opdlight.lab import chains
 from opdlight.lab.estimator_study import Row, growth, statistics, study
+from opdlight.lab.trajectories import figures
 from opdlight.losses import Loss, SampledToken, SupportMatching
 
 V, T = 3, 4
@@ -84,6 +85,28 @@ def test_statistics_take_the_noise_of_the_mean_off() -> None:
     assert found["snr"] == pytest.approx(5.25 / 27, rel=0.05)
     assert found["sequence_bias"] < 0.01
     assert found["token_bias"] == pytest.approx(3**0.5 / float((true + 1).norm()), rel=0.02)
+
+
+def test_the_intervals_of_real_trajectories_cover_the_truth() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true, exact = torch.zeros(50), torch.zeros(50)
+    true[0] = exact[0] = 1.0
+    exact[1] = 1.0  # the cosine of the two is 1/√2
+    inside = []
+    for _ in range(150):
+        noise = torch.randn(48, 50, generator=generator) * 0.1
+        found = figures(true + noise, exact + noise.roll(1, 1))
+        snr, cosine = 1 / (50 * 0.1**2), 0.5**0.5
+        near = (abs(found["snr"] - snr) < found["snr_half"], abs(found["cosine"] - cosine) < found["cosine_half"])
+        inside.append([float(x) for x in near])
+    share = torch.tensor(inside).mean(0)
+    assert ((share > 0.88) & (share < 0.995)).all(), share
+    assert figures(noise, noise) == {
+        "snr": pytest.approx(0.0, abs=0.02),
+        "snr_half": pytest.approx(0.02, abs=0.02),
+        "cosine": pytest.approx(1.0),
+        "cosine_half": pytest.approx(0.0, abs=1e-5),
+    }
 
 
 def test_growth_is_the_exponent() -> None:

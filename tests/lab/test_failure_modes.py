@@ -196,7 +196,10 @@ def test_figures_are_drawn_whole(tmp_path: Path) -> None:
     draw_imbalance(tmp_path / "imbalance.png", {"t": tokens}, {"t": imbalance(tokens, draws=10, seed=0)})
     draw_depth(tmp_path / "depth.png", {"t": both})
     text = [Spoken(text="<", student=-0.1, teacher=-9.0, listed=True)]
-    draw_special(tmp_path / "special_tokens.png", text, {s: listed_shares(tokens, draws=10, seed=0) for s in "ab"}, {})
+    shares = {s: listed_shares(tokens, draws=10, seed=0) for s in ("other", "plain")}
+    arm = Interval(value=0.5, low=0.25, high=0.75)
+    arms = {"other": {"start/success": arm, "LSM + mask/success": arm, "LSM + mask/cut_by_length": arm}}
+    draw_special(tmp_path / "special_tokens.png", text, shares, arms)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["depth.png", "imbalance.png", "special_tokens.png"]
 
 
@@ -209,11 +212,11 @@ def test_other_tokenizer_keeps_every_id_that_is_left() -> None:
     assert other.convert_ids_to_tokens(ids[:3]) == ["<", "think", ">"]
     assert other.decode(ids) == text
     assert other.eos_token_id == 0 != plain.eos_token_id
-    mask = compose("failure_modes", FailureModesConfig).special.mask
+    mask = compose("failure_modes", FailureModesConfig).special.students["another end and <think>"].mask
     resolved = SpecialTokenMask(tokens=[list(t) if not isinstance(t, str) else t for t in mask.tokens]).resolve(other)
     left = [i for i, kept in zip([*ids, 0], resolved.kept([*ids, 0]), strict=True) if kept]
     assert other.decode(left) == "1 + 2 = 3boxed{3}"
-    with pytest.raises(ConfigError, match=r"special\.dropped"):
+    with pytest.raises(ConfigError, match=r"special\.students.*dropped"):
         other_tokenizer(plain, ["<|end|>"], "<|pad|>")
     with pytest.raises(ConfigError, match=r"special\.end"):
         other_tokenizer(plain, ["<think>", "</think>"], "<|stop|>")
@@ -269,5 +272,8 @@ def test_the_whole_study_runs(tmp_path: Path) -> None:
     study(compose("failure_modes", FailureModesConfig, overrides))
     found = json.loads((tmp_path / "failure_modes.json").read_text())
     assert set(found) == {"imbalance", "depth", "special_tokens", "seconds"}
-    assert found["special_tokens"]["shared_ids"] == 768
+    shared = {name: other["shared_ids"] for name, other in found["special_tokens"].items()}
+    assert shared == {"another end": 770, "another end and <think>": 768}
+    for other in found["special_tokens"].values():
+        assert len(other["arms"]) == 2 * 7  # the start, two losses with and without the mask, and its effect on both
     assert {"imbalance.png", "depth.png", "special_tokens.png"} <= {p.name for p in tmp_path.iterdir()}
