@@ -134,8 +134,8 @@ def print_special(
     table = Table("student", "token", "count", "mean log π (nats)", "mean log q (nats)")
     for student, tokens in by_token.items():
         for token, mine in sorted(tokens.items(), key=lambda item: item[1]["teacher"]):
-            cells = [repr(token), f"{mine['count']:.0f}", f"{mine['student']:.2f}", f"{mine['teacher']:.2f}"]
-            table.add_row(student, *cells)
+            row = [repr(token), f"{mine['count']:.0f}", f"{mine['student']:.2f}", f"{mine['teacher']:.2f}"]
+            table.add_row(student, *row)
     console.print(table)
     for student, figures in arms.items():
         if not figures:
