@@ -119,6 +119,15 @@ GLOSSARY: dict[str, Entry] = {
     "rollout/truncated_tokens": Entry("status: cut by the token limit", "share", "all trajectories", "under 0.05"),
     "rollout/env_error": Entry("status: the environment raised", "share", "all trajectories", "0"),
     "rollout/completion_tokens": Entry("length of a turn's completion", "tokens", "mean over turns", "steady"),
+    "rollout/cut_by_length/{task}": Entry(
+        "trajectories with a completion that hit the length limit", "share", "mean over trajectories", "under 0.1"
+    ),
+    "rollout/repetition/{task}": Entry(
+        "4-grams of tokens that the trajectory held before", "share", "mean over trajectories", "steady; see the task"
+    ),
+    "rollout/staleness": Entry(
+        "updates between the student that rolled out and the one that learns", "updates", "mean over turns", "0"
+    ),
     "rollout/row_splits": Entry("extra rows because the rendered history was rewritten", "rows", "sum", "0 or steady"),
     "rollout/loss_tokens": Entry("loss positions of this rank", "tokens", "sum", "steady"),
     "env/{name}/{task}": Entry("a counter of the environment", "count", "mean over trajectories", "see the task"),
@@ -134,6 +143,31 @@ GLOSSARY: dict[str, Entry] = {
         "student tokens in the support", "share", "sampled positions", "over 0.9"
     ),
     "coverage/overlap/{task}": Entry("shared ids of both models' top-K", "share of K", "sampled positions", "rises"),
+    "gap/q10/{task}": Entry("10 % quantile of log π(y) − log q(y)", "nats", "sampled positions", "near 0"),
+    "gap/q50/{task}": Entry("median of log π(y) − log q(y)", "nats", "sampled positions", "near 0"),
+    "gap/q90/{task}": Entry("90 % quantile of log π(y) − log q(y)", "nats", "sampled positions", "falls to 0"),
+    "gap/special_share/{task}": Entry(
+        "share of Σ|log q(y)/π(y)| on added tokens (markers, ends, <think>)", "share", "sampled positions", "under 0.3"
+    ),
+    "signal/negative/{task}": Entry(
+        "tokens that the teacher likes less: q(y) < π(y)", "share", "sampled positions", "–"
+    ),
+    "signal/negative_mass/{task}": Entry(
+        "share of Σ|log q(y)/π(y)| with a negative sign", "share", "sampled positions", "falls from 1 to 0.5"
+    ),
+    "signal/top_1/{task}": Entry(
+        "share of Σ|log q(y)/π(y)| on the top 1 % of the tokens", "share", "sampled positions", "under 0.5"
+    ),
+    "signal/top_10/{task}": Entry(
+        "share of Σ|log q(y)/π(y)| on the top 10 % of the tokens", "share", "sampled positions", "under 0.95"
+    ),
+    "entropy/student/{task}": Entry(
+        "entropy of the student's next token", "nats", "sampled positions", "falls slowly, not to 0"
+    ),
+    "entropy/teacher/{task}": Entry(
+        "entropy of the teacher's next token on the student's prefixes", "nats", "sampled positions", "falls"
+    ),
+    "alarms/on": Entry("alarms that are on", "count", "exact", "0"),
     "mismatch/k1/{task}": Entry(
         "engine against trainer: mean log μ(y) − log π(y), full distributions, temperature 1",
         "nats",
@@ -143,12 +177,24 @@ GLOSSARY: dict[str, Entry] = {
     "mismatch/clipped/{task}": Entry(
         "tokens whose weight π(y)/μ(y) is above the cap", "share", "sampled positions", "below 0.01"
     ),
-    "kl/k1/{task}": Entry("KL(student‖teacher): mean log π(y)/q(y)", "nats", "k1, all loss positions", "falls to 0"),
-    "kl/k2/{task}": Entry("mean ½ (log π(y)/q(y))²", "nats", "k2 (biased), all loss positions", "falls to 0"),
+    "kl/k1/{task}": Entry("KL(student‖teacher): mean log π(y)/q(y)", "nats", "k1, sampled positions", "falls to 0"),
+    "kl/k2/{task}": Entry("mean ½ (log π(y)/q(y))²", "nats", "k2 (biased), sampled positions", "falls to 0"),
     "kl/k3/{task}": Entry(
-        "KL(student‖teacher): mean q(y)/π(y) − 1 − log q(y)/π(y)", "nats", "k3, all loss positions", "falls to 0"
+        "KL(student‖teacher): mean q(y)/π(y) − 1 − log q(y)/π(y)", "nats", "k3, sampled positions", "falls to 0"
     ),
     "optimizer/grad_norm": Entry("2-norm of the gradient before clipping", "norm", "whole batch", "no spikes"),
+    "optimizer/gradient_variance": Entry(
+        "trace of the covariance of the step's gradient",
+        "norm²",
+        "between micro-batches (two at least), 65,536 weights",
+        "below grad_norm²",
+    ),
+    "optimizer/gradient_snr": Entry(
+        "(‖g‖² − variance) / variance of the step's gradient",
+        "1",
+        "between micro-batches",
+        "above 1; below 0 all is noise",
+    ),
     "optimizer/learning_rate": Entry("learning rate of this update", "1", "exact", "as scheduled"),
     "optimizer/skipped": Entry("update skipped: no loss position in the batch", "0 or 1", "exact", "0"),
     "time/{stage}": Entry("wall time of a stage of the step", "seconds", "this step", "rollout dominates"),

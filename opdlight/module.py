@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning as L
@@ -14,24 +13,33 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
-from opdlight.collate import Collate, count_splits, with_global_tokens
+from opdlight.collate import Collate, with_global_tokens
 from opdlight.losses import Loss, Needs, Remembers
 from opdlight.losses.reduce import token_mean
 from opdlight.models.student import Student
 from opdlight.models.teacher import Teachers
+from opdlight.reading import Reader, Reading, read
 from opdlight.rollout.collector import Collector
 from opdlight.rollout.engine import Sampling
 from opdlight.types import RolloutRequest, Status, SupportScores, TeacherScores, TokenBatch, Trajectory
 
 
 @runtime_checkable
-class WatchesScores(Protocol):
-    """A callback that wants to see each micro-batch while its scores are alive."""
+class WatchesTokens(Protocol):
+    """A callback that wants to know what both models say at some tokens of each micro-batch."""
 
-    def on_scores(
-        self, module: "OnPolicyDistillation", batch: TokenBatch, hidden: Tensor, scores: SupportScores
+    def on_reading(self, module: L.LightningModule, reading: Reading) -> None:
+        """Called after the backward pass of the micro-batch that was read."""
+
+
+@runtime_checkable
+class WatchesRollouts(Protocol):
+    """A callback that wants to see trajectories before the student learns from them."""
+
+    def on_trajectories(
+        self, module: "OnPolicyDistillation", trajectories: Sequence[Trajectory], stage: Literal["train", "val"]
     ) -> None:
-        """Look, detached: `hidden` [N, d] are the student's hidden states at the loss positions."""
+        """Called after each rollout, for training and for validation."""
 
 
 class OnPolicyDistillation(L.LightningModule):
@@ -48,6 +56,7 @@ class OnPolicyDistillation(L.LightningModule):
         sampling: the rollout policy; its temperature also divides the logits of both models (PAPER Eq. 8).
         evaluation: the policy of the validation loop.
         max_grad_norm: gradients are clipped to this 2-norm.
+        reader: where the watching callbacks look.
         mini_batches: updates a rollout; each takes its share of the groups.
         reference: the student as it was at the start, for losses that look at it.
         seed: makes the sampling seeds of the rollouts.
@@ -67,6 +76,7 @@ class OnPolicyDistillation(L.LightningModule):
         evaluation: Sampling,
         max_grad_norm: float,
         seed: int,
+        reader: Reader | None = None,
         mini_batches: int = 1,
         reference: Teachers | None = None,
     ) -> None:
@@ -77,6 +87,7 @@ class OnPolicyDistillation(L.LightningModule):
         self.make_optimizer, self.schedule = optimizer, schedule
         self.sampling, self.evaluation = sampling, evaluation
         self.max_grad_norm, self.seed = max_grad_norm, seed
+        self.reader = reader or Reader()
         self.mini_batches, self.reference = mini_batches, reference
         self.success = MetricCollection({task: MeanMetric() for task in collate.tasks}, compute_groups=False)
         self.reward = MetricCollection({task: MeanMetric() for task in collate.tasks}, compute_groups=False)
@@ -84,6 +95,7 @@ class OnPolicyDistillation(L.LightningModule):
         self.updates = 0  # the student's version: how often its weights have changed
         self.stage_name = ""
         self.stage_seconds: dict[str, float] = {}
+        self._inner_seconds = 0.0  # of the stages inside the one that is going on
         self.on_progress: Callable[[int, int], None] | None = None  # finished and wanted trajectories
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -92,9 +104,10 @@ class OnPolicyDistillation(L.LightningModule):
 
     def training_step(self, requests: list[RolloutRequest], batch_idx: int) -> dict[str, Any]:
         """One update. The weights travel to the engine after it, in `publish.PublishWeights`."""
-        self.stage_seconds = {}
+        self.stage_seconds, version = {}, self.updates
         with self.stage("rollout"):
             trajectories = self.roll_out(requests, self.sampling, seed=self.seed + 1 + batch_idx)
+        self._show_trajectories(trajectories, "train")
         self._prepare_batch(batch_idx + 1)
         parts = [self.flatten(part) for part in in_parts(trajectories, self.mini_batches)]
         if self.loss.needs.sampled:  # later updates compare the student with what it was when it rolled out
@@ -102,23 +115,25 @@ class OnPolicyDistillation(L.LightningModule):
         losses = [self.learn(part) for part in parts]
         loss = torch.stack(losses).mean()
         self.log("loss/train", loss, prog_bar=True)
-        batches = [batch for part in parts for batch in part]
-        self._log_rollout(trajectories, batches)
-        return {"loss": loss, "trajectories": trajectories, "loss_tokens": sum(b.num_tokens for b in batches)}
+        tokens = sum(batch.num_tokens for part in parts for batch in part)
+        self.log("rollout/loss_tokens", float(tokens))
+        return {"loss": loss, "trajectories": trajectories, "loss_tokens": tokens, "version": version}
 
     def learn(self, batches: Sequence[TokenBatch]) -> Tensor:
         """One update on micro-batches; returns its loss."""
         loss = torch.zeros((), device=self.device)
         for batch in batches:
             with self.stage("score"):
-                hidden, scores = self.score(batch)
+                scores, reading = self.score(batch)
             with self.stage("compare"):
                 contribution = token_mean(self.loss(scores, batch), batch.global_tokens)
             with self.stage("backward"):
                 self.manual_backward(contribution * self.trainer.world_size)  # DDP averages; the token mean is a sum
             loss += contribution.detach()
-            with self.stage("watch"):
-                self._show(batch, hidden.detach(), scores)
+            if reading is not None:
+                with self.stage("watch"):
+                    for callback in self._token_watchers():
+                        callback.on_reading(self, reading)
         with self.stage("update"):
             self.update(has_gradient=bool(batches))
         return loss
@@ -134,12 +149,18 @@ class OnPolicyDistillation(L.LightningModule):
         total = int(self.trainer.strategy.reduce(own, reduce_op="sum"))
         return [b.to(self.device) for b in with_global_tokens(batches, total)]
 
-    def score(self, batch: TokenBatch) -> tuple[Tensor, SupportScores]:
-        """③ The teacher scores the support, its own or the student's choice; the student answers. Also its hidden."""
+    def score(self, batch: TokenBatch) -> tuple[SupportScores, Reading | None]:
+        """③ The teacher scores the support, its own or the student's choice; the student answers. Watchers read."""
         needs, temperature = self.loss.needs, self.sampling.temperature
+        limit = self.teachers.shared_vocabulary
         hidden = self.student.hidden(batch)
-        chosen = self.student.chosen(hidden, needs, temperature=temperature, limit=self.teachers.shared_vocabulary)
-        teacher = self.teachers.score(batch, needs=needs, chosen=chosen, temperature=temperature)
+        chosen = self.student.chosen(hidden, needs, temperature=temperature, limit=limit)
+        ask: dict[str, Any] = {"update": self.updates, "temperature": temperature, "limit": limit}
+        look = None
+        if self._token_watchers():
+            with self.stage("watch"):
+                look = self.reader.look(batch, hidden.detach(), self.student.head(), **ask)
+        teacher = self.teachers.score(batch, needs=needs, chosen=chosen, temperature=temperature, look=look)
         if needs.reference:
             assert self.reference is not None
             start = self.reference.score(batch, needs=Needs(sampled=True), chosen=None, temperature=temperature)
@@ -152,7 +173,11 @@ class OnPolicyDistillation(L.LightningModule):
             temperature=temperature,
             top_p=self.sampling.top_p,
         )
-        return hidden, scores
+        if look is None or teacher.view is None:
+            return scores, None
+        with self.stage("watch"):
+            reading = read(batch, look, teacher.view, hidden.detach(), self.student.head(), **ask)
+        return scores, reading
 
     @torch.no_grad()
     def with_rollout_logprobs(self, batch: TokenBatch) -> TokenBatch:
@@ -192,6 +217,7 @@ class OnPolicyDistillation(L.LightningModule):
         task = requests[0].task
         with self.stage(f"evaluate {task}"):
             trajectories = self.roll_out(requests, self.evaluation, seed=0)
+        self._show_trajectories(trajectories, "val")
         self.evaluated[task] = trajectories
         self.success[task].update(torch.tensor([float(t.status is Status.SUCCESS) for t in trajectories]))
         self.reward[task].update(torch.tensor([t.reward for t in trajectories]))
@@ -221,15 +247,18 @@ class OnPolicyDistillation(L.LightningModule):
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Name what is going on and add up its wall seconds."""
+        """Name what is going on and add up its wall seconds, those of a stage inside it left out."""
         before, self.stage_name = self.stage_name, name
+        outer, self._inner_seconds = self._inner_seconds, 0.0
         start = time.perf_counter()
         try:
             yield
         finally:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + time.perf_counter() - start
+            passed = time.perf_counter() - start
+            self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + passed - self._inner_seconds
+            self._inner_seconds = outer + passed
             self.stage_name = before
 
     def _prepare_batch(self, number: int) -> None:
@@ -238,28 +267,14 @@ class OnPolicyDistillation(L.LightningModule):
         if number < len(requests):
             self.collector.prepare(requests[number])
 
-    def _show(self, batch: TokenBatch, hidden: Tensor, scores: SupportScores) -> None:
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, WatchesScores):
-                callback.on_scores(self, batch, hidden, scores)
+    def _token_watchers(self) -> list[WatchesTokens]:
+        return [c for c in self.trainer.callbacks if isinstance(c, WatchesTokens)]  # type: ignore[attr-defined]
 
-    def _log_rollout(self, trajectories: Sequence[Trajectory], batches: Sequence[TokenBatch]) -> None:
-        def mean(values: Sequence[float]) -> float:
-            return sum(values) / max(len(values), 1)
-
-        for task in dict.fromkeys(t.task for t in trajectories):
-            mine = [t for t in trajectories if t.task == task]
-            self.log(f"rollout/reward/{task}", mean([t.reward for t in mine]), prog_bar=True)
-            self.log(f"rollout/success/{task}", mean([float(t.status is Status.SUCCESS) for t in mine]))
-            self.log(f"rollout/turns/{task}", mean([len(t.turns) for t in mine]))
-            for name in sorted({name for t in mine for name in t.metrics}):
-                self.log(f"env/{name}/{task}", mean([t.metrics.get(name, 0.0) for t in mine]))
-        for status in Status:
-            self.log(f"rollout/{status}", mean([float(t.status is status) for t in trajectories]))
-        completions = [len(turn.completion_ids) for t in trajectories for turn in t.turns]
-        self.log("rollout/completion_tokens", mean([float(n) for n in completions]))
-        self.log("rollout/row_splits", float(sum(count_splits(t) for t in trajectories)))
-        self.log("rollout/loss_tokens", float(sum(b.num_tokens for b in batches)))
+    def _show_trajectories(self, trajectories: Sequence[Trajectory], stage: Literal["train", "val"]) -> None:
+        with self.stage("watch"):
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, WatchesRollouts):
+                    callback.on_trajectories(self, trajectories, stage)
 
 
 def in_parts(trajectories: Sequence[Trajectory], parts: int) -> list[list[Trajectory]]:
@@ -267,19 +282,3 @@ def in_parts(trajectories: Sequence[Trajectory], parts: int) -> list[list[Trajec
     groups = list(dict.fromkeys((t.task, t.group) for t in trajectories))
     shares = [set(groups[i::parts]) for i in range(parts)]
     return [[t for t in trajectories if (t.task, t.group) in share] for share in shares]
-
-
-def learning_rate(kind: Literal["constant", "cosine"], *, warmup: int, updates: int) -> Callable[[int], float]:
-    """Factor on the learning rate by update: linear warm-up, then `constant`, or `cosine` down to 0 at `updates`."""
-    return partial({"constant": _constant, "cosine": _cosine}[kind], warmup, updates)
-
-
-def _constant(warmup: int, updates: int, step: int) -> float:
-    return min(1.0, (step + 1) / (warmup + 1))
-
-
-def _cosine(warmup: int, updates: int, step: int) -> float:
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(updates - warmup, 1)
-    return 0.5 * (1.0 + float(torch.cos(torch.tensor(min(done, 1.0) * torch.pi))))

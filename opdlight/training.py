@@ -81,6 +81,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         evaluation=instantiate(cfg.evaluation),
         max_grad_norm=cfg.max_grad_norm,
         seed=cfg.seed,
+        reader=instantiate(cfg.reader),
         mini_batches=cfg.rollout.mini_batches,
         reference=reference,
     )

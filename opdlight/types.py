@@ -106,6 +106,25 @@ class Support:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Where callbacks look, and what the student thinks there: the teacher is asked about the same."""
+
+    at: Tensor  # [n] indices into the N loss positions, ascending
+    student_ids: Tensor  # [n, K] the student's most probable ids, best first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What one model says at n positions that are looked at, at the rollout temperature, without gradient."""
+
+    top_ids: Tensor  # [n, K] its most probable ids that both models share, best first
+    top_logprobs: Tensor  # [n, K] normalised over its full vocabulary
+    sampled: Tensor  # [n] of the student's token
+    entropy: Tensor | None  # [n] −Σ_v p log p in nats; None from a teacher that does not tell
+    at_other: Tensor  # [n, K] log-probs of the other model's most probable ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherScores:
     """What the frozen models say; only what was asked. Everything at the rollout temperature, without gradient."""
 
@@ -113,6 +132,7 @@ class TeacherScores:
     sampled: Tensor | None = None  # [N] log q(y)
     entropy: Tensor | None = None  # [N] −Σ_v q log q in nats
     reference: Tensor | None = None  # [N] log p_ref(y)
+    view: View | None = None  # at the positions that callbacks look at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

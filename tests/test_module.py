@@ -13,16 +13,17 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from envs.base import TextEnv
-from opdlight.callbacks import TeacherSupportCoverage, Throughput
+from opdlight.callbacks import RolloutMetrics, TeacherSupportCoverage, Throughput
 from opdlight.collate import Collate
 from opdlight.data import OnPolicyData, Task, TaskMixture
 from opdlight.losses import SampledToken, SupportMatching
 from opdlight.metrics import describe
 from opdlight.models import Student, Teachers
 from opdlight.models.lm_head import token_logprobs
-from opdlight.module import OnPolicyDistillation, in_parts, learning_rate
+from opdlight.module import OnPolicyDistillation, in_parts
 from opdlight.publish import PublishWeights
 from opdlight.rollout import ChatRenderer, Collector, Limits, Sampling, ScriptedEngine
+from opdlight.schedules import learning_rate
 from opdlight.types import Status, SupportScores, TokenBatch, Trajectory
 from tests.tiny import save_tiny
 
@@ -93,7 +94,7 @@ def fit(module: OnPolicyDistillation, data: OnPolicyData, folder: Path, **settin
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
-        callbacks=[PublishWeights(), TeacherSupportCoverage(positions=16), Throughput()],
+        callbacks=[PublishWeights(), TeacherSupportCoverage(), RolloutMetrics(), Throughput()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -245,18 +246,17 @@ def test_reference_is_the_student_at_the_start(folders: tuple[str, str], tmp_pat
     module, data, _ = parts(folders, loss=SampledToken(extrapolation=1.5))
     gaps: list[float] = []
 
-    class Watch(L.Callback):
-        def on_scores(self, module: Any, batch: Any, hidden: Any, scores: SupportScores) -> None:
+    class Compare:
+        needs = module.loss.needs
+
+        def __call__(self, scores: SupportScores, batch: TokenBatch) -> torch.Tensor:
             assert scores.reference_sampled is not None
             assert scores.student_sampled is not None
             gaps.append(float((scores.reference_sampled - scores.student_sampled.detach()).abs().max()))
+            return scores.student_sampled
 
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=1, callbacks=[PublishWeights(), Watch()], logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=data)
+    module.loss = Compare()
+    fit(module, data, tmp_path)
     assert gaps[0] < 1e-5
     assert min(gaps[1:]) > 1e-3
 

@@ -1,11 +1,16 @@
 """Where the time of a training step goes: `python tools/bench_step.py [Hydra overrides]` prints one table a task.
 
+With the watching callbacks of the config; their whole cost (choosing and reading tokens in both models, what they do
+with it, what they write) is the last line.
+
 Example: python tools/bench_step.py --updates 10 task=sums loss=sampled_token
 """
 
 import argparse
 import statistics
 import tempfile
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +18,10 @@ import lightning as L
 from rich.console import Console
 from rich.table import Table
 
-from opdlight.callbacks import TeacherSupportCoverage
 from opdlight.config import TrainConfig, compose, instantiate
 from opdlight.data import OnPolicyData
+from opdlight.models import teacher
 from opdlight.module import OnPolicyDistillation
-from opdlight.publish import PublishWeights
 from opdlight.training import build
 
 
@@ -26,12 +30,35 @@ class Record(L.Callback):
 
     def __init__(self) -> None:
         self.steps: dict[str, list[dict[str, float]]] = {}
+        self.hidden = 0.0  # seconds of watching that no stage shows
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its seconds added to `hidden`."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.hidden += time.perf_counter() - start
+
+        return call
+
+    def watch(self, callbacks: Iterable[L.Callback]) -> None:
+        """Time what the watching callbacks do at the end of a step, and what the teacher does for them."""
+        for callback in callbacks:
+            if type(callback).__name__ != "PublishWeights":
+                callback.on_train_batch_end = self.timed(callback.on_train_batch_end)  # type: ignore[method-assign]
+        teacher.view = self.timed(teacher.view)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After publication, so that its time is in."""
         assert isinstance(pl_module, OnPolicyDistillation)
         tasks = " + ".join(dict.fromkeys(t.task for t in outputs["trajectories"]))
-        self.steps.setdefault(tasks, []).append(dict(pl_module.stage_seconds))
+        seconds = dict(pl_module.stage_seconds)
+        seconds["watching in all"] = self.hidden + seconds.get("watch", 0.0)
+        self.hidden = 0.0
+        self.steps.setdefault(tasks, []).append(seconds)
         print(f"update {batch_idx + 1}: {sum(pl_module.stage_seconds.values()):.2f} s", flush=True)
 
 
@@ -46,7 +73,9 @@ def main() -> None:
         mixture = instantiate(cfg.task)
         module = build(cfg, mixture)
         record = Record()
-        callbacks = [PublishWeights(), TeacherSupportCoverage(), record]
+        callbacks = [c for n, c in instantiate(cfg.callbacks).items() if n != "progress"]
+        record.watch(callbacks)
+        callbacks.append(record)
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer = instantiate(cfg.trainer, callbacks=callbacks, default_root_dir=str(Path(folder)), **quiet)
         sizes = {"groups": cfg.rollout.groups, "group_size": cfg.rollout.group_size}
@@ -55,7 +84,7 @@ def main() -> None:
         module.collector.engine.close()
     for tasks, seconds in record.steps.items():
         kept = seconds[1:] or seconds
-        total = statistics.mean(sum(s.values()) for s in kept)
+        total = statistics.mean(sum(v for n, v in s.items() if n != "watching in all") for s in kept)
         table = Table("stage", "seconds", "share", title=f"{tasks}: mean of {len(kept)} updates, {total:.2f} s")
         for stage in dict.fromkeys(name for s in kept for name in s):
             mean = statistics.mean(s.get(stage, 0.0) for s in kept)

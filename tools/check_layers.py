@@ -15,7 +15,8 @@ from pathlib import Path
 LAYERS = (
     ("types", "errors", "config"),
     ("losses", "metrics", "failure_metrics", "envs"),
-    ("models", "rollout", "collate"),
+    ("models", "rollout", "collate", "schedules"),
+    ("reading",),
     ("module", "data", "publish", "callbacks", "demonstrations"),
     ("training", "evaluation", "supervised", "run_folder", "lab", "report", "doctor"),
     ("train", "evaluate", "sft"),

@@ -1,9 +1,34 @@
 """Lightning callbacks: everything that watches a run."""
 
+from opdlight.callbacks.alarms import Alarms, Rule
+from opdlight.callbacks.balance import SignalBalance
 from opdlight.callbacks.coverage import TeacherSupportCoverage
-from opdlight.callbacks.mismatch import SampledTokenGaps
+from opdlight.callbacks.entropy import ModelEntropy
+from opdlight.callbacks.gap import TeacherGap
+from opdlight.callbacks.gradient import GradientNoise
+from opdlight.callbacks.mismatch import EngineMismatch
+from opdlight.callbacks.profile import DepthProfile
 from opdlight.callbacks.progress import StageProgress
-from opdlight.callbacks.samples import SampleTable
+from opdlight.callbacks.rollouts import RolloutMetrics
 from opdlight.callbacks.throughput import Throughput
+from opdlight.callbacks.token_gaps import TokenGaps
+from opdlight.callbacks.trajectories import TrajectoryRecorder
+from opdlight.callbacks.watch import TokenWatch
 
-__all__ = ["SampleTable", "SampledTokenGaps", "StageProgress", "TeacherSupportCoverage", "Throughput"]
+__all__ = [
+    "Alarms",
+    "DepthProfile",
+    "EngineMismatch",
+    "GradientNoise",
+    "ModelEntropy",
+    "RolloutMetrics",
+    "Rule",
+    "SignalBalance",
+    "StageProgress",
+    "TeacherGap",
+    "TeacherSupportCoverage",
+    "Throughput",
+    "TokenGaps",
+    "TokenWatch",
+    "TrajectoryRecorder",
+]

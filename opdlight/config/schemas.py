@@ -61,6 +61,7 @@ class TrainConfig(RunConfig):
     engine: Node
     trainer: Node
     callbacks: dict[str, Node]
+    reader: Node
     optimizer: Node
     schedule: Node
     micro_batch_tokens: int

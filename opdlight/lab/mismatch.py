@@ -17,9 +17,10 @@ from opdlight.lab.failure_tokens import Tokens
 from opdlight.lab.other_tokens import quiet_trainer
 from opdlight.losses import Loss, SampledToken, SupportMatching
 from opdlight.models import Student, Teachers
-from opdlight.module import OnPolicyDistillation, learning_rate
+from opdlight.module import OnPolicyDistillation
 from opdlight.publish import PublishWeights
 from opdlight.rollout import Collector, Sampling
+from opdlight.schedules import learning_rate
 from opdlight.types import Status
 
 Keeps = Callable[[list[int]], list[bool]]

@@ -18,8 +18,8 @@ from opdlight.demonstrations import demonstrate, tokens
 from opdlight.errors import ConfigError
 from opdlight.models import Student
 from opdlight.models.checkpoints import load_model
-from opdlight.module import learning_rate
 from opdlight.rollout import ChatRenderer
+from opdlight.schedules import learning_rate
 from opdlight.supervised import SupervisedFineTuning, batches
 
 

@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from opdlight.errors import ConfigError
+from opdlight.types import View
 
 # Above this many distinct ids per support entry (U > GATHER_RATIO · K) fetching K rows a position is cheaper than one
 # product with the union of all rows: the union costs 2NUd operations at the speed of a matrix product, the gather moves
@@ -139,6 +140,30 @@ def entropy(hidden: Tensor, head: LMHead, *, temperature: float, chunk: int = CH
         logprobs = (head.logits(h) / temperature).log_softmax(-1)
         parts.append(-(logprobs.exp() * logprobs).sum(-1))
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def view(
+    hidden: Tensor,
+    head: LMHead,
+    k: int,
+    *,
+    token_ids: Tensor,
+    other_ids: Tensor,
+    temperature: float,
+    limit: int,
+    chunk: int = CHUNK,
+) -> View:
+    """All of `View` from one pass over the vocabulary: hidden [n, d], token ids [n], the other model's ids [n, K]."""
+    _check_k(k, limit)
+    columns: list[list[Tensor]] = []
+    for h, ids, others in zip(hidden.split(chunk), token_ids.split(chunk), other_ids.split(chunk), strict=True):
+        logprobs = (head.logits(h) / temperature).log_softmax(-1)
+        best, best_ids = logprobs[:, :limit].topk(k, dim=-1)
+        token = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
+        columns.append([best_ids, best, token, -(logprobs.exp() * logprobs).sum(-1), logprobs.gather(1, others)])
+    top_ids, top_logprobs, sampled, spread, at_other = (torch.cat(parts) for parts in zip(*columns, strict=True))
+    return View(top_ids=top_ids, top_logprobs=top_logprobs, sampled=sampled, entropy=spread, at_other=at_other)
 
 
 class _SupportProduct(torch.autograd.Function):

@@ -11,10 +11,10 @@ from opdlight.errors import ConfigError
 from opdlight.losses import Needs, complete
 from opdlight.models.backbone import check_head, head_of, hidden_at
 from opdlight.models.checkpoints import load_model, load_tokenizer, resolve_model
-from opdlight.models.lm_head import LMHead, entropy, logprobs_at, token_logprobs, top_k, top_k_and_token
+from opdlight.models.lm_head import LMHead, entropy, logprobs_at, token_logprobs, top_k, top_k_and_token, view
 from opdlight.models.student import Student
 from opdlight.models.vocabulary import shared_size
-from opdlight.types import Support, TeacherScores, TokenBatch
+from opdlight.types import Look, Support, TeacherScores, TokenBatch, View
 
 
 class Teacher(nn.Module):
@@ -44,22 +44,40 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def score(
-        self, batch: TokenBatch, *, needs: Needs, chosen: Tensor | None, temperature: float, limit: int
+        self,
+        batch: TokenBatch,
+        *,
+        needs: Needs,
+        chosen: Tensor | None,
+        temperature: float,
+        limit: int,
+        look: Look | None = None,
     ) -> TeacherScores:
         """The top-K or the vocabulary that `needs` names, log-probs of the sampled tokens, the entropy: what is asked.
 
         Log-probs are at `temperature` and normalised over the teacher's full width; ids lie below `limit`. `chosen`
-        [N, K] are ids that the student has named; None lets the teacher choose.
+        [N, K] are ids that the student has named; None lets the teacher choose. `look`: where callbacks look.
         """
-        if needs.support is None and not needs.teacher_sampled and not needs.teacher_entropy:
+        if needs.support is None and not needs.teacher_sampled and not needs.teacher_entropy and look is None:
             return TeacherScores()
         hidden, head = hidden_at(self._hidden_from_torch[0], batch), self.head()
+        seen = None
+        if look is not None:
+            seen = view(
+                hidden[look.at],
+                head,
+                look.student_ids.shape[1],
+                token_ids=batch.target_ids[look.at],
+                other_ids=look.student_ids,
+                temperature=temperature,
+                limit=limit,
+            )
         wavering = entropy(hidden, head, temperature=temperature) if needs.teacher_entropy else None
         token: Tensor | None = None
         if needs.support is None:
             if needs.teacher_sampled:
                 token = token_logprobs(hidden, head, batch.target_ids, temperature)
-            return TeacherScores(sampled=token, entropy=wavering)
+            return TeacherScores(sampled=token, entropy=wavering, view=seen)
         if needs.support == "full_vocabulary":
             ids = torch.arange(limit, device=hidden.device).expand(len(hidden), -1)
             logprobs = logprobs_at(hidden, head, ids, temperature=temperature)
@@ -76,7 +94,7 @@ class Teacher(nn.Module):
         kind = "full_vocabulary" if needs.support == "full_vocabulary" else _chooser(chosen)
         valid = torch.ones_like(ids, dtype=torch.bool)
         support = Support(token_ids=ids, teacher_logprobs=logprobs, valid=valid, kind=kind)
-        return TeacherScores(support=support, sampled=token, entropy=wavering)
+        return TeacherScores(support=support, sampled=token, entropy=wavering, view=seen)
 
 
 class Teachers(nn.Module):
@@ -113,25 +131,42 @@ class Teachers(nn.Module):
             raise ConfigError.wrong("task", expected=f"one of {', '.join(self.teacher_of)}", got=task)
         return self._all()[self.teacher_of[task]]
 
-    def score(self, batch: TokenBatch, *, needs: Needs, chosen: Tensor | None, temperature: float) -> TeacherScores:
+    def score(
+        self,
+        batch: TokenBatch,
+        *,
+        needs: Needs,
+        chosen: Tensor | None,
+        temperature: float,
+        look: Look | None = None,
+    ) -> TeacherScores:
         """What `needs` asks for; each row is read by the teacher of its task only. `chosen`: ids the student named."""
-        found = self._score(batch, needs, chosen, temperature)
+        found = self._score(batch, needs, chosen, temperature, look)
         return replace(found, support=complete(found.support, needs, batch.target_ids, found.sampled))
 
-    def _score(self, batch: TokenBatch, needs: Needs, named: Tensor | None, temperature: float) -> TeacherScores:
+    def _score(
+        self, batch: TokenBatch, needs: Needs, named: Tensor | None, temperature: float, look: Look | None
+    ) -> TeacherScores:
         ask: dict[str, Any] = {"needs": needs, "temperature": temperature, "limit": self.shared_vocabulary}
         teachers = [self.of(task) for task in batch.tasks]
         present = list(dict.fromkeys(teachers[i] for i in batch.task_index.unique().tolist()))
         if len(present) < 2:
-            return (present[0] if present else teachers[0]).score(batch, chosen=named, **ask)
+            return (present[0] if present else teachers[0]).score(batch, chosen=named, look=look, **ask)
 
         parts: list[TeacherScores] = []
         places: list[Tensor] = []
+        looked: list[Tensor] = []
         for teacher in present:
             tasks = [i for i, t in enumerate(teachers) if t is teacher]
             at = torch.isin(batch.task_index, batch.task_index.new_tensor(tasks)).nonzero().squeeze(1)
             places.append(at)
-            parts.append(teacher.score(_positions(batch, at), chosen=None if named is None else named[at], **ask))
+            mine = None
+            if look is not None:
+                here = torch.isin(look.at, at).nonzero().squeeze(1)
+                looked.append(here)
+                mine = Look(at=torch.searchsorted(at, look.at[here]), student_ids=look.student_ids[here])
+            chosen = None if named is None else named[at]
+            parts.append(teacher.score(_positions(batch, at), chosen=chosen, look=mine, **ask))
         back = torch.argsort(torch.cat(places))
         support = None
         if parts[0].support is not None:
@@ -146,7 +181,14 @@ class Teachers(nn.Module):
             support=support,
             sampled=_join([p.sampled for p in parts], back),
             entropy=_join([p.entropy for p in parts], back),
+            view=None if look is None else _join_views([p.view for p in parts], torch.argsort(torch.cat(looked))),
         )
+
+
+def _join_views(parts: Sequence[View | None], back: Tensor) -> View:
+    whole = [p for p in parts if p is not None]
+    columns: dict[str, Any] = {name: _join([getattr(p, name) for p in whole], back) for name in View.__slots__}
+    return View(**columns)
 
 
 def _join(parts: Sequence[Tensor | None], back: Tensor) -> Tensor | None:

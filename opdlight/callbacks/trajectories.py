@@ -1,0 +1,134 @@
+"""A few trajectories token by token, with what both models would rather have said, for the inspector."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from opdlight.collate import keep_all
+from opdlight.losses import Needs
+from opdlight.module import OnPolicyDistillation
+from opdlight.reading import Reading, look_at, read
+from opdlight.types import Trajectory, Turn
+
+
+class TrajectoryRecorder(L.Callback):
+    """Writes `trajectories.jsonl` in the run folder, one trajectory a line, scored by the student that rolled it out.
+
+    Args:
+        folder: the run folder.
+        every: training trajectories are recorded in each `every`-th step.
+        train: trajectories a task of such a step.
+        val: held-out trajectories a task of each validation.
+        candidates: most probable tokens of either model that are recorded beside each token.
+    """
+
+    def __init__(self, folder: str, every: int = 10, train: int = 2, val: int = 8, candidates: int = 5) -> None:
+        self.path = Path(folder) / "trajectories.jsonl"
+        self.every, self.counts, self.candidates = every, {"train": train, "val": val}, candidates
+        self.steps = 0
+
+    def on_trajectories(
+        self, module: OnPolicyDistillation, trajectories: Sequence[Trajectory], stage: Literal["train", "val"]
+    ) -> None:
+        """Record the first ones of each task."""
+        step = self.steps
+        self.steps += stage == "train"
+        if (stage == "train" and step % self.every) or not module.trainer.is_global_zero:
+            return
+        chosen: list[Trajectory] = []
+        for task in dict.fromkeys(t.task for t in trajectories):
+            chosen += [t for t in trajectories if t.task == task][: self.counts[stage]]
+        lines = [{"update": step, "stage": stage, **self.record(module, t)} for t in chosen]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+    def record(self, module: OnPolicyDistillation, trajectory: Trajectory) -> dict[str, Any]:
+        """The line of one trajectory, without step and stage."""
+        reading = read_whole(module, trajectory)
+        before: list[int] = []
+        turns, start = [], 0
+        for turn in trajectory.turns:
+            split = turn.prompt_ids[: len(before)] != before
+            added = turn.prompt_ids if split else turn.prompt_ids[len(before) :]
+            turns.append(
+                {
+                    "prompt": module.student.tokenizer.decode(added),
+                    "split": split,
+                    "completion": module.student.tokenizer.decode(turn.completion_ids),
+                    "finish_reason": turn.finish_reason,
+                    "policy_version": turn.policy_version,
+                    "reward": turn.reward,
+                    **self._tokens(module, turn, reading, start),
+                }
+            )
+            before, start = [*turn.prompt_ids, *turn.completion_ids], start + len(turn.completion_ids)
+        return {
+            "task": trajectory.task,
+            "seed": trajectory.seed,
+            "group": trajectory.group,
+            "status": str(trajectory.status),
+            "reward": trajectory.reward,
+            "metrics": dict(trajectory.metrics),
+            "turns": turns,
+        }
+
+    def _tokens(
+        self, module: OnPolicyDistillation, turn: Turn, reading: Reading | None, start: int
+    ) -> dict[str, list[Any]]:
+        """Lists over the tokens of one turn; null where a token was not scored (the teacher does not have it)."""
+        text = module.student.tokenizer.decode
+        ids, count = turn.completion_ids, len(turn.completion_ids)
+        found: dict[str, list[Any]] = {
+            "ids": ids,
+            "text": [text([i]) for i in ids],
+            "kept": module.collate.kept(ids),
+            "engine": [_short(x) for x in turn.sampled_logprobs],
+        }
+        columns = ("student", "teacher", "mass", "divergence", "student_top", "teacher_top")
+        found |= {name: [None] * count for name in columns}
+        if reading is None:
+            return found
+        width = self.candidates
+        values = {"student": reading.student, "teacher": reading.teacher, "mass": reading.student_mass,
+                  "divergence": reading.divergence}  # fmt: skip
+        for place, i in enumerate((reading.position - start).tolist()):
+            if not 0 <= i < count:
+                continue
+            for name, column in values.items():
+                found[name][i] = _short(float(column[place]))
+            tops = {
+                "student_top": (reading.student_ids, reading.student_top, reading.teacher_at_student),
+                "teacher_top": (reading.teacher_ids, reading.teacher_top, reading.student_at_teacher),
+            }
+            for name, (top, own, other) in tops.items():
+                three = (top[place, :width].tolist(), own[place, :width].tolist(), other[place, :width].tolist())
+                found[name][i] = [[text([t]), _short(a), _short(b)] for t, a, b in zip(*three, strict=True)]
+        return found
+
+
+@torch.no_grad()
+def read_whole(module: OnPolicyDistillation, trajectory: Trajectory) -> Reading | None:
+    """Every token of a trajectory, those that the mask leaves out included; None if it has none."""
+    batches = replace(module.collate, kept=keep_all)([trajectory])
+    if not batches:
+        return None
+    batch = batches[0].to(module.device)
+    limit, temperature = module.teachers.shared_vocabulary, module.sampling.temperature
+    hidden, head = module.student.hidden(batch), module.student.head()
+    at: Tensor = torch.arange(batch.num_tokens, device=hidden.device)
+    look = look_at(at, hidden, head, k=module.reader.k, temperature=temperature, limit=limit)
+    teacher = module.teachers.score(batch, needs=Needs(), chosen=None, temperature=temperature, look=look)
+    assert teacher.view is not None
+    ask: dict[str, Any] = {"update": module.updates, "temperature": temperature, "limit": limit}
+    return read(batch, look, teacher.view, hidden, head, **ask)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

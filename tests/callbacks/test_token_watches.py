@@ -1,0 +1,189 @@
+"""The callbacks that read tokens, on readings made by hand."""
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from opdlight.callbacks import (
+    DepthProfile,
+    EngineMismatch,
+    GradientNoise,
+    ModelEntropy,
+    SignalBalance,
+    TeacherGap,
+    TeacherSupportCoverage,
+    TokenGaps,
+    TokenWatch,
+)
+from opdlight.callbacks.profile import COLUMNS
+from opdlight.callbacks.token_gaps import token_table
+from opdlight.metrics import describe
+from opdlight.reading import Reading
+from tests.callbacks.readings import Logged, reading
+from tests.tiny import tiny_tokenizer
+
+FIRST: Any = SimpleNamespace(is_global_zero=True)
+
+
+def logged(callback: TokenWatch, *readings: Reading) -> dict[str, float]:
+    module = Logged()
+    for one in readings:
+        callback.on_reading(module, one)  # type: ignore[arg-type]
+    callback.on_train_batch_end(FIRST, module, {}, None, 0)  # type: ignore[arg-type]
+    assert all(describe(key) for key in module.values), module.values.keys()
+    return module.values
+
+
+def test_coverage_is_mass_on_the_teachers_two_best() -> None:
+    found = logged(TeacherSupportCoverage(), reading([0, 1, 5]))
+    assert found["coverage/teacher_mass/a"] == pytest.approx((0.7 + 0.75 + 0.7) / 3)
+    assert found["coverage/student_mass/a"] == pytest.approx((0.7 + 0.75 + 0.1) / 3)
+    assert found["coverage/sampled_in_support/a"] == pytest.approx(2 / 3)
+    assert found["coverage/overlap/a"] == pytest.approx((1 + 1 + 0) / 3)
+
+
+def test_tasks_and_micro_batches_are_put_together_and_forgotten() -> None:
+    watch = TeacherSupportCoverage()
+    both = reading([0, 1, 5], task=torch.tensor([0, 1, 1]))
+    found = logged(watch, both, reading([0, 1], task=torch.tensor([1, 1])))
+    assert found["coverage/student_mass/a"] == pytest.approx(0.7)
+    assert found["coverage/student_mass/b"] == pytest.approx((0.75 + 0.1 + 0.7 + 0.75) / 4)
+    assert logged(watch) == {}
+
+
+def test_gap_and_kl_estimates_are_those_of_the_sampled_tokens() -> None:
+    found = logged(TeacherGap(), reading([0, 1, 5]))
+    gaps = [0.0, math.log(0.6 / 0.15), math.log(0.5 / 0.05)]  # ascending
+    assert found["gap/q50/a"] == pytest.approx(gaps[1])
+    assert found["gap/q10/a"] == pytest.approx(0.2 * gaps[1])  # linear between the first two
+    assert found["gap/q90/a"] == pytest.approx(gaps[1] + 0.8 * (gaps[2] - gaps[1]))
+    assert found["kl/k1/a"] == pytest.approx(sum(gaps) / 3)
+    assert found["kl/k2/a"] == pytest.approx(sum(g * g / 2 for g in gaps) / 3)
+    assert found["kl/k3/a"] == pytest.approx(sum(math.exp(-g) - 1 + g for g in gaps) / 3)
+
+
+def test_balance_counts_signs_and_concentration() -> None:
+    found = logged(SignalBalance(), reading([0, 0, 5]))  # rewards 0, log 4, −log 10
+    up, down = math.log(4), math.log(10)
+    assert found["signal/negative/a"] == pytest.approx(1 / 3)
+    assert found["signal/negative_mass/a"] == pytest.approx(down / (up + down))
+    assert found["signal/top_1/a"] == pytest.approx(down / (up + down))  # one token of three
+    same = logged(SignalBalance(), reading([0]))
+    assert same == {f"signal/{n}/a": 0.0 for n in ("negative", "negative_mass", "top_1", "top_10")}
+
+
+def test_entropy_of_both_and_of_one() -> None:
+    found = logged(ModelEntropy(), reading([0]))
+    entropy = -sum(p * math.log(p) for p in (0.5, 0.2, 0.1, 0.1, 0.05, 0.05))
+    assert found == {"entropy/student/a": pytest.approx(entropy), "entropy/teacher/a": pytest.approx(entropy)}
+    assert set(logged(ModelEntropy(), reading([0], teacher_entropy=None))) == {"entropy/student/a"}
+
+
+def test_mismatch_compares_the_engine_with_the_trainer() -> None:
+    one = reading([0, 1])
+    found = logged(EngineMismatch(cap=1.5), reading([0, 1], engine=one.engine - torch.tensor([0.5, 0.0])))
+    assert found["mismatch/k1/a"] == pytest.approx(-0.25)
+    assert found["mismatch/clipped/a"] == pytest.approx(0.5)  # e^½ = 1.65
+
+
+def test_token_table_is_a_sum_token_by_token() -> None:
+    table = {row["id"]: row for row in token_table(reading([1, 1, 5]))}  # rewards 0, −log 4, −log 10
+    total = math.log(4) + math.log(10)
+    assert table[1] == {
+        "id": 1,
+        "count": 2,
+        "mean": pytest.approx(-math.log(4) / 2),
+        "share": pytest.approx(math.log(4) / total),
+    }
+    assert table[5]["share"] == pytest.approx(math.log(10) / total)
+    assert [row["id"] for row in token_table(reading([1, 1, 5]))] == [5, 1]
+
+
+@pytest.fixture
+def student_module(monkeypatch: pytest.MonkeyPatch) -> Logged:
+    module = Logged()
+    module.student = SimpleNamespace(tokenizer=tiny_tokenizer())  # type: ignore[attr-defined]
+    monkeypatch.setattr("opdlight.callbacks.token_gaps.OnPolicyDistillation", Logged)
+    return module
+
+
+def test_token_gaps_are_written_by_name(student_module: Logged, tmp_path: Path) -> None:
+    watch = TokenGaps(str(tmp_path), every=2, rows=1)
+    for step in range(3):
+        watch.on_reading(student_module, reading([1, 1, 5]))  # type: ignore[arg-type]
+        watch.on_train_batch_end(FIRST, student_module, {}, None, step)  # type: ignore[arg-type]
+    lines = [json.loads(line) for line in (tmp_path / "token_gaps.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines] == [0, 2]
+    (row,) = lines[0]["rows"]
+    assert (row["id"], row["special"], lines[0]["tokens"]) == (5, False, 3)
+    # id 1 is <|im_start|>, the one added token here
+    share = math.log(4) / (math.log(4) + math.log(10))
+    assert student_module.values == {"gap/special_share/a": pytest.approx(share)}
+
+
+def test_profile_has_a_line_a_bucket(tmp_path: Path) -> None:
+    watch = DepthProfile(str(tmp_path))
+    both = reading([0, 1, 5], position=torch.tensor([0, 5, 6]), turn=torch.tensor([0, 0, 2]))
+    for step in (0, 1):
+        watch.on_reading(Logged(), both)  # type: ignore[arg-type]
+        watch.on_train_batch_end(FIRST, Logged(), {}, None, step)  # type: ignore[arg-type]
+    with (tmp_path / "profile.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert [(r["update"], r["axis"], r["start"], r["end"], r["tokens"]) for r in rows[:4]] == [
+        ("0", "position", "0", "1", "1"),
+        ("0", "position", "4", "8", "2"),
+        ("0", "turn", "0", "1", "2"),
+        ("0", "turn", "2", "3", "1"),
+    ]
+    assert len(rows) == 8
+    assert float(rows[1]["student_mass"]) == pytest.approx((0.75 + 0.1) / 2)
+    assert float(rows[1]["gap_q50"]) == pytest.approx((math.log(4) + math.log(10)) / 2, rel=1e-4)
+    assert float(rows[1]["abs_gap"]) == pytest.approx((math.log(4) + math.log(10)) / 2, rel=1e-4)
+
+
+class Linear(torch.nn.Module):
+    """A module whose gradient tests set by hand."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(size))
+        self.values: dict[str, float] = {}
+        self.log: Callable[..., None] = lambda key, value, **_: self.values.__setitem__(key, float(value))
+
+
+def test_gradient_noise_is_the_variance_between_micro_batches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    module, watch = Linear(4000), GradientNoise()
+    watch.on_fit_start(FIRST, module)  # type: ignore[arg-type]
+    tokens = [30, 50, 20]
+    true = torch.randn(4000, generator=generator)
+    estimates, exact = [], 4000 * 4.0 / 100  # each token's gradient has variance 4 a weight; 100 tokens a step
+    for update in range(40):
+        module.weight.grad = torch.zeros(4000)
+        for n in tokens:
+            each = true + 2.0 * torch.randn(4000, generator=generator) / n**0.5
+            module.weight.grad += n / 100 * each
+            watch.on_reading(module, reading([0], update=update, loss_tokens=n, global_tokens=100))  # type: ignore[arg-type]
+        watch.on_train_batch_end(FIRST, module, {}, None, update)  # type: ignore[arg-type]
+        estimates.append(module.values["optimizer/gradient_variance"])
+    assert sum(estimates) / 40 == pytest.approx(exact, rel=0.05)
+    snr = float((true**2).sum()) / exact
+    assert module.values["optimizer/gradient_snr"] == pytest.approx(snr, rel=0.2)
+
+
+def test_gradient_noise_needs_two_micro_batches_of_one_update() -> None:
+    module, watch = Linear(10), GradientNoise(places=4)
+    watch.on_fit_start(FIRST, module)  # type: ignore[arg-type]
+    module.weight.grad = torch.ones(10)
+    for update in (0, 1):  # two updates of a rollout, one micro-batch each
+        watch.on_reading(module, reading([0], update=update))  # type: ignore[arg-type]
+    watch.on_train_batch_end(FIRST, module, {}, None, 0)  # type: ignore[arg-type]
+    assert module.values == {}
