@@ -266,6 +266,17 @@ def test_far_apart_models_stay_finite(loss: SupportMatching) -> None:
     assert gradient.isfinite().all()
 
 
+def test_a_tail_too_small_for_float32_still_pulls() -> None:
+    z = torch.tensor([[20.0, 0.0, -1.0]], requires_grad=True)  # π(2) = e⁻²¹: the tail of {0, 1}
+    q = torch.tensor([[1.0, 0.0, 3.0]])
+    loss = SupportMatching(k=2, support="student_top_k", outside="tail_bucket", divergence="forward_kl")
+    (gradient,) = torch.autograd.grad(
+        loss(scores_of(loss.needs, z, q, torch.tensor([0])), batch_of(torch.tensor([0]))), z
+    )
+    # ∂/∂z_2 of −q(tail)·log max(tail, 1e−6) = −q(2)·π(2)(1 − π(2))/1e−6 and nothing else is of that size
+    assert gradient[0, 2] == pytest.approx(-float(softmax(q[0].tolist())[2]) * math.exp(-21) / 1e-6, rel=0.02)
+
+
 def test_nucleus_may_hold_one_token_or_fewer_than_its_mass() -> None:
     q = torch.tensor([[9.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     loss = SupportMatching(support="teacher_nucleus", nucleus=0.9, k=3)

@@ -290,7 +290,7 @@ def test_turn_weights_by_hand() -> None:
 
 @pytest.mark.parametrize("inner", [SampledToken(), SupportMatching(k=3)], ids=["sampled", "lsm"])
 def test_weighted_losses_multiply(inner: Loss) -> None:
-    z, q, y = logits(1, 3), logits(2, 3), torch.tensor([0, 1, 2])
+    z, q, y = logits(1, 3).requires_grad_(), logits(2, 3), torch.tensor([0, 1, 2])
     mu = torch.tensor([-1.0, -9.0, -1.5])
     batch = batch_of(y, turn_index=torch.tensor([0, 1, 1]), sampled_logprobs=mu)
     loss = ImportanceWeighted(loss=inner, cap=2.0)
@@ -298,11 +298,15 @@ def test_weighted_losses_multiply(inner: Loss) -> None:
     log_pi = z.log_softmax(-1).gather(1, y[:, None]).squeeze(1)
     expected = [min(math.exp(a - b), 2.0) for a, b in zip(log_pi.tolist(), mu.tolist(), strict=True)]
     assert expected[1] == 2.0
-    torch.testing.assert_close(loss(scores, batch), torch.tensor(expected).double() * inner(scores, batch))
+    importance = torch.tensor(expected).double()
     by_turn = TurnWeighted(loss=inner)
     gap = (log_pi - q.log_softmax(-1).gather(1, y[:, None]).squeeze(1)).abs()
-    weights = turn_weights(gap, batch.trajectory_index, batch.turn_index, 0.2)
-    torch.testing.assert_close(by_turn(scores, batch), weights * inner(scores, batch))
+    turns = turn_weights(gap, batch.trajectory_index, batch.turn_index, 0.2).detach()
+    for weighted, weights in ((loss, importance), (by_turn, turns)):
+        found, plain = weighted(scores, batch), weights * inner(scores, batch)
+        torch.testing.assert_close(found, plain)
+        slopes = [torch.autograd.grad(value.sum(), z, retain_graph=True)[0] for value in (found, plain)]
+        torch.testing.assert_close(*slopes)  # the weights are constants
 
 
 @pytest.mark.parametrize(
