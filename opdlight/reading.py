@@ -74,6 +74,8 @@ class Reading:
 
     def where(self, mask: Tensor) -> Self:
         """The positions of a mask [n]."""
+        if bool(mask.all()):
+            return self
         chosen: dict[str, Any] = {
             f.name: v[mask] for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
         }

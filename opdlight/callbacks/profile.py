@@ -60,22 +60,26 @@ def octave(position: Tensor) -> Tensor:
 
 def by_bucket(seen: Reading, bucket: Tensor, *, doubling: bool) -> list[dict[str, Any]]:
     """One row a bucket that holds tokens; bucket [n] counts octaves if `doubling`, else units."""
-    found = []
-    for b in bucket.unique().tolist():
-        mine = seen.where(bucket == b)
-        low, middle, high = quantiles_by_bucket(mine.gap, torch.zeros_like(mine.token), 1, (0.1, 0.5, 0.9))[0].tolist()
-        means = {
-            "teacher_mass": mine.teacher_mass,
-            "student_mass": mine.student_mass,
-            "sampled_in_support": mine.sampled_in_support,
-            "overlap": mine.overlap,
-            "abs_gap": mine.gap.abs(),
-            "student_entropy": mine.student_entropy,
-        }
-        row: dict[str, Any] = {name: f"{float(values.mean()):.6g}" for name, values in means.items()}
-        if mine.teacher_entropy is not None:
-            row["teacher_entropy"] = f"{float(mine.teacher_entropy.mean()):.6g}"
-        row |= {"gap_q10": f"{low:.6g}", "gap_q50": f"{middle:.6g}", "gap_q90": f"{high:.6g}"}
-        start, end = ((2 ** (b - 1) if b else 0), 2**b) if doubling else (b, b + 1)
-        found.append({"start": start, "end": end, "tokens": len(mine.token), **row})
-    return found
+    means = {
+        "teacher_mass": seen.teacher_mass,
+        "student_mass": seen.student_mass,
+        "sampled_in_support": seen.sampled_in_support,
+        "overlap": seen.overlap,
+        "abs_gap": seen.gap.abs(),
+        "student_entropy": seen.student_entropy,
+    }
+    if seen.teacher_entropy is not None:
+        means["teacher_entropy"] = seen.teacher_entropy
+    kinds, place = bucket.unique(return_inverse=True)
+    count = torch.bincount(place)
+    rows: list[dict[str, Any]] = [
+        {"start": 2 ** (b - 1) if doubling and b else b, "end": 2**b if doubling else b + 1, "tokens": n}
+        for b, n in zip(kinds.tolist(), count.tolist(), strict=True)
+    ]
+    columns = {n: torch.bincount(place, weights=values.double()) / count for n, values in means.items()}
+    quantiles = quantiles_by_bucket(seen.gap, place, len(kinds), (0.1, 0.5, 0.9))
+    columns |= dict(zip(("gap_q10", "gap_q50", "gap_q90"), quantiles.T, strict=True))
+    for name, values in columns.items():
+        for row, value in zip(rows, values.tolist(), strict=True):
+            row[name] = f"{value:.6g}"
+    return rows
