@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -187,3 +188,32 @@ def test_gradient_noise_needs_two_micro_batches_of_one_update() -> None:
         watch.on_reading(module, reading([0], update=update))  # type: ignore[arg-type]
     watch.on_train_batch_end(FIRST, module, {}, None, 0)  # type: ignore[arg-type]
     assert module.values == {}
+
+
+class Own(L.LightningModule):
+    """A project with its own training step: it makes readings itself and hands them on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(3))
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, TokenWatch):
+                callback.on_reading(self, reading([0, 1, 5], update=batch_idx))
+        return (self.weight * batch).sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_the_watches_work_in_anybodys_lightning_module(tmp_path: Path) -> None:
+    watches = [TeacherSupportCoverage(), TeacherGap(), SignalBalance(), ModelEntropy(), EngineMismatch()]
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=2, callbacks=[*watches, DepthProfile(str(tmp_path))], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Own(), torch.utils.data.DataLoader(torch.ones(4, 3), num_workers=0))
+    assert trainer.callback_metrics["coverage/student_mass/a"] == pytest.approx((0.7 + 0.75 + 0.1) / 3)
+    assert trainer.callback_metrics["kl/k1/a"] == pytest.approx((math.log(4) + math.log(10)) / 3)
+    assert len((tmp_path / "profile.csv").read_text().splitlines()) == 1 + 2 * (3 + 1)
