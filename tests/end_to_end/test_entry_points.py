@@ -37,7 +37,7 @@ def test_train_evaluate_and_sft_with_the_real_engine(tmp_path: Path) -> None:
     assert summary["tokens_per_second"]["rollout"] > 0
     assert summary["seconds"]["train: rollout"] > 0
     assert (folder.parent / "latest").resolve() == folder.resolve()
-    for name in ("config.yaml", "versions.json", "curves.png", "samples.jsonl"):
+    for name in ("config.yaml", "versions.json", "curves.png", "trajectories.jsonl", "profile.csv", "token_gaps.jsonl"):
         assert (folder / name).stat().st_size > 0
     assert list(folder.glob("events.out.tfevents.*"))
     with (folder / "metrics.csv").open() as file:
