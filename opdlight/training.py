@@ -1,5 +1,6 @@
 """A distillation run: every part is built, the student is measured, trained and measured again."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -100,7 +101,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(folder))
     data = OnPolicyData(
         mixture,
-        updates=cfg.trainer.max_steps,
+        updates=math.ceil(cfg.trainer.max_steps / cfg.rollout.mini_batches),
         groups=cfg.rollout.groups,
         group_size=cfg.rollout.group_size,
         seed=cfg.seed,
@@ -109,9 +110,11 @@ def train(cfg: DictConfig) -> dict[str, float]:
     try:
         with run_folder.timed(seconds, "evaluate before"):
             trainer.validate(module, datamodule=data, verbose=False)
-        before = dict(module.evaluated)
+        before, module.evaluated = module.evaluated, {}
         with run_folder.timed(seconds, "train"):
             trainer.fit(module, datamodule=data)  # ends with the validation loop: the figures after
+        if not module.evaluated:  # unless a limit such as trainer.max_time stopped it earlier
+            trainer.validate(module, datamodule=data, verbose=False)
         module.student.save(folder / "student")
     finally:
         module.collector.close()

@@ -97,9 +97,11 @@ def test_every_loss_trains(loss: str, tmp_path: Path) -> None:
     fake = ["engine._target_=tests.fakes.AnsweringEngine", "task.tasks.sums.episodes=1", "evaluate_teachers=false"]
     train(compose("train", TrainConfig, [*overrides, *fake]))
     with (tmp_path / "run" / "metrics.csv").open() as file:
-        losses = [float(row["loss/train"]) for row in csv.DictReader(file) if row["loss/train"]]
-    assert losses
+        rows = list(csv.DictReader(file))
+    losses = [float(row["loss/train"]) for row in rows if row["loss/train"]]
+    assert len(losses) == 2  # rollouts of two updates each
     assert all(math.isfinite(value) for value in losses)
+    assert len([row for row in rows if row["val/success/sums"]]) == 2  # before the first and after the last update
 
 
 @pytest.mark.parametrize(
