@@ -144,6 +144,11 @@ class Collate:
         return with_global_tokens([_batch(group, self.tasks, self.pad_id) for group in groups])
 
 
+def without_tokens(tasks: tuple[str, ...], pad_id: int) -> TokenBatch:
+    """A micro-batch of one padded token and no loss position: what a rank computes while others still have some."""
+    return with_global_tokens([_batch([(0, [_Row(ids=[pad_id])])], tasks, pad_id)], 0)[0]
+
+
 def with_global_tokens(batches: list[TokenBatch], total: int | None = None) -> list[TokenBatch]:
     """The batches with `global_tokens` set to `total`, by default the number of their own loss positions."""
     total = sum(b.num_tokens for b in batches) if total is None else total

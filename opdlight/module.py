@@ -2,18 +2,20 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
-from opdlight.collate import Collate, with_global_tokens
+from opdlight.collate import Collate, with_global_tokens, without_tokens
+from opdlight.distributed import gathered
 from opdlight.losses import Loss, Needs, Remembers
 from opdlight.losses.reduce import token_mean
 from opdlight.models.student import Student
@@ -26,10 +28,9 @@ from opdlight.types import RolloutRequest, Status, SupportScores, TeacherScores,
 
 @runtime_checkable
 class WatchesTokens(Protocol):
-    """A callback that wants to know what both models say at some tokens of each micro-batch."""
+    """A callback that looks at the readings of a step; only for its sake are there any."""
 
-    def on_reading(self, module: L.LightningModule, reading: Reading) -> None:
-        """Called after the backward pass of the micro-batch that was read."""
+    watches_tokens: bool
 
 
 @runtime_checkable
@@ -49,7 +50,7 @@ class OnPolicyDistillation(L.LightningModule):
         student: the trained model.
         teachers: the frozen models, routed by task.
         loss: per-token objective; declares what it needs of the two models.
-        collector: environments × engine.
+        collector: makes environments × engine, once the processes have found each other.
         collate: trajectories → micro-batches.
         optimizer: parameters → optimizer.
         schedule: update number → factor on the learning rate.
@@ -68,7 +69,7 @@ class OnPolicyDistillation(L.LightningModule):
         student: Student,
         teachers: Teachers,
         loss: Loss,
-        collector: Collector,
+        collector: Callable[[], Collector],
         collate: Collate,
         optimizer: Callable[[Any], Optimizer],
         schedule: Callable[[int], float],
@@ -83,7 +84,8 @@ class OnPolicyDistillation(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.student, self.teachers, self.loss = student, teachers, loss
-        self.collector, self.collate = collector, collate
+        self.make_collector, self.collate = collector, collate
+        self._collector: Collector | None = None
         self.make_optimizer, self.schedule = optimizer, schedule
         self.sampling, self.evaluation = sampling, evaluation
         self.max_grad_norm, self.seed = max_grad_norm, seed
@@ -94,9 +96,27 @@ class OnPolicyDistillation(L.LightningModule):
         self.evaluated: dict[str, list[Trajectory]] = {}  # the last validation loop, by task
         self.updates = 0  # the student's version: how often its weights have changed
         self.stage_name = ""
+        self.readings: list[Reading] = []  # of this rank in this step
         self.stage_seconds: dict[str, float] = {}
         self._inner_seconds = 0.0  # of the stages inside the one that is going on
         self.on_progress: Callable[[int, int], None] | None = None  # finished and wanted trajectories
+
+    @property
+    def collector(self) -> Collector:
+        """Environments × engine."""
+        if self._collector is None:
+            self._collector = self.make_collector()
+        return self._collector
+
+    def setup(self, stage: str) -> None:
+        """Start the engine: now the trainer's process group is there, and the engine leaves it alone."""
+        _ = self.collector
+
+    def close(self) -> None:
+        """Stop the environments and the engine."""
+        if self._collector is not None:
+            self._collector.close()
+            self._collector.engine.close()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Forget the figures of the step before: Lightning would log them again for a task that this step lacks."""
@@ -104,36 +124,50 @@ class OnPolicyDistillation(L.LightningModule):
 
     def training_step(self, requests: list[RolloutRequest], batch_idx: int) -> dict[str, Any]:
         """One update. The weights travel to the engine after it, in `publish.PublishWeights`."""
-        self.stage_seconds, version = {}, self.updates
+        self.stage_seconds, version, self.readings = {}, self.updates, []
         with self.stage("rollout"):
-            trajectories = self.roll_out(requests, self.sampling, seed=self.seed + 1 + batch_idx)
+            trajectories = self.roll_out(self.own(requests), self.sampling, seed=self.seed + 1 + batch_idx)
         self._show_trajectories(trajectories, "train")
         self._prepare_batch(batch_idx + 1)
         parts = [self.flatten(part) for part in in_parts(trajectories, self.mini_batches)]
         if self.loss.needs.sampled:  # later updates compare the student with what it was when it rolled out
             parts = [parts[0], *([self.with_rollout_logprobs(b) for b in part] for part in parts[1:])]
         losses = [self.learn(part) for part in parts]
-        loss = torch.stack(losses).mean()
+        loss = self.trainer.strategy.reduce(torch.stack(losses).mean(), reduce_op="sum")
         self.log("loss/train", loss, prog_bar=True)
-        tokens = sum(batch.num_tokens for part in parts for batch in part)
+        shares = [[b.num_tokens / b.global_tokens for b in part] for part in parts]  # of each micro-batch
+        tokens = sum(part[0].global_tokens for part in parts if part)
         self.log("rollout/loss_tokens", float(tokens))
-        return {"loss": loss, "trajectories": trajectories, "loss_tokens": tokens, "version": version}
+        with self.stage("watch"):
+            readings = [reading for rank in gathered(self.readings) for reading in rank]
+        return {
+            "loss": loss,
+            "trajectories": trajectories,
+            "loss_tokens": tokens,
+            "shares": shares,
+            "readings": readings,
+            "version": version,
+        }
+
+    def own(self, requests: Sequence[RolloutRequest]) -> list[RolloutRequest]:
+        """This rank's share of the requests, whole groups."""
+        groups = list(dict.fromkeys((r.task, r.group) for r in requests))
+        mine = set(groups[self.global_rank :: self.trainer.world_size])
+        return [r for r in requests if (r.task, r.group) in mine]
 
     def learn(self, batches: Sequence[TokenBatch]) -> Tensor:
         """One update on micro-batches; returns its loss."""
         loss = torch.zeros((), device=self.device)
-        for batch in batches:
+        for number, batch in enumerate(batches):
             with self.stage("score"):
                 scores, reading = self.score(batch)
             with self.stage("compare"):
                 contribution = token_mean(self.loss(scores, batch), batch.global_tokens)
-            with self.stage("backward"):
+            with self.stage("backward"), self._alone(last=number + 1 == len(batches)):
                 self.manual_backward(contribution * self.trainer.world_size)  # DDP averages; the token mean is a sum
             loss += contribution.detach()
             if reading is not None:
-                with self.stage("watch"):
-                    for callback in self._token_watchers():
-                        callback.on_reading(self, reading)
+                self.readings.append(reading)
         with self.stage("update"):
             self.update(has_gradient=bool(batches))
         return loss
@@ -143,10 +177,11 @@ class OnPolicyDistillation(L.LightningModule):
         return self.collector.collect(requests, sampling, sampling_seed=seed, progress=self.on_progress)
 
     def flatten(self, trajectories: Sequence[Trajectory]) -> list[TokenBatch]:
-        """② Micro-batches on this device; `global_tokens` counts the loss positions of every rank."""
+        """② Micro-batches on this device, as many on every rank; `global_tokens` counts the loss positions of all."""
         batches = self.collate(trajectories)
-        own = torch.tensor(sum(b.num_tokens for b in batches), device=self.device)
-        total = int(self.trainer.strategy.reduce(own, reduce_op="sum"))
+        counts = gathered((sum(b.num_tokens for b in batches), len(batches)))
+        total, most = sum(tokens for tokens, _ in counts), max(number for _, number in counts)
+        batches += [without_tokens(self.collate.tasks, self.collate.pad_id)] * (most - len(batches))
         return [b.to(self.device) for b in with_global_tokens(batches, total)]
 
     def score(self, batch: TokenBatch) -> tuple[SupportScores, Reading | None]:
@@ -157,7 +192,7 @@ class OnPolicyDistillation(L.LightningModule):
         chosen = self.student.chosen(hidden, needs, temperature=temperature, limit=limit)
         ask: dict[str, Any] = {"update": self.updates, "temperature": temperature, "limit": limit}
         look = None
-        if self._token_watchers():
+        if any(isinstance(c, WatchesTokens) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             with self.stage("watch"):
                 look = self.reader.look(batch, hidden.detach(), self.student.head(), **ask)
         teacher = self.teachers.score(batch, needs=needs, chosen=chosen, temperature=temperature, look=look)
@@ -177,7 +212,7 @@ class OnPolicyDistillation(L.LightningModule):
             return scores, None
         with self.stage("watch"):
             reading = read(batch, look, teacher.view, hidden.detach(), self.student.head(), **ask)
-        return scores, reading
+            return scores, reading.cpu()
 
     @torch.no_grad()
     def with_rollout_logprobs(self, batch: TokenBatch) -> TokenBatch:
@@ -216,9 +251,10 @@ class OnPolicyDistillation(L.LightningModule):
         """Roll out the held-out episodes of one task."""
         task = requests[0].task
         with self.stage(f"evaluate {task}"):
-            trajectories = self.roll_out(requests, self.evaluation, seed=0)
+            trajectories = self.roll_out(self.own(requests), self.evaluation, seed=0)
         self._show_trajectories(trajectories, "val")
-        self.evaluated[task] = trajectories
+        light = [replace(t, turns=[]) for t in trajectories]
+        self.evaluated[task] = sorted((t for rank in gathered(light) for t in rank), key=lambda t: t.group)
         self.success[task].update(torch.tensor([float(t.status is Status.SUCCESS) for t in trajectories]))
         self.reward[task].update(torch.tensor([t.reward for t in trajectories]))
 
@@ -265,10 +301,14 @@ class OnPolicyDistillation(L.LightningModule):
         """While this update is computed, the environments may build the games of the next batch."""
         requests = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
         if number < len(requests):
-            self.collector.prepare(requests[number])
+            self.collector.prepare(self.own(requests[number]))
 
-    def _token_watchers(self) -> list[WatchesTokens]:
-        return [c for c in self.trainer.callbacks if isinstance(c, WatchesTokens)]  # type: ignore[attr-defined]
+    def _alone(self, *, last: bool) -> AbstractContextManager[None]:
+        """Within, a backward pass keeps its gradient to itself; the last one of an update adds up those of all."""
+        strategy = self.trainer.strategy
+        if last or not isinstance(strategy, ParallelStrategy):
+            return nullcontext()
+        return strategy.block_backward_sync()
 
     def _show_trajectories(self, trajectories: Sequence[Trajectory], stage: Literal["train", "val"]) -> None:
         with self.stage("watch"):

@@ -17,8 +17,8 @@ from opdlight.types import Look, TokenBatch, View
 class Reading:
     """What student and teacher say at n loss positions, detached; log-probs in nats, at the rollout temperature.
 
-    Whoever has his own training loop makes one (`read` does, or by hand) and calls `on_reading(module, reading)` of
-    the callbacks after each backward pass.
+    Whoever has his own training step makes one a micro-batch (`read` does, or by hand) and returns them all, beside the
+    loss, under `readings`.
     """
 
     update: int  # how often the student's weights had changed
@@ -81,6 +81,13 @@ class Reading:
         }
         return replace(self, **chosen)
 
+    def cpu(self) -> Self:
+        """The same on the CPU, to keep and to send."""
+        moved: dict[str, Any] = {
+            f.name: v.cpu() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
     @classmethod
     def join(cls, parts: Sequence["Reading"]) -> "Reading":
         """All positions of several readings of one update; `loss_tokens` add up."""
@@ -117,7 +124,7 @@ class Reader:
         self, batch: TokenBatch, hidden: Tensor, head: LMHead, *, update: int, temperature: float, limit: int
     ) -> Look | None:
         """Choose positions, the same in every run, and ask the student; None in an update that is not read."""
-        if update % self.every:
+        if update % self.every or not batch.num_tokens:
             return None
         generator = torch.Generator().manual_seed(update)
         at = metrics.subsample(batch.num_tokens, self.positions, generator).to(hidden.device)

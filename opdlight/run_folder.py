@@ -19,6 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import transformers
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -79,10 +80,12 @@ def quiet_libraries() -> None:
 
 
 def open_run(cfg: DictConfig) -> Path:
-    """Make the run folder and write the composed config and the versions."""
+    """Make the run folder; the first process writes the composed config and the versions."""
     quiet_libraries()
     folder = Path(cfg.run_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    if not is_first_process():
+        return folder
     write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     versions = {"python": platform.python_version(), "machine": platform.platform(), "cores": str(os.cpu_count())}
     for package in PACKAGES:
@@ -92,6 +95,11 @@ def open_run(cfg: DictConfig) -> Path:
             continue
     write(folder / "versions.json", json.dumps(versions, indent=2))
     return folder
+
+
+def is_first_process() -> bool:
+    """The one process of several that writes files and talks."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def link_latest(folder: Path) -> None:

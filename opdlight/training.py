@@ -22,6 +22,7 @@ from opdlight.metrics import Result
 from opdlight.models import Student, Teachers, resolve_model
 from opdlight.models.checkpoints import load_tokenizer, whole_model
 from opdlight.module import OnPolicyDistillation
+from opdlight.rollout import Collector
 from opdlight.types import Trajectory
 
 
@@ -62,13 +63,17 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
             expected="1 for importance weights (the engine reports log-probs at temperature 1)",
             got=cfg.sampling.temperature,
         )
-    with whole_model(cfg.model.student.model, cfg.model.dtype) as model:
-        engine = instantiate(cfg.engine, model=model)
+
+    def collector() -> Collector:
+        with whole_model(cfg.model.student.model, cfg.model.dtype) as model:
+            engine = instantiate(cfg.engine, model=model)
+        return make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads)
+
     return OnPolicyDistillation(
         student=student,
         teachers=teachers,
         loss=loss,
-        collector=make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads),
+        collector=collector,
         collate=Collate(
             tasks=mixture.names,
             pad_id=0,  # never attended to and never a loss position
@@ -92,7 +97,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """Evaluate, distil, evaluate again, measure the teachers; everything goes to the run folder."""
     started = time.perf_counter()
     folder = run_folder.open_run(cfg)
-    run_folder.link_latest(folder)
+    first = run_folder.is_first_process()
+    if first:
+        run_folder.link_latest(folder)
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     module = build(cfg, mixture)
@@ -115,12 +122,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
             trainer.fit(module, datamodule=data)  # ends with the validation loop: the figures after
         if not module.evaluated:  # unless a limit such as trainer.max_time stopped it earlier
             trainer.validate(module, datamodule=data, verbose=False)
-        module.student.save(folder / "student")
+        if first:
+            module.student.save(folder / "student")
     finally:
-        module.collector.close()
-        module.collector.engine.close()
+        module.close()
     teachers: dict[str, list[Trajectory]] = {}
-    if cfg.evaluate_teachers:
+    if cfg.evaluate_teachers and first:
         with run_folder.timed(seconds, "evaluate teachers"):
             teachers = evaluate_teachers(cfg, mixture)
     throughput = next((c for c in callbacks if isinstance(c, Throughput)), Throughput())
@@ -133,7 +140,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
         )
         for name in mixture.names
     }
-    run_folder.close_run(folder, outcome, seconds=seconds, generated=throughput.generated, trained=throughput.trained)
+    if first:
+        run_folder.close_run(
+            folder, outcome, seconds=seconds, generated=throughput.generated, trained=throughput.trained
+        )
     return {f"success/{name}": o.after.success for name, o in outcome.items()}
 
 

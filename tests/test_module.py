@@ -76,7 +76,9 @@ def parts(
         student=student,
         teachers=teachers,
         loss=loss or SupportMatching(k=8),
-        collector=Collector(engine, ChatRenderer(student.tokenizer), lambda task: Count(breaks), limits, env_threads=2),
+        collector=lambda: Collector(
+            engine, ChatRenderer(student.tokenizer), lambda task: Count(breaks), limits, env_threads=2
+        ),
         collate=Collate(tasks=mixture.names, pad_id=0, **settings),
         optimizer=partial(torch.optim.SGD, lr=0.1),
         schedule=learning_rate("constant", warmup=0, updates=3),

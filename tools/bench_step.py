@@ -80,8 +80,7 @@ def main() -> None:
         trainer = instantiate(cfg.trainer, callbacks=callbacks, default_root_dir=str(Path(folder)), **quiet)
         sizes = {"groups": cfg.rollout.groups, "group_size": cfg.rollout.group_size}
         trainer.fit(module, datamodule=OnPolicyData(mixture, updates=args.updates, seed=cfg.seed, **sizes))
-        module.collector.close()
-        module.collector.engine.close()
+        module.close()
     for tasks, seconds in record.steps.items():
         kept = seconds[1:] or seconds
         total = statistics.mean(sum(v for n, v in s.items() if n != "watching in all") for s in kept)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LAYERS = (
-    ("types", "errors", "config"),
+    ("types", "errors", "config", "distributed"),
     ("losses", "metrics", "failure_metrics", "envs"),
     ("models", "rollout", "collate", "schedules"),
     ("reading",),

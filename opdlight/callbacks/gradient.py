@@ -6,15 +6,13 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from opdlight.reading import Reading
-
 
 class GradientNoise(L.Callback):
     """Logs `optimizer/gradient_variance` and `optimizer/gradient_snr` from the micro-batches of an update.
 
     With h_i the mean gradient of the w_i·N tokens of micro-batch i, i = 1 … m, and g = Σ w_i h_i the step's gradient:
     variance tr Cov g ≈ Σ w_i ‖h_i − g‖² / (m − 1) and SNR (‖g‖² − variance)/variance. Taken at `places` random weights,
-    scaled to all of them. Needs two micro-batches; an update with one logs nothing.
+    scaled to all of them. Needs two micro-batches and one process; otherwise it logs nothing.
 
     Args:
         places: how many weights are watched.
@@ -24,10 +22,7 @@ class GradientNoise(L.Callback):
         self.places = places
         self.at: list[tuple[torch.nn.Parameter, Tensor]] = []
         self.scale = 1.0
-        self.update = -1
-        self.before: Tensor | None = None
-        self.parts: list[tuple[float, Tensor]] = []  # w_i, w_i·h_i at the places
-        self.found: list[tuple[float, float]] = []  # variance and SNR of each update of the step
+        self.sums: list[Tensor] = []  # after each backward pass of this step: the gradient so far
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose the weights, each parameter by its size."""
@@ -41,33 +36,32 @@ class GradientNoise(L.Callback):
             self.at.append((p, torch.randint(p.numel(), (count,), generator=generator).to(p.device)))
         self.scale = total / sum(len(places) for _, places in self.at)
 
-    def on_reading(self, module: L.LightningModule, reading: Reading) -> None:
-        """What the gradient has grown by since the micro-batch before."""
-        if reading.update != self.update:
-            self._end_update()
-            self.update = reading.update
-        parts = [torch.zeros(len(i), device=i.device) if p.grad is None else p.grad.flatten()[i] for p, i in self.at]
-        now = torch.cat([part.float() for part in parts])
-        grown = now if self.before is None else now - self.before
-        self.before = now
-        self.parts.append((reading.loss_tokens / reading.global_tokens, grown))
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep what the gradient is now."""
+        if trainer.world_size == 1:
+            parts = [
+                torch.zeros(len(i), device=i.device) if p.grad is None else p.grad.flatten()[i] for p, i in self.at
+            ]
+            self.sums.append(torch.cat([part.float() for part in parts]))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the mean over the updates of this step."""
-        self._end_update()
-        if self.found:
-            variance, snr = (sum(values) / len(values) for values in zip(*self.found, strict=True))
+        sums, self.sums, found = self.sums, [], []
+        for shares in outputs["shares"] if sums else []:  # update by update
+            grown, sums = sums[: len(shares)], sums[len(shares) :]
+            grown = [now - before for now, before in zip(grown, [torch.zeros_like(grown[0]), *grown[:-1]], strict=True)]
+            if len(shares) > 1:
+                found.append(self._noise(shares, grown))
+        if found:
+            variance, snr = (sum(values) / len(values) for values in zip(*found, strict=True))
             pl_module.log("optimizer/gradient_variance", variance)
             pl_module.log("optimizer/gradient_snr", snr)
-        self.found = []
 
-    def _end_update(self) -> None:
-        parts, self.parts, self.before = self.parts, [], None
-        if len(parts) < 2:
-            return
-        mean = torch.stack([grown for _, grown in parts]).sum(0)
-        spread = sum(w * float(((grown / w - mean) ** 2).sum()) for w, grown in parts)
-        variance = self.scale * spread / (len(parts) - 1)
-        self.found.append((variance, (self.scale * float((mean**2).sum()) - variance) / max(variance, 1e-30)))
+    def _noise(self, shares: list[float], grown: list[Tensor]) -> tuple[float, float]:
+        """Variance and SNR from w_i and w_i·h_i at the places."""
+        mean = torch.stack(grown).sum(0)
+        spread = sum(w * float(((g / w - mean) ** 2).sum()) for w, g in zip(shares, grown, strict=True))
+        variance = self.scale * spread / (len(shares) - 1)
+        return variance, (self.scale * float((mean**2).sum()) - variance) / max(variance, 1e-30)

@@ -15,7 +15,6 @@ class EngineMismatch(TokenWatch):
     """
 
     def __init__(self, cap: float = 2.0) -> None:
-        super().__init__()
         self.cap = cap
 
     def figures(self, seen: Reading) -> dict[str, float]:

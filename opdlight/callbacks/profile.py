@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from opdlight.callbacks.watch import TokenWatch
+from opdlight.callbacks.watch import TokenWatch, by_task
 from opdlight.failure_metrics import quantiles_by_bucket
 from opdlight.reading import Reading
 
@@ -26,7 +26,6 @@ class DepthProfile(TokenWatch):
     """
 
     def __init__(self, folder: str) -> None:
-        super().__init__()
         self.path = Path(folder) / "profile.csv"
 
     def on_train_batch_end(
@@ -35,7 +34,7 @@ class DepthProfile(TokenWatch):
         """Append the lines of this step."""
         rows = [
             {"update": batch_idx, "task": task, "axis": axis, **row}
-            for task, seen in self.by_task().items()
+            for task, seen in by_task(outputs["readings"]).items()
             for axis, at in (("position", octave(seen.position)), ("turn", seen.turn))
             for row in by_bucket(seen, at, doubling=axis == "position")
         ]

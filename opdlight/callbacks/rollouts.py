@@ -1,19 +1,20 @@
 """What the student did: rewards, endings, lengths, repetition, staleness."""
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 
 from opdlight.collate import count_splits
+from opdlight.distributed import gathered
 from opdlight.failure_metrics import repetition_rate
-from opdlight.module import OnPolicyDistillation
-from opdlight.types import Status
+from opdlight.types import Status, Trajectory
 
 
 class RolloutMetrics(L.Callback):
-    """Logs `rollout/*` and the environments' own counters `env/*`.
+    """Logs `rollout/*` and the environments' own counters `env/*`, over the trajectories of every rank.
 
     Args:
         ngram: length of the token n-grams whose repetition within a trajectory is counted.
@@ -26,28 +27,33 @@ class RolloutMetrics(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the trajectories of this step."""
-        assert isinstance(pl_module, OnPolicyDistillation)
-        trajectories = outputs["trajectories"]
-        log = pl_module.log
-        for task in dict.fromkeys(t.task for t in trajectories):
-            mine = [t for t in trajectories if t.task == task]
-            log(f"rollout/reward/{task}", _mean(t.reward for t in mine), prog_bar=True)
-            log(f"rollout/success/{task}", _mean(t.status is Status.SUCCESS for t in mine))
-            log(f"rollout/turns/{task}", _mean(len(t.turns) for t in mine))
-            cut = [any(turn.finish_reason == "length" for turn in t.turns) for t in mine]
-            log(f"rollout/cut_by_length/{task}", _mean(cut))
-            rates = [repetition_rate([turn.completion_ids for turn in t.turns], self.ngram) for t in mine]
-            log(f"rollout/repetition/{task}", _mean(r for r in rates if not math.isnan(r)))
-            for name in sorted({name for t in mine for name in t.metrics}):
-                log(f"env/{name}/{task}", _mean(t.metrics.get(name, 0.0) for t in mine))
-        for status in Status:
-            log(f"rollout/{status}", _mean(t.status is status for t in trajectories))
-        turns = [turn for t in trajectories for turn in t.turns]
-        log("rollout/completion_tokens", _mean(len(turn.completion_ids) for turn in turns))
-        log("rollout/row_splits", float(sum(count_splits(t) for t in trajectories)))
-        log("rollout/staleness", _mean(outputs["version"] - turn.policy_version for turn in turns))
+        values: dict[str, list[float]] = defaultdict(list)
+        for rank in gathered(self.values(outputs["trajectories"], outputs["version"])):
+            for key, found in rank.items():
+                values[key] += found
+        for key, found in values.items():
+            mean = sum(found) / max(len(found), 1)
+            total = key == "rollout/row_splits"
+            pl_module.log(key, sum(found) if total else mean, prog_bar=key.startswith("rollout/reward/"))
 
-
-def _mean(values: Iterable[float]) -> float:
-    found = [float(v) for v in values]
-    return sum(found) / max(len(found), 1)
+    def values(self, trajectories: Sequence[Trajectory], version: int) -> dict[str, list[float]]:
+        """Key → the values of these trajectories or turns; what is logged is their mean, of the splits their sum."""
+        values: dict[str, list[float]] = defaultdict(list)
+        for t in trajectories:
+            values[f"rollout/reward/{t.task}"].append(t.reward)
+            values[f"rollout/success/{t.task}"].append(float(t.status is Status.SUCCESS))
+            values[f"rollout/turns/{t.task}"].append(float(len(t.turns)))
+            values[f"rollout/cut_by_length/{t.task}"].append(float(any(u.finish_reason == "length" for u in t.turns)))
+            rate = repetition_rate([turn.completion_ids for turn in t.turns], self.ngram)
+            if not math.isnan(rate):
+                values[f"rollout/repetition/{t.task}"].append(rate)
+            for status in Status:
+                values[f"rollout/{status}"].append(float(t.status is status))
+            values["rollout/row_splits"].append(float(count_splits(t)))
+            for turn in t.turns:
+                values["rollout/completion_tokens"].append(float(len(turn.completion_ids)))
+                values["rollout/staleness"].append(float(version - turn.policy_version))
+        for name, task in {(name, t.task) for t in trajectories for name in t.metrics}:
+            mine = [t.metrics.get(name, 0.0) for t in trajectories if t.task == task]
+            values[f"env/{name}/{task}"] += mine
+        return dict(values)

@@ -4,6 +4,7 @@ from typing import Any
 
 import lightning as L
 
+from opdlight.distributed import gathered
 from opdlight.module import OnPolicyDistillation
 
 
@@ -21,7 +22,7 @@ class Throughput(L.Callback):
         """Log this step. Runs after publication, so that its time is in."""
         assert isinstance(pl_module, OnPolicyDistillation)
         seconds = dict(pl_module.stage_seconds)
-        generated = sum(len(turn.completion_ids) for t in outputs["trajectories"] for turn in t.turns)
+        generated = sum(gathered(sum(len(turn.completion_ids) for t in outputs["trajectories"] for turn in t.turns)))
         trained = int(outputs["loss_tokens"])
         for stage, value in seconds.items():
             pl_module.log(f"time/{stage}", value)

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from opdlight.callbacks.watch import TokenWatch
+from opdlight.callbacks.watch import TokenWatch, by_task
 from opdlight.module import OnPolicyDistillation
 from opdlight.reading import Reading
 
@@ -22,7 +22,6 @@ class TokenGaps(TokenWatch):
     """
 
     def __init__(self, folder: str, every: int = 5, rows: int = 20) -> None:
-        super().__init__()
         self.path, self.every, self.rows = Path(folder) / "token_gaps.jsonl", every, rows
 
     def on_train_batch_end(
@@ -33,7 +32,7 @@ class TokenGaps(TokenWatch):
         tokenizer = pl_module.student.tokenizer
         special = set(tokenizer.added_tokens_decoder)  # markers, ends, <think>: what training or templates added
         lines = []
-        for task, seen in self.by_task().items():
+        for task, seen in by_task(outputs["readings"]).items():
             table = token_table(seen)
             share = sum(row["share"] for row in table if row["id"] in special)
             pl_module.log(f"gap/special_share/{task}", share)

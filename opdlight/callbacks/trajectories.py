@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from opdlight.collate import keep_all
+from opdlight.distributed import gathered
 from opdlight.losses import Needs
 from opdlight.module import OnPolicyDistillation
 from opdlight.reading import Reading, look_at, read
@@ -39,12 +40,15 @@ class TrajectoryRecorder(L.Callback):
         """Record the first ones of each task."""
         step = self.steps
         self.steps += stage == "train"
-        if (stage == "train" and step % self.every) or not module.trainer.is_global_zero:
+        if stage == "train" and step % self.every:
             return
         chosen: list[Trajectory] = []
         for task in dict.fromkeys(t.task for t in trajectories):
             chosen += [t for t in trajectories if t.task == task][: self.counts[stage]]
+        chosen = gathered(chosen)[0]  # a sharded model is read by all ranks together
         lines = [{"update": step, "stage": stage, **self.record(module, t)} for t in chosen]
+        if not module.trainer.is_global_zero:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -116,7 +116,7 @@ def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Colle
                 student=student,
                 teachers=teachers,
                 loss=make(),
-                collector=collector,
+                collector=lambda: collector,
                 collate=Collate(
                     tasks=(name,),
                     pad_id=0,

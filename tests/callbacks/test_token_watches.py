@@ -31,13 +31,12 @@ from tests.callbacks.readings import Logged, reading
 from tests.tiny import tiny_tokenizer
 
 FIRST: Any = SimpleNamespace(is_global_zero=True)
+ALONE: Any = SimpleNamespace(world_size=1)
 
 
 def logged(callback: TokenWatch, *readings: Reading) -> dict[str, float]:
     module = Logged()
-    for one in readings:
-        callback.on_reading(module, one)  # type: ignore[arg-type]
-    callback.on_train_batch_end(FIRST, module, {}, None, 0)  # type: ignore[arg-type]
+    callback.on_train_batch_end(FIRST, module, {"readings": readings}, None, 0)  # type: ignore[arg-type]
     assert all(describe(key) for key in module.values), module.values.keys()
     return module.values
 
@@ -50,7 +49,7 @@ def test_coverage_is_mass_on_the_teachers_two_best() -> None:
     assert found["coverage/overlap/a"] == pytest.approx((1 + 1 + 0) / 3)
 
 
-def test_tasks_and_micro_batches_are_put_together_and_forgotten() -> None:
+def test_tasks_and_micro_batches_are_put_together() -> None:
     watch = TeacherSupportCoverage()
     both = reading([0, 1, 5], task=torch.tensor([0, 1, 1]))
     found = logged(watch, both, reading([0, 1], task=torch.tensor([1, 1])))
@@ -118,8 +117,8 @@ def student_module(monkeypatch: pytest.MonkeyPatch) -> Logged:
 def test_token_gaps_are_written_by_name(student_module: Logged, tmp_path: Path) -> None:
     watch = TokenGaps(str(tmp_path), every=2, rows=1)
     for step in range(3):
-        watch.on_reading(student_module, reading([1, 1, 5]))  # type: ignore[arg-type]
-        watch.on_train_batch_end(FIRST, student_module, {}, None, step)  # type: ignore[arg-type]
+        outputs = {"readings": [reading([1, 1, 5])]}
+        watch.on_train_batch_end(FIRST, student_module, outputs, None, step)  # type: ignore[arg-type]
     lines = [json.loads(line) for line in (tmp_path / "token_gaps.jsonl").read_text().splitlines()]
     assert [line["update"] for line in lines] == [0, 2]
     (row,) = lines[0]["rows"]
@@ -133,8 +132,7 @@ def test_profile_has_a_line_a_bucket(tmp_path: Path) -> None:
     watch = DepthProfile(str(tmp_path))
     both = reading([0, 1, 5], position=torch.tensor([0, 5, 6]), turn=torch.tensor([0, 0, 2]))
     for step in (0, 1):
-        watch.on_reading(Logged(), both)  # type: ignore[arg-type]
-        watch.on_train_batch_end(FIRST, Logged(), {}, None, step)  # type: ignore[arg-type]
+        watch.on_train_batch_end(FIRST, Logged(), {"readings": [both]}, None, step)  # type: ignore[arg-type]
     with (tmp_path / "profile.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
@@ -163,7 +161,7 @@ class Linear(torch.nn.Module):
 def test_gradient_noise_is_the_variance_between_micro_batches() -> None:
     generator = torch.Generator().manual_seed(0)
     module, watch = Linear(4000), GradientNoise()
-    watch.on_fit_start(FIRST, module)  # type: ignore[arg-type]
+    watch.on_fit_start(ALONE, module)  # type: ignore[arg-type]
     tokens = [30, 50, 20]
     true = torch.randn(4000, generator=generator)
     estimates, exact = [], 4000 * 4.0 / 100  # each token's gradient has variance 4 a weight; 100 tokens a step
@@ -172,8 +170,9 @@ def test_gradient_noise_is_the_variance_between_micro_batches() -> None:
         for n in tokens:
             each = true + 2.0 * torch.randn(4000, generator=generator) / n**0.5
             module.weight.grad += n / 100 * each
-            watch.on_reading(module, reading([0], update=update, loss_tokens=n, global_tokens=100))  # type: ignore[arg-type]
-        watch.on_train_batch_end(FIRST, module, {}, None, update)  # type: ignore[arg-type]
+            watch.on_after_backward(ALONE, module)  # type: ignore[arg-type]
+        outputs = {"shares": [[n / 100 for n in tokens]]}
+        watch.on_train_batch_end(ALONE, module, outputs, None, update)  # type: ignore[arg-type]
         estimates.append(module.values["optimizer/gradient_variance"])
     assert sum(estimates) / 40 == pytest.approx(exact, rel=0.05)
     snr = float((true**2).sum()) / exact
@@ -182,26 +181,23 @@ def test_gradient_noise_is_the_variance_between_micro_batches() -> None:
 
 def test_gradient_noise_needs_two_micro_batches_of_one_update() -> None:
     module, watch = Linear(10), GradientNoise(places=4)
-    watch.on_fit_start(FIRST, module)  # type: ignore[arg-type]
+    watch.on_fit_start(ALONE, module)  # type: ignore[arg-type]
     module.weight.grad = torch.ones(10)
-    for update in (0, 1):  # two updates of a rollout, one micro-batch each
-        watch.on_reading(module, reading([0], update=update))  # type: ignore[arg-type]
-    watch.on_train_batch_end(FIRST, module, {}, None, 0)  # type: ignore[arg-type]
+    for _ in range(2):  # two updates of a rollout, one micro-batch each
+        watch.on_after_backward(ALONE, module)  # type: ignore[arg-type]
+    watch.on_train_batch_end(ALONE, module, {"shares": [[1.0], [1.0]]}, None, 0)  # type: ignore[arg-type]
     assert module.values == {}
 
 
 class Own(L.LightningModule):
-    """A project with its own training step: it makes readings itself and hands them on."""
+    """A project with its own training step: it makes readings itself and returns them beside the loss."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(3))
 
-    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, TokenWatch):
-                callback.on_reading(self, reading([0, 1, 5], update=batch_idx))
-        return (self.weight * batch).sum()
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> dict[str, Any]:
+        return {"loss": (self.weight * batch).sum(), "readings": [reading([0, 1, 5], update=batch_idx)]}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
