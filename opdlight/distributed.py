@@ -3,6 +3,8 @@
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -17,3 +19,13 @@ def gathered(value: T) -> list[T]:
     found: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return [item for item in found if item is not None]
+
+
+def rank() -> int:
+    """This process's number; 0 in a process alone."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is divided over the ranks, put together; every rank must ask. Others come back as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
 from opdlight.collate import Collate, with_global_tokens, without_tokens
-from opdlight.distributed import gathered
+from opdlight.distributed import gathered, whole
 from opdlight.losses import Loss, Needs, Remembers
 from opdlight.losses.reduce import token_mean
 from opdlight.models.student import Student
@@ -107,6 +107,11 @@ class OnPolicyDistillation(L.LightningModule):
         if self._collector is None:
             self._collector = self.make_collector()
         return self._collector
+
+    def configure_model(self) -> None:
+        """Divide the student over the processes, if the strategy has a mesh for it."""
+        if self.device_mesh is not None:
+            self.student.shard(self.device_mesh["data_parallel"])
 
     def setup(self, stage: str) -> None:
         """Start the engine: now the trainer's process group is there, and the engine leaves it alone."""
@@ -235,7 +240,7 @@ class OnPolicyDistillation(L.LightningModule):
         assert not isinstance(optimizer, list)
         if has_gradient:
             norm = torch.nn.utils.clip_grad_norm_(self.student.trainable_parameters(), self.max_grad_norm)
-            self.log("optimizer/grad_norm", norm)
+            self.log("optimizer/grad_norm", whole(norm))
             self.log("optimizer/learning_rate", optimizer.param_groups[0]["lr"])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

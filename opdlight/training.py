@@ -122,8 +122,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
             trainer.fit(module, datamodule=data)  # ends with the validation loop: the figures after
         if not module.evaluated:  # unless a limit such as trainer.max_time stopped it earlier
             trainer.validate(module, datamodule=data, verbose=False)
-        if first:
-            module.student.save(folder / "student")
+        module.student.save(folder / "student")
     finally:
         module.close()
     teachers: dict[str, list[Trajectory]] = {}

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers.core_model_loading import revert_weight_conversion
 
+from opdlight.distributed import rank, whole
 from opdlight.errors import ConfigError
 from opdlight.losses import Needs
 from opdlight.models.backbone import check_head, head_of, hidden_at
@@ -56,9 +59,32 @@ class Student(nn.Module):
         """What the optimizer gets: everything, or the adapters."""
         return [p for p in self.parameters() if p.requires_grad]
 
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Divide every weight over the ranks of `mesh` (FSDP2): each layer by itself, the rest with the whole.
+
+        The rest holds the head: it stays whole from a forward pass to the end of the backward pass, as `head` needs it.
+
+        Raises:
+            ConfigError: with LoRA, whose adapters have another dtype than the layers they sit in.
+        """
+        if isinstance(self, FSDPModule):
+            return
+        if self.has_adapter:
+            raise ConfigError.wrong("trainer", expected="cpu, gpu or ddp beside `model.student.lora`", got="fsdp")
+        layers = set(self.model._no_split_modules or ())
+        for module in self.model.modules():
+            if type(module).__name__ in layers:
+                fully_shard(module, mesh=mesh)
+        fully_shard(self, mesh=mesh, reshard_after_forward=False)
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """`hidden`: the one way into the model, so that a divided one is put together."""
+        return hidden_at(self.model, batch)
+
     def hidden(self, batch: TokenBatch) -> Tensor:
         """Final hidden states [N, d] at the loss positions, with gradient."""
-        return hidden_at(self.model, batch)
+        found: Tensor = self(batch)
+        return found
 
     def head(self) -> LMHead:
         """The LM head as it is now."""
@@ -97,13 +123,27 @@ class Student(nn.Module):
         )
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight under its Hugging Face checkpoint name, adapters merged; tied weights come once. Detached."""
+        """Every weight under its Hugging Face checkpoint name, adapters merged; tied weights come once. Detached.
+
+        Those of a divided student are still divided: `distributed.whole` puts one together.
+        """
         yield from revert_weight_conversion(self.model, self._merged()).items()
 
     def save(self, folder: str | Path) -> None:
-        """Write a Hugging Face folder (merged weights, config, tokenizer); it appears whole or not at all."""
+        """Write a Hugging Face folder (merged weights, config, tokenizer); it appears whole or not at all.
+
+        Every rank must call it; the first one writes.
+        """
+        first = rank() == 0
+        weights = {}
+        for name, weight in self._merged().items():
+            full = whole(weight)
+            if first:
+                weights[name] = full if full is weight else full.cpu()
+        if not first:
+            return
         with _written_whole(Path(folder)) as temporary:
-            self.model.save_pretrained(temporary, state_dict=self._merged())
+            self.model.save_pretrained(temporary, state_dict=weights)
             self.tokenizer.save_pretrained(temporary)
 
     def save_adapter(self, folder: str | Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opdlight.distributed import whole
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
 from opdlight.rollout.checkpoint import checkpoint_shapes, complete_weights, stop_token_ids
 from opdlight.rollout.engine import Completion, Request
@@ -173,7 +174,9 @@ class VLLMEngine:
         named = complete_weights(weights, self._shapes)
         with torch.no_grad(), self._engine_threads():
             self._engine.collective_rpc(
-                "reload_weights", kwargs={"weights_iterator": iter(named.items()), "is_checkpoint_format": True}
+                "reload_weights",
+                # one by one, so that of a divided student no more than one weight is whole at a time
+                kwargs={"weights_iterator": ((n, whole(w)) for n, w in named.items()), "is_checkpoint_format": True},
             )
         if not self._engine.reset_prefix_cache():
             raise EngineError(
