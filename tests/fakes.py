@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from opdlight.models import resolve_model
 from opdlight.models.checkpoints import load_tokenizer
 from opdlight.rollout import ScriptedEngine
@@ -14,3 +16,12 @@ class AnsweringEngine(ScriptedEngine):
         tokenizer = load_tokenizer(resolve_model(model))
         ids = [*tokenizer("go to 1", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         super().__init__(lambda prompt: ids, max_model_len=max_model_len)
+
+
+class FailingEngine(AnsweringEngine):
+    """Raises on the second rank when asked for a completion."""
+
+    def add_request(self, request: Any) -> None:
+        if torch.distributed.get_rank() == 1:
+            raise RuntimeError("the engine of rank 1 has failed")
+        super().add_request(request)

@@ -1,0 +1,78 @@
+"""Two processes do what one does: DDP and FSDP2 on the CPU, through the entry point."""
+
+import csv
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+# SGD: AdamW's first steps are sign(gradient), which would hide a wrong scale and blow up roundings of zeros
+FAKE = [
+    "task.schedule=mixed", "trainer.max_steps=2", "evaluate_teachers=false", "+trainer.enable_checkpointing=false",
+    "task.tasks.sums.episodes=3", "task.tasks.alfworld.episodes=2", "micro_batch_tokens=600", "rollout.group_size=2",
+    "optimizer._target_=torch.optim.SGD", "~optimizer.betas", "engine._target_=tests.fakes.AnsweringEngine",
+]  # fmt: skip
+
+
+def run(folder: Path, *overrides: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "opdlight.train", *overrides, f"hydra.run.dir={folder}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same(one: Path, two: Path) -> None:
+    """Losses, gradient norms and everything else that is logged within 1e-5, weights within 1e-6 (float32)."""
+    rows, others = metrics(one), metrics(two)
+    assert len(rows) == len(others) > 2
+    for row, other in zip(rows, others, strict=True):
+        for key, value in row.items():
+            if value and not key.startswith(("time/", "throughput/", "optimizer/gradient_")):
+                assert float(other[key]) == pytest.approx(float(value), rel=1e-5, abs=1e-5), key
+    weights, theirs = (load_file(f / "student" / "model.safetensors") for f in (one, two))
+    start = load_file("opdlight/assets/lab/student/model.safetensors")
+    assert weights.keys() == theirs.keys()
+    assert max(float((w - start[n]).abs().max()) for n, w in weights.items()) > 1e-5, "nothing was learnt"
+    for name, weight in weights.items():
+        assert float((weight - theirs[name]).abs().max()) < 1e-6, name
+
+
+# 5 groups: one rank has three, the other two, of tasks with other lengths. 1 group: one rank has nothing at all
+@pytest.mark.parametrize("groups", [5, 1])
+def test_two_processes_learn_what_one_learns(groups: int, tmp_path: Path) -> None:
+    overrides = [*FAKE, f"rollout.groups={groups}"]
+    for trainer in ("cpu", "ddp", "fsdp"):
+        made = run(tmp_path / trainer, *overrides, f"trainer={trainer}", "trainer.accelerator=cpu")
+        assert made.returncode == 0, made.stderr[-3000:]
+    assert_same(tmp_path / "cpu", tmp_path / "ddp")
+    assert_same(tmp_path / "cpu", tmp_path / "fsdp")
+
+
+def test_nobody_waits_for_a_rank_that_failed(tmp_path: Path) -> None:
+    overrides = [*FAKE, "engine._target_=tests.fakes.FailingEngine", "trainer=ddp", "trainer.accelerator=cpu"]
+    made = run(tmp_path, *overrides, "rollout.groups=4", timeout=120)
+    assert made.returncode != 0
+    assert "the engine of rank 1 has failed" in made.stderr + made.stdout
+
+
+@pytest.mark.vllm
+def test_each_rank_gets_the_new_weights_of_a_divided_student(tmp_path: Path) -> None:
+    overrides = ["task=agent_math", "loss=topk_rkl", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.max_steps=3"]
+    small = ["rollout.groups=4", "task.tasks.sums.episodes=2", "task.tasks.alfworld.episodes=2"]
+    made = run(tmp_path, *overrides, *small, "evaluate_teachers=false", timeout=400)
+    assert made.returncode == 0, made.stderr[-3000:]
+    rows = [row for row in metrics(tmp_path) if row["loss/train"]]
+    assert len(rows) == 3
+    for row in rows:  # engine and trainer agree before and after updates, on both ranks
+        found = [abs(float(v)) for k, v in row.items() if k.startswith("mismatch/k1/") and v]
+        assert found and all(value < 1e-4 for value in found)
+        assert float(row["rollout/staleness"]) == 0
+        assert math.isfinite(float(row["optimizer/grad_norm"]))
