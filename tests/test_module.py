@@ -68,7 +68,7 @@ def parts(
     mixture = TaskMixture({n: Task(env={"id": ""}, teacher=folders[1], episodes=3) for n in ("a", "b")}, "mixed")
     student = Student(folders[0])
     teachers = Teachers({n: t.teacher for n, t in mixture.tasks.items()}, student)
-    lengths = itertools.cycle([1, 5, 2, 9])
+    lengths = itertools.cycle([1, 5, 2, 9])  # in the order of the requests: one environment thread
     engine = ScriptedEngine(answer or (lambda prompt: [7 + len(prompt) % 90] * next(lengths) + [2]))
     limits = {n: Limits(turn_tokens=16, trajectory_tokens=256) for n in mixture.names}
     settings: dict[str, Any] = {"vocabulary_size": teachers.shared_vocabulary, "micro_batch_tokens": 10**6, **collate}
@@ -77,7 +77,7 @@ def parts(
         teachers=teachers,
         loss=loss or SupportMatching(k=8),
         collector=lambda: Collector(
-            engine, ChatRenderer(student.tokenizer), lambda task: Count(breaks), limits, env_threads=2
+            engine, ChatRenderer(student.tokenizer), lambda task: Count(breaks), limits, env_threads=1
         ),
         collate=Collate(tasks=mixture.names, pad_id=0, **settings),
         optimizer=partial(torch.optim.SGD, lr=0.1),
