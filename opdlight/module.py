@@ -60,6 +60,8 @@ class OnPolicyDistillation(L.LightningModule):
         reader: where the watching callbacks look.
         mini_batches: updates a rollout; each takes its share of the groups.
         reference: the student as it was at the start, for losses that look at it.
+        teacher_placement: where a strategy divides the student: each process has the teachers whole (`replicated`), a
+            share of them (`sharded`), or a share in the CPU's memory (`offloaded`).
         seed: makes the sampling seeds of the rollouts.
     """
 
@@ -80,6 +82,7 @@ class OnPolicyDistillation(L.LightningModule):
         reader: Reader | None = None,
         mini_batches: int = 1,
         reference: Teachers | None = None,
+        teacher_placement: Literal["replicated", "sharded", "offloaded"] = "replicated",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -91,6 +94,7 @@ class OnPolicyDistillation(L.LightningModule):
         self.max_grad_norm, self.seed = max_grad_norm, seed
         self.reader = reader or Reader()
         self.mini_batches, self.reference = mini_batches, reference
+        self.teacher_placement = teacher_placement
         self.success = MetricCollection({task: MeanMetric() for task in collate.tasks}, compute_groups=False)
         self.reward = MetricCollection({task: MeanMetric() for task in collate.tasks}, compute_groups=False)
         self.evaluated: dict[str, list[Trajectory]] = {}  # the last validation loop, by task
@@ -109,9 +113,14 @@ class OnPolicyDistillation(L.LightningModule):
         return self._collector
 
     def configure_model(self) -> None:
-        """Divide the student over the processes, if the strategy has a mesh for it."""
-        if self.device_mesh is not None:
-            self.student.shard(self.device_mesh["data_parallel"])
+        """Divide the models over the processes, if the strategy has a mesh for it."""
+        if self.device_mesh is None:
+            return
+        mesh = self.device_mesh["data_parallel"]
+        self.student.shard(mesh)
+        if self.teacher_placement != "replicated":
+            for teachers in filter(None, (self.teachers, self.reference)):
+                teachers.shard(mesh, offload=self.teacher_placement == "offloaded")
 
     def setup(self, stage: str) -> None:
         """Start the engine: now the trainer's process group is there, and the engine leaves it alone."""

@@ -90,6 +90,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         reader=instantiate(cfg.reader),
         mini_batches=cfg.rollout.mini_batches,
         reference=reference,
+        teacher_placement=cfg.teacher_placement,
     )
 
 

@@ -62,6 +62,7 @@ class TrainConfig(RunConfig):
     trainer: Node
     callbacks: dict[str, Node]
     reader: Node
+    teacher_placement: Literal["replicated", "sharded", "offloaded"]
     optimizer: Node
     schedule: Node
     micro_batch_tokens: int

@@ -1,7 +1,9 @@
 """A Hugging Face causal LM as opdlight uses it: hidden states at chosen positions, and a head to go with them."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from opdlight.errors import CheckpointError
@@ -10,6 +12,20 @@ from opdlight.types import TokenBatch
 
 PROBE_TOKENS = 8
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest probe logit
+
+
+def divide(root: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, *, offload: bool = False) -> None:
+    """Divide the weights of `model` inside `root` over the ranks of `mesh` (FSDP2): layer by layer, then the rest.
+
+    The rest holds embedding and head: after `root.forward` it stays whole until the backward pass has ended, or until
+    `root.reshard()`, since the head is used outside of any forward. `offload`: shares wait in the CPU's memory.
+    """
+    policy = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
+    layers = set(model._no_split_modules or ())
+    for module in model.modules():
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh, offload_policy=policy)
+    fully_shard(root, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
 
 
 def hidden_at(model: PreTrainedModel, batch: TokenBatch) -> Tensor:

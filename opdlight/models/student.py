@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from transformers.core_model_loading import revert_weight_conversion
 
 from opdlight.distributed import rank, whole
 from opdlight.errors import ConfigError
 from opdlight.losses import Needs
-from opdlight.models.backbone import check_head, head_of, hidden_at
+from opdlight.models.backbone import check_head, divide, head_of, hidden_at
 from opdlight.models.checkpoints import load_model, load_tokenizer
 from opdlight.models.lm_head import LMHead, log_normaliser, support_logits, token_logprobs, top_k
 from opdlight.types import Support, SupportScores, TeacherScores, TokenBatch
@@ -60,9 +60,7 @@ class Student(nn.Module):
         return [p for p in self.parameters() if p.requires_grad]
 
     def shard(self, mesh: DeviceMesh) -> None:
-        """Divide every weight over the ranks of `mesh` (FSDP2): each layer by itself, the rest with the whole.
-
-        The rest holds the head: it stays whole from a forward pass to the end of the backward pass, as `head` needs it.
+        """Divide the weights over the ranks of `mesh`.
 
         Raises:
             ConfigError: with LoRA, whose adapters have another dtype than the layers they sit in.
@@ -71,11 +69,7 @@ class Student(nn.Module):
             return
         if self.has_adapter:
             raise ConfigError.wrong("trainer", expected="cpu, gpu or ddp beside `model.student.lora`", got="fsdp")
-        layers = set(self.model._no_split_modules or ())
-        for module in self.model.modules():
-            if type(module).__name__ in layers:
-                fully_shard(module, mesh=mesh)
-        fully_shard(self, mesh=mesh, reshard_after_forward=False)
+        divide(self, self.model, mesh)
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """`hidden`: the one way into the model, so that a divided one is put together."""

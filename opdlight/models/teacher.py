@@ -6,15 +6,29 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
 from opdlight.errors import ConfigError
 from opdlight.losses import Needs, complete
-from opdlight.models.backbone import check_head, head_of, hidden_at
+from opdlight.models.backbone import check_head, divide, head_of, hidden_at
 from opdlight.models.checkpoints import load_model, load_tokenizer, resolve_model
 from opdlight.models.lm_head import LMHead, entropy, logprobs_at, token_logprobs, top_k, top_k_and_token, view
 from opdlight.models.student import Student
 from opdlight.models.vocabulary import shared_size
 from opdlight.types import Look, Support, TeacherScores, TokenBatch, View
+
+
+class _Frozen(nn.Module):
+    """A model whose forward is `hidden_at`: the one way in, so that a divided one is put together."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        return hidden_at(self.model, batch)
 
 
 class Teacher(nn.Module):
@@ -31,7 +45,9 @@ class Teacher(nn.Module):
         self.tokenizer = load_tokenizer(model)
         loaded = load_model(model, dtype).eval().requires_grad_(False)
         check_head(loaded)
-        self._hidden_from_torch = (loaded,)  # in a tuple it is no submodule: checkpoints and optimizers do not see it
+        self._hidden_from_torch = (
+            _Frozen(loaded),
+        )  # in a tuple it is no submodule: checkpoints and optimizers do not see it
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._hidden_from_torch[0]._apply(fn)  # .to(device) must still reach it
@@ -40,7 +56,26 @@ class Teacher(nn.Module):
 
     def head(self) -> LMHead:
         """The LM head."""
-        return head_of(self._hidden_from_torch[0])
+        return head_of(self._hidden_from_torch[0].model)
+
+    def shard(self, mesh: DeviceMesh, *, offload: bool) -> None:
+        """Divide the weights over the ranks of `mesh`; from now on every rank must score when one does, or `touch`."""
+        frozen = self._hidden_from_torch[0]
+        if not isinstance(frozen, FSDPModule):
+            divide(frozen, frozen.model, mesh, offload=offload)
+
+    @torch.no_grad()
+    def touch(self, batch: TokenBatch) -> None:
+        """Take part in another rank's scoring: a forward pass of one token, for nothing."""
+        one = {name: getattr(batch, name)[:1, :1] for name in ("input_ids", "attention_mask", "position_ids")}
+        none = {name: getattr(batch, name)[:0] for name in ("row_index", "col_index")}
+        self._hidden_from_torch[0](replace(batch, **one, **none))
+        self._rest()
+
+    def _rest(self) -> None:
+        frozen = self._hidden_from_torch[0]
+        if isinstance(frozen, FSDPModule):
+            frozen.reshard()
 
     @torch.no_grad()
     def score(
@@ -60,7 +95,21 @@ class Teacher(nn.Module):
         """
         if needs.support is None and not needs.teacher_sampled and not needs.teacher_entropy and look is None:
             return TeacherScores()
-        hidden, head = hidden_at(self._hidden_from_torch[0], batch), self.head()
+        found = self._score(self._hidden_from_torch[0](batch), batch, needs, chosen, temperature, limit, look)
+        self._rest()
+        return found
+
+    def _score(
+        self,
+        hidden: Tensor,
+        batch: TokenBatch,
+        needs: Needs,
+        chosen: Tensor | None,
+        temperature: float,
+        limit: int,
+        look: Look | None,
+    ) -> TeacherScores:
+        head = self.head()
         seen = None
         if look is not None:
             seen = view(
@@ -116,11 +165,18 @@ class Teachers(nn.Module):
         checkpoints = {task: resolve_model(model) for task, model in models.items()}
         distinct = list(dict.fromkeys(checkpoints.values()))
         self.teachers = nn.ModuleList(Teacher(model, dtype) for model in distinct)
+        self.divided = False
         self.teacher_of = {task: distinct.index(model) for task, model in checkpoints.items()}
         self.shared_vocabulary = min(
             shared_size(student.tokenizer, student.head().width, t.tokenizer, t.head().width, t.name)
             for t in self._all()
         )
+
+    def shard(self, mesh: DeviceMesh, *, offload: bool = False) -> None:
+        """Divide each teacher over the ranks of `mesh`; `offload`: their shares wait in the CPU's memory."""
+        self.divided = True
+        for teacher in self._all():
+            teacher.shard(mesh, offload=offload)
 
     def _all(self) -> list[Teacher]:
         return [t for t in self.teachers if isinstance(t, Teacher)]
@@ -149,14 +205,24 @@ class Teachers(nn.Module):
     ) -> TeacherScores:
         ask: dict[str, Any] = {"needs": needs, "temperature": temperature, "limit": self.shared_vocabulary}
         teachers = [self.of(task) for task in batch.tasks]
-        present = list(dict.fromkeys(teachers[i] for i in batch.task_index.unique().tolist()))
+        present = list(dict.fromkeys(teachers[i] for i in batch.task_index.unique().tolist())) or teachers[:1]
+        found = None
         if len(present) < 2:
-            return (present[0] if present else teachers[0]).score(batch, chosen=named, look=look, **ask)
-
+            for teacher in self._all():  # in the same order on every rank
+                if teacher is present[0]:
+                    found = teacher.score(batch, chosen=named, look=look, **ask)
+                elif self.divided:
+                    teacher.touch(batch)
+        if found is not None:
+            return found
         parts: list[TeacherScores] = []
         places: list[Tensor] = []
         looked: list[Tensor] = []
-        for teacher in present:
+        for teacher in self._all():
+            if teacher not in present:
+                if self.divided:
+                    teacher.touch(batch)
+                continue
             tasks = [i for i, t in enumerate(teachers) if t is teacher]
             at = torch.isin(batch.task_index, batch.task_index.new_tensor(tasks)).nonzero().squeeze(1)
             places.append(at)
