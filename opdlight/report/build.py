@@ -91,19 +91,19 @@ def sections(runs: Sequence[Run]) -> list[Section]:
 
 def page(runs: Sequence[Run], parts: Sequence[Section], most: int) -> str:
     """The HTML: everything inline, text escaped by the template, scripts allowed by their hashes only."""
-    environment = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    scripts = [(PAGE / name).read_text(encoding="utf-8") for name in ("page.js", "inspector.js")]
+    templates = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    scripts = [(PAGE / name).read_text(encoding="utf-8") for name in ("page.js", "token.js", "inspector.js")]
     index, lines, shown = embed(runs, most)
     own = [json.loads(run.config.get("run_dir", '"<run>"')) for run in runs]
-    return environment.get_template("report.html").render(
+    return templates.get_template("report.html").render(
         title=" · ".join(run.name for run in runs),
         version=__version__,
-        css=(PAGE / "page.css").read_text(encoding="utf-8"),
+        css="".join((PAGE / name).read_text(encoding="utf-8") for name in ("page.css", "inspector.css")),
         scripts=scripts,
         hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
         sections=parts,
         cards=[_card(i, run, shown) for i, run in enumerate(runs)],
-        outcome=[row for run in runs for row in _outcome(run)],
+        outcome=sorted((row for run in runs for row in _outcome(run)), key=lambda row: row["task"]),
         alarms=[_alarm(run, a) for run in runs for a in joined_alarms(run.alarms)],
         differences=config_differences([run.config for run in runs], own),
         gaps=[table for run in runs for table in _gaps(run)],
@@ -180,7 +180,13 @@ def _gaps(run: Run) -> Iterable[dict[str, Any]]:
             }
             for row in last["rows"]
         ]
-        yield {**last, "letter": run.letter, "first": tables[0]["update"], "tokens": f"{last['tokens']:,}", "rows": rows}
+        yield {
+            **last,
+            "letter": run.letter,
+            "first": tables[0]["update"],
+            "tokens": f"{last['tokens']:,}",
+            "rows": rows,
+        }
 
 
 def _percent(share: float | None, digits: int, unit: str = " %") -> str:

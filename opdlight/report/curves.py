@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from opdlight.report.draw import BAD, RUNS, STAGES, STATUS, Chart, canvas, chart, legend
 from opdlight.report.measures import joined_alarms, smooth
@@ -24,6 +24,7 @@ class Curve:
     unit: str = ""
     share: bool = False
     log: bool = False
+    agents: bool = False  # of no interest where every episode has one turn
 
 
 CURVES = (
@@ -38,7 +39,7 @@ CURVES = (
         key="rollout/success/{task}",
         marks="val/success/{task}",
         share=True,
-        caption="Success of the training rollouts (line) and on held-out episodes (ringed dots); "
+        caption="Success of the training rollouts (line) and on held-out episodes (dots); "
         "healthy: both rise, and the dots keep up with the line.",
     ),
     Curve(
@@ -71,12 +72,13 @@ CURVES = (
         title="Length of a turn",
         key="rollout/completion_tokens",
         unit="tokens",
-        caption="Mean completion tokens of a turn; healthy: steady, since a runaway length means that turns get cut off.",
+        caption="Mean completion tokens of a turn; healthy: steady, or turns will get cut off.",
     ),
     Curve(
         title="Turns of an episode · {task}",
         key="rollout/turns/{task}",
         unit="turns",
+        agents=True,
         caption="Mean number of turns of an episode; healthy for agents: it falls while success rises.",
     ),
     Curve(
@@ -93,7 +95,8 @@ def draw_curves(runs: Sequence[Run], tasks: Sequence[str]) -> Iterator[Chart]:
     for curve in CURVES:
         for task in tasks if "{task}" in curve.key else [""]:
             keys = {n: getattr(curve, n).format(task=task) for n in ("key", "marks", "dashed")}
-            if any(keys["key"] in run.curves or keys["marks"] in run.curves for run in runs):
+            values = [run.curves[k][1] for run in runs for k in (keys["key"], keys["marks"]) if k in run.curves]
+            if values and not (curve.agents and max(v.max() for v in values) <= 1):
                 yield _panel(curve, task, keys, runs)
     for run in runs:
         of = f" · run {run.letter}" if len(runs) > 1 else ""
@@ -103,7 +106,7 @@ def draw_curves(runs: Sequence[Run], tasks: Sequence[str]) -> Iterator[Chart]:
 
 def _panel(curve: Curve, task: str, keys: dict[str, str], runs: Sequence[Run]) -> Chart:
     figure, axis = canvas()
-    turns = curve.key.startswith("rollout/turns")
+    caption = curve.caption
     for i, run in enumerate(runs):
         colour = RUNS[i % len(RUNS)]
         if keys["key"] in run.curves:
@@ -121,18 +124,22 @@ def _panel(curve: Curve, task: str, keys: dict[str, str], runs: Sequence[Run]) -
         for alarm in joined_alarms(run.alarms):
             if alarm["key"] in keys.values():
                 end = max(alarm["until"] if alarm["until"] is not None else run.updates, alarm["update"] + 1)
-                axis.axvspan(alarm["update"], end, color=BAD, alpha=0.12, lw=0)
+                axis.axvspan(alarm["update"], end, color=colour if len(runs) > 1 else BAD, alpha=0.12, lw=0)
+                caption = f"{curve.caption.removesuffix('.')} (shaded: an alarm was on)."
     if curve.log:
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(numticks=6))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
     if curve.share:
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         if "success" in curve.key:
             axis.set_ylim(-0.02, 1.02)
-    if turns:
+    if curve.agents:
         axis.set_ylim(bottom=0)
     _updates(axis, curve.unit)
     legend(axis, 8)
-    return chart(f"curve {keys['key']}", curve.title.format(task=task), curve.caption, figure)
+    return chart(f"curve {keys['key']}", curve.title.format(task=task), caption, figure)
 
 
 def _updates(axis: Axes, unit: str) -> None:
@@ -179,5 +186,7 @@ def _stages(run: Run, of: str) -> Iterator[Chart]:
     axis.set_ylim(bottom=0)
     _updates(axis, "seconds")
     legend(axis, 4)
-    caption = "Wall seconds of an update by stage, stacked, a running mean; healthy: rollout is most of it, and it is steady."
+    caption = (
+        "Wall seconds of an update by stage, stacked, a running mean; healthy: rollout is most of it, and it is steady."
+    )
     yield chart(f"seconds {run.letter}", f"Seconds an update{of}", caption, figure)

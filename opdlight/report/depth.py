@@ -7,22 +7,27 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from opdlight.metrics import wilson_interval
 from opdlight.report.draw import HEAT, INK, MUTED, RUNS, STUDENT, TEACHER, Chart, canvas, chart, legend
-from opdlight.report.measures import PARTS, by_bucket, heat, part_of, success_by_turns
-from opdlight.report.read import Depth, Run
+from opdlight.report.measures import PARTS, Band, by_bucket, heat, part_of, success_by_turns, thirds
+from opdlight.report.read import Run
+from opdlight.report.rows import Depth
 
 COLUMNS = 60  # of a heat map; more updates than that share cells
 
 
 def draw_depth(runs: Sequence[Run], tasks: Sequence[str]) -> Iterator[Chart]:
-    """Heat maps of all runs and tasks on one scale, then the bands."""
+    """Heat maps of all runs and tasks on one scale, then the bands, of all runs on one scale a task."""
+    low = any(
+        row.values.get("student_mass", 1.0) < 0.5 for run in runs for row in run.profile if row.axis == "position"
+    )
     for task in tasks:
         for run in runs:
             if rows := _rows(run, task, "position"):
-                yield _heat(rows, run, task, _of(run, runs))
+                yield _heat(rows, run, task, _of(run, runs), 0.0 if low else 0.5)
     for task in tasks:
-        for run in runs:
-            if rows := _rows(run, task, "position"):
-                yield _bands(rows, run, task, _of(run, runs))
+        found = [(run, bands) for run in runs if any(bands := thirds(_rows(run, task, "position")))]
+        ends = [gap for _, bands in found for band in bands for gaps in band.values() for gap in gaps]
+        for run, bands in found:
+            yield _bands(bands, (min(ends), max(ends)), run, task, _of(run, runs))
 
 
 def draw_turns(runs: Sequence[Run], tasks: Sequence[str]) -> Iterator[Chart]:
@@ -49,19 +54,18 @@ def _name(bucket: tuple[int, int]) -> str:
     return str(bucket[0]) if bucket[1] == bucket[0] + 1 else f"{bucket[0]}–{bucket[1] - 1}"
 
 
-def _heat(rows: Sequence[Depth], run: Run, task: str, of: str) -> Chart:
+def _heat(rows: Sequence[Depth], run: Run, task: str, of: str, low: float) -> Chart:
     edges, buckets, cells = heat(rows, "student_mass", COLUMNS)
     figure, axis = canvas()
-    low = 0.5 if np.nanmin(np.nan_to_num(cells, nan=1.0)) >= 0.5 else 0.0
     image = axis.pcolormesh(
-        edges, np.arange(len(buckets) + 1), cells, cmap=HEAT, vmin=low, vmax=1, edgecolors="face", linewidth=0.3
+        edges, np.arange(len(buckets) + 1), cells, cmap=HEAT, vmin=low, vmax=1, edgecolors="face", linewidth=0.8
     )
     axis.set_yticks(np.arange(len(buckets)) + 0.5, [_name(b) for b in buckets])
     axis.set(xlabel="update", ylabel="position in the trajectory")
     axis.grid(visible=False)
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     bar = figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02, format=PercentFormatter(1))
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     caption = (
         "Student probability on the teacher's top-K, by token position (upwards) and update (to the right); "
         "healthy: pale everywhere, while dark top rows mean that the student leaves the teacher's support late in a "
@@ -70,28 +74,26 @@ def _heat(rows: Sequence[Depth], run: Run, task: str, of: str) -> Chart:
     return chart(f"coverage {task} {run.letter}", f"Coverage by depth · {task}{of}", caption, figure)
 
 
-def _bands(rows: Sequence[Depth], run: Run, task: str, of: str) -> Chart:
-    first, last = min(r.update for r in rows), max(r.update for r in rows)
+def _bands(bands: Sequence[Band], ends: tuple[float, float], run: Run, task: str, of: str) -> Chart:
     figure, axis = canvas()
-    buckets = sorted({(r.start, r.end) for r in rows})
-    for part, (name, colour) in enumerate(zip(PARTS, (MUTED, TEACHER, STUDENT), strict=True)):
-        mine = [r for r in rows if part_of(r.update, first, last) == part]
-        low, middle, high = (by_bucket(mine, f"gap_q{q}") for q in (10, 50, 90))
-        at = [i for i, b in enumerate(buckets) if b in low and b in middle and b in high]
-        if not at:
-            continue
-        q10, q50, q90 = ([found[buckets[i]] for i in at] for found in (low, middle, high))
-        axis.fill_between(at, q10, q90, color=colour, alpha=0.16, lw=0)
-        axis.plot(at, q50, color=colour, lw=2, marker="o", ms=3.5, label=name)
+    buckets = sorted({bucket for band in bands for bucket in band})
+    for name, colour, band in zip(PARTS, (MUTED, TEACHER, STUDENT), bands, strict=True):
+        if band:
+            at = [buckets.index(bucket) for bucket in band]
+            low, middle, high = zip(*band.values(), strict=True)
+            axis.fill_between(at, low, high, color=colour, alpha=0.16, lw=0)
+            axis.plot(at, middle, color=colour, lw=2, marker="o", ms=3.5, label=name)
+    margin = 0.05 * (ends[1] - ends[0]) or 0.1
+    axis.set_ylim(min(ends[0], 0) - margin, max(ends[1], 0) + margin)
     axis.axhline(0, color=INK, lw=0.8)
-    shown = range(0, len(buckets), 1 + len(buckets) // 7)
+    shown = range(0, len(buckets), 1 + len(buckets) // 6)
     axis.set_xticks(list(shown), [_name(buckets[i]) for i in shown])
     axis.set(xlabel="position in the trajectory", ylabel="log π(y) − log q(y), nats")
     axis.yaxis.set_major_locator(MaxNLocator(5))
     legend(axis, 3)
     caption = (
-        "Gap of the sampled token by position: median (line) and 10–90 % of the tokens (band), means over each third of "
-        "the run; healthy: the band shrinks to 0 from one third to the next and does not widen with depth."
+        "Gap of the sampled token by position: median (line) and 10–90 % of the tokens (band), means over a third "
+        "of the run; healthy: the band shrinks to 0 from one third to the next and does not widen with depth."
     )
     return chart(f"gap {task} {run.letter}", f"Gap by position · {task}{of}", caption, figure)
 
@@ -138,7 +140,7 @@ def _success(counts: dict[str, dict[int, tuple[int, int]]], runs: Sequence[Run],
             if len(runs) == 1:
                 axis.text(x, -0.045, f"{n}", ha="center", va="top", fontsize=7, color=MUTED)
         if len(runs) > 1:
-            axis.bar([], [], color=RUNS[i % len(RUNS)], label=run.letter)
+            axis.plot([], [], "s", ms=6, color=RUNS[i % len(RUNS)], label=run.letter)
     axis.set_ylim(-0.12 if len(runs) == 1 else 0, 1.02)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.set(xlabel="turns of the trajectory" + (" (small: how many trajectories)" if len(runs) == 1 else ""))

@@ -32,7 +32,7 @@ THEMED = {  # colour of the drawing → CSS variable of the page
 }  # fmt: skip
 STAGES = ("#0a6ebd", "#16876c", "#e0a21b", "#a3488f", "#c9741f", "#4b5bd1", "#8a93a1", "#7a6a00")
 HEAT = LinearSegmentedColormap.from_list("coverage", ["#5b1a5e", "#a32f5f", "#e0693f", "#f3b45c", "#f6e3b4"])
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 9,
@@ -74,7 +74,7 @@ class Chart:
     wide: bool = False
 
 
-def canvas(width: float = 4.6, height: float = 2.9, **options: Any) -> tuple[Figure, Axes]:
+def canvas(width: float = 3.8, height: float = 2.5, **options: Any) -> tuple[Figure, Axes]:
     """An empty drawing, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot(**options)
@@ -84,10 +84,15 @@ def legend(axis: Axes, columns: int = 4) -> None:
     """A legend in one line above the axes, where there is something to tell apart."""
     handles, labels = axis.get_legend_handles_labels()
     if labels:
-        axis.legend(
-            handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2,
-            handletextpad=0.5,
-        )  # fmt: skip
+        place: dict[str, Any] = {
+            "loc": "lower left",
+            "bbox_to_anchor": (-0.02, 1.0),
+            "borderaxespad": 0.2,
+            "handletextpad": 0.5,
+        }
+        for handle in axis.legend(handles, labels, ncols=columns, **place).legend_handles:
+            if handle is not None:
+                handle.set_alpha(1)
 
 
 def chart(slug: str, title: str, caption: str, figure: Figure, *, wide: bool = False) -> Chart:
@@ -114,4 +119,8 @@ def _inline(svg: str, label: str) -> str:
         svg = svg.replace(colour, f"var({variable})")
     svg = re.sub(r"(font: [^;\"]*?\d(?:px)?) '[^;\"]*", r"\1 var(--font)", svg)
     head = f'<svg role="img" aria-label="{html.escape(label)}" '
-    return head + re.sub(r' (width|height)="[\d.]+pt"', "", svg[4 : svg.index(">")], count=2).strip() + svg[svg.index(">") :]
+    return (
+        head
+        + re.sub(r' (width|height)="[\d.]+pt"', "", svg[4 : svg.index(">")], count=2).strip()
+        + svg[svg.index(">") :]
+    )

@@ -1,4 +1,4 @@
-"""The data of the trajectory inspector: a row a trajectory for its list, and a line of JSON each, parsed when opened."""
+"""The data of the trajectory inspector: a row a trajectory for its list, and a line of JSON each, read when opened."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,9 @@ def embed(runs: Sequence[Run], most: int) -> tuple[str, str, int]:
 
 def row(letter: str, trajectory: dict[str, Any]) -> dict[str, Any]:
     """What the list shows, filters and sorts by; figures are over the tokens that the mask keeps."""
-    gaps, divergence, mass = (token_columns([trajectory], *n) for n in (("student", "teacher"), ("divergence",), ("mass",)))
+    gaps, divergence, mass = (
+        token_columns([trajectory], *n) for n in (("student", "teacher"), ("divergence",), ("mass",))
+    )
     sizes = np.abs(gaps[:, 1] - gaps[:, 0])
     bins = np.array_split(sizes, min(BINS, len(sizes))) if len(sizes) else []
     return {

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from opdlight.report.read import Array, Depth
+from opdlight.report.read import Array
+from opdlight.report.rows import Depth
 
+Band = dict[tuple[int, int], tuple[float, float, float]]  # bucket → low, middle, high
 PARTS = ("first third", "middle third", "last third")
 
 
@@ -50,14 +52,30 @@ def by_bucket(rows: Iterable[Depth], key: str) -> dict[tuple[int, int], float]:
     return {bucket: total / weight for bucket, (total, weight) in sorted(sums.items())}
 
 
+def thirds(rows: Sequence[Depth]) -> list[Band]:
+    """The 10 %, 50 % and 90 % quantile of the gap by bucket in each third of the run: means over updates by tokens."""
+    first, last = min((r.update for r in rows), default=0), max((r.update for r in rows), default=0)
+    bands: list[Band] = []
+    for part in range(len(PARTS)):
+        mine = [r for r in rows if part_of(r.update, first, last) == part]
+        low, middle, high = (by_bucket(mine, f"gap_q{q}") for q in (10, 50, 90))
+        bands.append({b: (low[b], middle[b], high[b]) for b in low if b in middle and b in high})
+    return bands
+
+
 def heat(rows: Sequence[Depth], key: str, columns: int) -> tuple[Array, list[tuple[int, int]], Array]:
-    """Edges [c + 1] in updates, buckets [b], and the token-weighted mean of `key` in each cell [b, c]; NaN: no token."""
-    first, last = min(r.update for r in rows), max(r.update for r in rows) + 1
-    edges = np.unique(np.linspace(first, last, min(columns, last - first) + 1).round())
+    """Edges [c + 1] in updates, buckets [b], and the token-weighted mean of `key` in each cell [b, c]; NaN: no token.
+
+    A column is an update that has rows, or several neighbours where there are more than `columns`; it reaches to the
+    next one, so that a task that is not in every update leaves no gaps.
+    """
+    updates = sorted({r.update for r in rows})
+    parts = np.array_split(updates, min(columns, len(updates)))
+    edges = np.array([*(part[0] for part in parts), updates[-1] + 1], dtype=float)
     buckets = sorted({(r.start, r.end) for r in rows})
-    cells = np.full((len(buckets), len(edges) - 1), np.nan)
-    for c, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
-        means = by_bucket((r for r in rows if low <= r.update < high), key)
+    cells = np.full((len(buckets), len(parts)), np.nan)
+    for c, part in enumerate(parts):
+        means = by_bucket((r for r in rows if part[0] <= r.update <= part[-1]), key)
         for b, bucket in enumerate(buckets):
             cells[b, c] = means.get(bucket, np.nan)
     return edges, buckets, cells
@@ -85,7 +103,7 @@ def success_by_turns(trajectories: Iterable[Mapping[str, Any]]) -> dict[int, tup
 
 
 def config_differences(configs: Sequence[Mapping[str, str]], own: Sequence[str]) -> dict[str, list[str | None]]:
-    """Keys whose values differ, with the value of each run (None: not there); `own` folders of the runs do not count."""
+    """Keys whose values differ, with the value of each run (None: not there); the runs' `own` folders do not count."""
     plain = [{k: v.replace(o, "<run>") for k, v in c.items()} for c, o in zip(configs, own, strict=True)]
     keys = dict.fromkeys(k for c in plain for k in c)
     return {k: row for k in keys if len({*(row := [c.get(k) for c in plain])}) > 1}

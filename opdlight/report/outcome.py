@@ -10,23 +10,22 @@ from opdlight.report.read import Run
 
 def draw_outcome(runs: Sequence[Run]) -> Iterator[Chart]:
     """One chart of every task of every finished run."""
-    rows = [(i, run, task, result) for i, run in enumerate(runs) for task, result in run.summary.get("tasks", {}).items()]
+    rows = [(i, run, t, result) for i, run in enumerate(runs) for t, result in run.summary.get("tasks", {}).items()]
     rows.sort(key=lambda row: (row[2], row[0]))
     if not rows:
         return
-    figure, axis = canvas(9.4, 0.9 + 0.42 * len(rows))
+    figure, axis = canvas(5.4, 0.8 + 0.36 * len(rows))
     for y, (i, _, _, result) in enumerate(rows):
         before, after, teacher = result["before"], result["after"], result["teacher"]
         colour = RUNS[i % len(RUNS)]
         if teacher:
-            axis.plot([teacher["low"], teacher["high"]], [y, y], color=TEACHER, lw=9, alpha=0.18, solid_capstyle="butt")
+            axis.plot([teacher["low"], teacher["high"]], [y, y], color=TEACHER, lw=10, alpha=0.2, solid_capstyle="butt")
             axis.plot([teacher["success"]], [y], "D", color=TEACHER, ms=6, label="teacher" if y == 0 else None)
-        shift = 0.13
+        shift = 0.0 if before["high"] < after["low"] else 0.13
         for result_at, at, face in ((before, y - shift, "#fefefe"), (after, y + shift, colour)):
-            axis.plot([result_at["low"], result_at["high"]], [at, at], color=colour, lw=1.4)
+            axis.plot([result_at["low"], result_at["high"]], [at, at], color=colour, lw=2.4, alpha=0.75)
             axis.plot([result_at["success"]], [at], "o", ms=7.5, color=colour, mfc=face, mew=1.6, zorder=5)
-        arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1, "alpha": 0.55, "shrinkA": 5, "shrinkB": 5}
-        axis.annotate("", (after["success"], y + shift), (before["success"], y - shift), arrowprops=arrow)
+        axis.plot([before["success"], after["success"]], [y - shift, y + shift], color=colour, lw=1, alpha=0.45)
     axis.plot([], [], "o", color=INK, mfc="#fefefe", mew=1.6, label="before")
     axis.plot([], [], "o", color=INK, label="after")
     names = [f"{task} · {run.letter}" if len(runs) > 1 else task for _, run, task, _ in rows]
@@ -39,6 +38,7 @@ def draw_outcome(runs: Sequence[Run]) -> Iterator[Chart]:
     )
     caption = (
         "Success on held-out episodes before (hollow) and after (filled) with 95 % intervals, and the teacher's "
-        "(diamond and its interval as a bar); healthy: the filled dot's interval is clear of the hollow dot and nears the diamond."
+        "(diamond and its interval as a bar); healthy: the filled "
+        "dot's interval is clear of the hollow dot and nears the diamond."
     )
     yield chart("outcome", "Held-out success", caption, figure, wide=True)

@@ -1,10 +1,8 @@
-"""Read a run folder as it is: finished or killed, with every file or few. What is missing becomes a note, not an error."""
+"""Read a run folder as it is, finished or killed, with every file or few: what is missing becomes a note."""
 
-import csv
-import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,18 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from opdlight.errors import ConfigError
-from opdlight.report.text import number, visible
+from opdlight.report.rows import (
+    Depth,
+    alarm_row,
+    csv_rows,
+    gap_row,
+    json_lines,
+    profile_rows,
+    text_of,
+    to_float,
+    trajectory_row,
+)
+from opdlight.report.text import visible
 
 Array = NDArray[np.float64]
 WITHOUT = {  # file → what the page lacks without it
@@ -29,19 +38,6 @@ WITHOUT = {  # file → what the page lacks without it
     "alarms.jsonl": "the alarms",
 }
 MAY_LACK = ("alarms.jsonl",)  # a run without an alarm
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Depth:
-    """One row of profile.csv: figures of one task's tokens in one bucket of positions or in one turn."""
-
-    update: int
-    task: str
-    axis: str  # "position" or "turn"
-    start: int
-    end: int
-    tokens: float
-    values: dict[str, float]  # the other columns; NaN where empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,16 +92,12 @@ def read_run(folder: Path, letter: str = "A") -> Run:
         config=_config(folder / "config.yaml", notes),
         curves=_curves(folder / "metrics.csv", notes),
         summary=_json(folder / "summary.json", notes),
-        profile=_table(folder / "profile.csv", _depth, notes),
-        trajectories=_lines(folder / "trajectories.jsonl", _trajectory, notes),
-        token_gaps=_lines(folder / "token_gaps.jsonl", _gap, notes),
-        alarms=_lines(folder / "alarms.jsonl", _alarm, notes),
+        profile=profile_rows(folder / "profile.csv", notes),
+        trajectories=json_lines(folder / "trajectories.jsonl", trajectory_row, notes),
+        token_gaps=json_lines(folder / "token_gaps.jsonl", gap_row, notes),
+        alarms=json_lines(folder / "alarms.jsonl", alarm_row, notes),
         notes=notes,
     )
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _config(path: Path, notes: list[str]) -> dict[str, str]:
@@ -133,7 +125,7 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(_text(path))
+        value = json.loads(text_of(path))
         for task in value["tasks"].values():
             for when in ("before", "after", "teacher"):
                 result = task[when]
@@ -145,135 +137,12 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
     return value
 
 
-def _rows(path: Path, notes: list[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file; a last line without its line break was cut, and is left out."""
-    text = _text(path).replace("\0", "")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        notes.append(f"{path.name}: the last line was cut off, and is left out.")
-    return list(csv.DictReader(io.StringIO(whole)))
-
-
-def _float(cell: str | None) -> float:
-    try:
-        return float(cell or "nan")
-    except ValueError:
-        return math.nan
-
-
 def _curves(path: Path, notes: list[str]) -> dict[str, tuple[Array, Array]]:
     points: dict[str, list[tuple[float, float]]] = {}
-    for row in _rows(path, notes):
-        step = _float(row.get("step"))
+    for row in csv_rows(path, notes):
+        step = to_float(row.get("step"))
         for key, cell in row.items():
-            value = _float(cell) if isinstance(cell, str) else math.nan
+            value = to_float(cell) if isinstance(cell, str) else math.nan
             if key not in (None, "step", "epoch") and math.isfinite(value) and math.isfinite(step):
                 points.setdefault(key, []).append((step, value))
     return {k: (np.array([s for s, _ in p]), np.array([v for _, v in p])) for k, p in points.items()}
-
-
-def _table(path: Path, build: Callable[[dict[str, str]], Depth], notes: list[str]) -> list[Depth]:
-    rows, bad = [], 0
-    for row in _rows(path, notes):
-        try:
-            rows.append(build(row))
-        except (KeyError, ValueError, TypeError):
-            bad += 1
-    if bad:
-        notes.append(f"{path.name}: {bad} rows cannot be read, and are left out.")
-    return rows
-
-
-def _depth(row: dict[str, str]) -> Depth:
-    named = ("update", "task", "axis", "start", "end", "tokens")
-    return Depth(
-        update=int(row["update"]),
-        task=visible(row["task"]),
-        axis=row["axis"],
-        start=int(row["start"]),
-        end=int(row["end"]),
-        tokens=float(row["tokens"]),
-        values={k: _float(v) for k, v in row.items() if k not in named},
-    )
-
-
-def _lines(path: Path, build: Callable[[Any], dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file; lines that are cut or not in the form that `build` expects are counted."""
-    rows, bad = [], []
-    text = _text(path).replace("\0", "")
-    for i, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(build(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                bad.append(i)
-    if bad:
-        cut = " (the last line was cut off)" if bad[-1] == text.count("\n") + 1 else ""
-        some = "1 line" if len(bad) == 1 else f"{len(bad)} lines"
-        notes.append(f"{path.name}: {some} cannot be read{cut}, from line {bad[0]} on, and left out.")
-    return rows
-
-
-COLUMNS = ("student", "teacher", "engine", "mass", "divergence")
-
-
-def _trajectory(raw: Any) -> dict[str, Any]:
-    return {
-        "update": int(raw["update"]),
-        "stage": visible(raw["stage"]),
-        "task": visible(raw["task"]),
-        "seed": int(raw["seed"]),
-        "group": int(raw["group"]),
-        "status": visible(raw["status"]),
-        "reward": number(raw["reward"]),
-        "metrics": {visible(str(k)): number(v) for k, v in raw["metrics"].items()},
-        "turns": [_turn(turn) for turn in raw["turns"]],
-    }
-
-
-def _turn(raw: Any) -> dict[str, Any]:
-    turn = {
-        "prompt": visible(raw["prompt"]),
-        "split": bool(raw["split"]),
-        "finish_reason": visible(raw["finish_reason"]),
-        "policy_version": int(raw["policy_version"]),
-        "reward": number(raw["reward"]),
-        "ids": [int(i) for i in raw["ids"]],
-        "text": [visible(t) for t in raw["text"]],
-        "kept": [bool(k) for k in raw["kept"]],
-        **{name: [number(v) for v in raw[name]] for name in COLUMNS},
-        **{
-            name: [[[visible(t), number(a), number(b)] for t, a, b in candidates] for candidates in raw[name]]
-            for name in ("student_top", "teacher_top")
-        },
-    }
-    lengths = {len(v) for v in turn.values() if isinstance(v, list)}
-    if len(lengths) > 1:
-        raise ValueError("the lists of a turn differ in length")
-    return turn
-
-
-def _gap(raw: Any) -> dict[str, Any]:
-    rows = [
-        {
-            "text": visible(r["text"]),
-            "id": int(r["id"]),
-            "special": bool(r["special"]),
-            "count": int(r["count"]),
-            "mean": number(r["mean"]),
-            "share": number(r["share"]),
-        }
-        for r in raw["rows"]
-    ]
-    return {"update": int(raw["update"]), "task": visible(raw["task"]), "tokens": int(raw["tokens"]), "rows": rows}
-
-
-def _alarm(raw: Any) -> dict[str, Any]:
-    until = raw.get("until")
-    return {
-        **{k: visible(raw[k]) for k in ("key", "kind", "meaning", "advice")},
-        "update": int(raw["update"]),
-        "value": number(raw["value"]),
-        "threshold": number(raw["threshold"]),
-        "until": None if until is None else int(until),
-    }

@@ -42,7 +42,7 @@ def number(value: object) -> float | None:
 
 
 def script_json(value: object) -> str:
-    """One line of JSON that may stand inside a script element: ASCII, without `<`, `>` and `&`.
+    r"""One line of JSON that may stand inside a script element: ASCII, without `<`, `>` and `&`.
 
     >>> script_json("</script>")
     '"\\u003c/script\\u003e"'

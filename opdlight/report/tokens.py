@@ -30,7 +30,7 @@ def _scatter(tokens: np.ndarray, run: Run, task: str, of: str) -> Chart:
         tokens = tokens[np.sort(np.random.default_rng(0).choice(total, POINTS, replace=False))]
     pi, q = np.exp(tokens).T
     above = q >= pi
-    figure, axis = canvas(4.6, 4.1, aspect="equal")
+    figure, axis = canvas(3.8, 3.7, aspect="equal")
     for at, colour, label in ((above, GOOD, "q ≥ π: raised"), (~above, TEACHER, "q < π: lowered")):
         axis.plot(pi[at], q[at], "o", ms=3.2, color=colour, alpha=0.4, mew=0, label=label, clip_on=False)
     axis.plot([0, 1], [0, 1], color=INK, lw=0.9)
@@ -38,14 +38,14 @@ def _scatter(tokens: np.ndarray, run: Run, task: str, of: str) -> Chart:
     legend(axis, 2)
     some = f"a sample of {POINTS:,} of {total:,}" if total > POINTS else f"all {total:,}"
     caption = (
-        f"Both models' probability of each sampled token ({some}); healthy: a cloud along the diagonal, while points at "
-        "the lower right are confident mistakes of the student."
+        f"Both models' probability of each sampled token ({some}); healthy: a cloud along the diagonal, while points "
+        "at the lower right are confident mistakes of the student."
     )
     return chart(f"scatter {task} {run.letter}", f"Student and teacher probability · {task}{of}", caption, figure)
 
 
 def _concentration(gaps: Sequence[np.ndarray], runs: Sequence[Run], task: str) -> Chart:
-    figure, axis = canvas(4.6, 4.1)
+    figure, axis = canvas(3.8, 3.5)
     marks = []
     for i, (run, sizes) in enumerate(zip(runs, gaps, strict=True)):
         if not len(sizes):
@@ -64,7 +64,7 @@ def _concentration(gaps: Sequence[np.ndarray], runs: Sequence[Run], task: str) -
     legend(axis)
     caption = (
         f"Share of the whole signal that the top x % of the tokens carry (dot: the top {100 * TOP:.0f} % carry "
-        f"{', '.join(marks)}; dashed: all alike); healthy: not hugging the upper left corner, where a few tokens decide "
-        "every update."
+        f"{', '.join(marks)}; dashed: all alike); healthy: not hugging the upper left corner, where a few tokens "
+        "decide every update."
     )
     return chart(f"concentration {task}", f"Concentration of the signal · {task}", caption, figure)

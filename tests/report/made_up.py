@@ -97,8 +97,9 @@ def _turn(rng: np.random.Generator, task: str, j: int, update: int, learnt: floa
     student = -rng.exponential(0.35, c)
     gap = rng.normal(0, 0.15, c) - (rng.random(c) < 0.12 * (1.3 - learnt)) * rng.exponential(4, c)
     teacher = np.minimum(-1e-4, student + gap)
-    first = [[str(rng.choice(WORDS)) for _ in range(4)] for _ in range(c)]
-    rest = -np.sort(rng.exponential(2, (c, 4)), axis=1) - 1
+    first = [[str(w) for w in rng.permutation([w for w in WORDS if w != t])[:4]] for t in text]
+    left = np.log(-np.expm1(np.minimum(student, -1e-3)))[:, None]  # what the sampled token leaves to the others
+    rest = left + np.log(np.sort(rng.dirichlet(np.full(5, 0.6), c)[:, :4], axis=1)[:, ::-1] + 1e-6)
     prompts = PROMPTS[task]
     return {
         "prompt": prompts[min(j, len(prompts) - 1)],
@@ -115,11 +116,13 @@ def _turn(rng: np.random.Generator, task: str, j: int, update: int, learnt: floa
         "divergence": four(np.abs(gap) * rng.random(c)),
         "kept": [t != "<think>" for t in text],
         "student_top": [
-            [[t, s, q], *([w, r, r - 1] for w, r in zip(ws, four(rs), strict=True))]
+            sorted([[t, s, q], *([w, r, r - 1] for w, r in zip(ws, four(rs), strict=True))], key=lambda x: -x[1])
             for t, s, q, ws, rs in zip(text, four(student), four(teacher), first, rest, strict=True)
         ],
         "teacher_top": [
-            [[t, q, s], *([w, r, r - 0.5] for w, r in zip(ws[::-1], four(rs), strict=True))]
+            sorted(
+                [[t, q, s], *([w, r, r - 0.5] for w, r in zip(ws[::-1], four(rs), strict=True))], key=lambda x: -x[1]
+            )
             for t, s, q, ws, rs in zip(text, four(student), four(teacher), first, rest, strict=True)
         ],
     }

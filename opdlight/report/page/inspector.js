@@ -6,7 +6,8 @@
   if (!$("index")) return;
   const rows = JSON.parse($("index").textContent);
   const lines = $("trajectories").textContent.trim().split("\n"); // each parsed when it is opened
-  const list = $("list"), spacer = $("spacer"), transcript = $("transcript"), detail = $("detail");
+  const list = $("list"), spacer = $("spacer"), transcript = $("transcript");
+  const { gap, make, nats, spaced } = token;
   const ROW = 62, OVERSCAN = 4;
   const MODES = {
     ratio: {
@@ -30,16 +31,6 @@
   };
   let shown = [], current = -1, tokens = [], spans = [], selected = -1, mode = "ratio", ranked = [], rank = -1;
 
-  const gap = (t) => (t.teacher === null || t.student === null ? 0 : t.teacher - t.student);
-  const make = (tag, className, text) => {
-    const element = document.createElement(tag);
-    if (className) element.className = className;
-    if (text !== undefined) element.textContent = text;
-    return element;
-  };
-  const nats = (x) => (x === null || x === undefined ? "–" : x <= -99 ? "−∞" : x.toFixed(3).replace("-", "−"));
-  const percent = (p) => (p >= 0.1 ? `${(100 * p).toFixed(1)} %` : p >= 1e-4 ? `${(100 * p).toFixed(2)} %` : "< 0.01 %");
-  const spaced = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
   const plain = (status) => status.replaceAll("_", " ");
 
   // ---- the list
@@ -92,7 +83,10 @@
     element.setAttribute("aria-setsize", shown.length);
     const head = make("div", "head");
     head.append(make("b", "", row.task), make("span", "status", plain(row.status)));
-    if (!$("f-run").closest("label").hidden) head.prepend(make("span", "letter small", row.run));
+    if (!$("f-run").closest("label").hidden) {
+      head.prepend(make("span", "letter small", row.run));
+      head.firstChild.dataset.letter = row.run;
+    }
     const facts = `${row.stage} · update ${row.update} · ${row.turns} ${row.turns === 1 ? "turn" : "turns"} · ${row.tokens} tokens`;
     const strip = make("div", "strip");
     strip.setAttribute("aria-hidden", "true");
@@ -119,7 +113,7 @@
     selected = rank = -1;
     tokens = [];
     spans = [];
-    detail.replaceChildren();
+    token.clear();
     if (i < 0) {
       $("heading").textContent = "";
       transcript.replaceChildren();
@@ -136,7 +130,7 @@
     transcript.scrollTop = 0;
     paint();
     drawList();
-    hint();
+    token.hint(tokens.length > 0);
     if (document.documentElement.dataset.view === "inspector") history.replaceState(null, "", `#t${i}`);
   }
 
@@ -153,23 +147,23 @@
     const text = make("div", "tokens");
     turn.ids.forEach((id, c) => {
       const pick = (name) => turn[name][c];
-      const token = {
+      const one = {
         id, turn: n + 1, text: pick("text"), student: pick("student"), teacher: pick("teacher"), engine: pick("engine"),
         mass: pick("mass"), divergence: pick("divergence"), kept: pick("kept"), student_top: pick("student_top"), teacher_top: pick("teacher_top"),
       };
-      const span = make("span", token.kept ? "tok" : "tok masked");
-      const blank = /^\s+$/.test(token.text);
-      span.textContent = blank ? spaced(token.text) : token.text.replaceAll("\n", "⏎\n");
+      const span = make("span", one.kept ? "tok" : "tok masked");
+      const blank = /^\s+$/.test(one.text);
+      span.textContent = blank ? spaced(one.text) : one.text.replaceAll("\n", "⏎\n");
       if (blank) span.classList.add("blank");
-      if (!token.text) span.textContent = "∅";
+      if (!one.text) span.textContent = "∅";
       span.tabIndex = -1;
       span.dataset.n = tokens.length;
-      span.setAttribute("aria-label", `${spaced(token.text)}: student ${nats(token.student)}, teacher ${nats(token.teacher)}${token.kept ? "" : ", left out by the mask"}`);
+      span.setAttribute("aria-label", `${spaced(one.text)}: student ${nats(one.student)}, teacher ${nats(one.teacher)}${one.kept ? "" : ", left out by the mask"}`);
       span.setAttribute("role", "button");
-      tokens.push(token);
+      tokens.push(one);
       spans.push(span);
       text.append(span);
-      if (blank && token.text.includes("\n")) text.append(make("br"));
+      if (blank && one.text.includes("\n")) text.append(make("br"));
     });
     block.append(text);
     return block;
@@ -177,9 +171,9 @@
 
   function paint() {
     const { strength, kind, measure, scale } = MODES[mode];
-    tokens.forEach((token, n) => {
-      spans[n].dataset.kind = kind(token);
-      spans[n].style.setProperty("--a", Math.min(1, strength(token)).toFixed(3));
+    tokens.forEach((t, n) => {
+      spans[n].dataset.kind = kind(t);
+      spans[n].style.setProperty("--a", Math.min(1, strength(t)).toFixed(3));
     });
     ranked = tokens.map((_, n) => n).filter((n) => tokens[n].kept).sort((a, b) => measure(tokens[b]) - measure(tokens[a]));
     rank = ranked.indexOf(selected);
@@ -198,6 +192,7 @@
     spans[selected].focus({ preventScroll: true });
     spans[selected].scrollIntoView({ block: "nearest" });
   }
+  const show = (n) => token.show(tokens[n], n, tokens.length);
   transcript.addEventListener("focusin", (event) => {
     if (event.target.dataset.n === undefined) return;
     for (const old of transcript.querySelectorAll('[aria-current="true"]')) old.removeAttribute("aria-current");
@@ -207,55 +202,7 @@
     show(selected);
   });
   transcript.addEventListener("mouseover", (event) => event.target.dataset.n !== undefined && show(Number(event.target.dataset.n)));
-  transcript.addEventListener("mouseleave", () => (selected >= 0 ? show(selected) : hint()));
-
-  function hint() {
-    const text = tokens.length ? "Point at a token, or press → for the first and n for the worst: its candidates appear here." : "";
-    detail.replaceChildren(make("p", "none", text));
-  }
-
-  function show(n) {
-    const t = tokens[n], difference = gap(t);
-    const head = make("div", "sampled");
-    head.append(make("code", "", spaced(t.text) || "∅"), make("span", "facts", `token ${n + 1} of ${tokens.length} · turn ${t.turn} · id ${t.id}`));
-    if (!t.kept) head.append(make("span", "pill", "left out of the loss by the mask"));
-    const facts = make("dl", "facts-list");
-    const known = t.teacher !== null && t.student !== null;
-    const verdict = !known ? "" : difference < 0 ? "teacher finds it less likely" : "teacher finds it more likely";
-    for (const [name, value, note] of [
-      ["student log π", nats(t.student), t.student === null ? "" : percent(Math.exp(t.student))],
-      ["teacher log q", nats(t.teacher), t.teacher === null ? "" : percent(Math.exp(t.teacher))],
-      ["log q − log π", known ? nats(difference) : "–", verdict],
-      ["engine log-prob", nats(t.engine), t.engine === null || t.student === null ? "" : `${nats(t.engine - t.student)} from the student's`],
-      ["divergence", nats(t.divergence), "nats, on the top-K"],
-      ["coverage", t.mass === null ? "–" : percent(t.mass), "student mass on the top-K"],
-    ]) {
-      const item = make("div");
-      item.append(make("dt", "", name), make("dd", "", value), make("span", "facts", note));
-      facts.append(item);
-    }
-    detail.replaceChildren(head, facts, candidates("Student's best", t.student_top, t.text, false), candidates("Teacher's best", t.teacher_top, t.text, true));
-  }
-
-  function candidates(title, top, sampled, teacherFirst) {
-    const table = make("table", "candidates"), head = make("tr"), body = make("tbody");
-    table.append(make("caption", "", title));
-    head.append(make("th", "", "token"), make("th", "n student", "student"), make("th", "n teacher", "teacher"));
-    table.createTHead().append(head);
-    for (const [text, own, other] of top) {
-      const row = make("tr", text === sampled ? "is-sampled" : ""), name = make("th");
-      name.scope = "row";
-      name.append(make("code", "", spaced(text) || "∅"));
-      row.append(name, ...[["student", teacherFirst ? other : own], ["teacher", teacherFirst ? own : other]].map(([who, log]) => {
-        const p = log === null ? 0 : Math.exp(log), cell = make("td", `n bar ${who}`, log === null ? "–" : percent(p));
-        cell.style.setProperty("--p", p.toFixed(4));
-        return cell;
-      }));
-      body.append(row);
-    }
-    table.append(body);
-    return table;
-  }
+  transcript.addEventListener("mouseleave", () => (selected >= 0 ? show(selected) : token.hint(tokens.length > 0)));
 
   // ---- keys
 
