@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +93,7 @@ def page(runs: Sequence[Run], parts: Sequence[Section], most: int) -> str:
     templates = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     scripts = [(PAGE / name).read_text(encoding="utf-8") for name in ("page.js", "token.js", "inspector.js")]
     index, lines, shown = embed(runs, most)
-    own = [json.loads(run.config.get("run_dir", '"<run>"')) for run in runs]
+    own = [run.config.get("run_dir", "").strip('"') or "<run>" for run in runs]
     return templates.get_template("report.html").render(
         title=" · ".join(run.name for run in runs),
         version=__version__,
@@ -102,7 +101,7 @@ def page(runs: Sequence[Run], parts: Sequence[Section], most: int) -> str:
         scripts=scripts,
         hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
         sections=parts,
-        cards=[_card(i, run, shown) for i, run in enumerate(runs)],
+        cards=[_card(i, run) for i, run in enumerate(runs)],
         outcome=sorted((row for run in runs for row in _outcome(run)), key=lambda row: row["task"]),
         alarms=[_alarm(run, a) for run in runs for a in joined_alarms(run.alarms)],
         differences=config_differences([run.config for run in runs], own),
@@ -117,17 +116,18 @@ def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _card(i: int, run: Run, shown: int) -> dict[str, Any]:
+def _card(i: int, run: Run) -> dict[str, Any]:
     tokens = run.summary.get("tokens", {}).get("generated")
     seconds = run.summary.get("seconds", {}).get("train")
     alarms = joined_alarms(run.alarms)
     on = sum(a["until"] is None for a in alarms)
-    closed = [f"{_percent(t['gap_closed'], 0)}" for t in run.summary.get("tasks", {}).values() if t.get("gap_closed")]
+    found = [task["gap_closed"] for _, task in sorted(run.summary.get("tasks", {}).items())]
+    closed = [_percent(share, 0) for share in found if share is not None]
     tiles = [
         ("updates", f"{run.updates:,}"),
         ("gap closed", " · ".join(closed) or "–"),
-        ("tokens generated", f"{tokens:,}" if isinstance(tokens, int) else "–"),
-        ("training time", f"{seconds / 60:.1f} min" if isinstance(seconds, float) else "–"),
+        ("tokens generated", "–" if tokens is None else f"{tokens:,.0f}"),
+        ("training time", "–" if seconds is None else f"{seconds / 60:.1f} min"),
         ("trajectories recorded", f"{len(run.trajectories):,}"),
         ("alarms", f"{len(alarms)}" + (f" ({on} on)" if on else "")),
     ]
@@ -150,7 +150,7 @@ def _outcome(run: Run) -> Iterable[dict[str, Any]]:
                 r and {k: _percent(r[k], 1, "" if k == "low" else " %") for k in ("success", "low", "high")}
                 for r in (result["before"], result["after"], result["teacher"])
             ],
-            "closed": "–" if result.get("gap_closed") is None else _percent(result["gap_closed"], 0),
+            "closed": _percent(result["gap_closed"], 0),
             "episodes": f"{result['after']['episodes']:.0f}",
         }
 

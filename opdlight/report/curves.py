@@ -126,7 +126,7 @@ def _panel(curve: Curve, task: str, keys: dict[str, str], runs: Sequence[Run]) -
                 end = max(alarm["until"] if alarm["until"] is not None else run.updates, alarm["update"] + 1)
                 axis.axvspan(alarm["update"], end, color=colour if len(runs) > 1 else BAD, alpha=0.12, lw=0)
                 caption = f"{curve.caption.removesuffix('.')} (shaded: an alarm was on)."
-    if curve.log:
+    if curve.log and axis.dataLim.y1 > 0:
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(numticks=6))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))

@@ -46,7 +46,7 @@ def by_bucket(rows: Iterable[Depth], key: str) -> dict[tuple[int, int], float]:
     sums: dict[tuple[int, int], tuple[float, float]] = {}
     for row in rows:
         value = row.values.get(key, float("nan"))
-        if np.isfinite(value) and row.tokens > 0:
+        if np.isfinite(value) and 0 < row.tokens < np.inf:
             total, weight = sums.get((row.start, row.end), (0.0, 0.0))
             sums[row.start, row.end] = (total + value * row.tokens, weight + row.tokens)
     return {bucket: total / weight for bucket, (total, weight) in sorted(sums.items())}

@@ -25,7 +25,7 @@ from opdlight.report.rows import (
     to_float,
     trajectory_row,
 )
-from opdlight.report.text import visible
+from opdlight.report.text import number, visible
 
 Array = NDArray[np.float64]
 WITHOUT = {  # file → what the page lacks without it
@@ -65,7 +65,7 @@ class Run:
     @property
     def tasks(self) -> list[str]:
         """Every task that any of the files names."""
-        named = [k.split("/")[2] for k in self.curves if k.startswith(("rollout/success/", "val/success/"))]
+        named = [k.split("/", 2)[2] for k in self.curves if k.startswith(("rollout/success/", "val/success/"))]
         rows = [r["task"] for r in (*self.trajectories, *self.token_gaps)]
         return sorted({*self.summary.get("tasks", {}), *named, *rows, *(d.task for d in self.profile)})
 
@@ -115,7 +115,7 @@ def _config(path: Path, notes: list[str]) -> dict[str, str]:
             for key, child in value.items():
                 walk(f"{prefix}.{key}" if prefix else str(key), child)
         else:
-            flat[prefix] = json.dumps(value, ensure_ascii=False, default=str)
+            flat[visible(prefix)] = visible(json.dumps(value, ensure_ascii=False, default=str))
 
     walk("", plain)
     return flat
@@ -131,7 +131,11 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
                 result = task[when]
                 if result is not None or when != "teacher":
                     result.update({k: float(result[k]) for k in ("success", "low", "high", "episodes")})
-    except (ValueError, TypeError, KeyError, AttributeError):
+            task["gap_closed"] = number(task.get("gap_closed"))
+        for name in ("seconds", "tokens"):
+            value[name] = {k: number(v) for k, v in value.get(name, {}).items()}
+        value["tasks"] = {visible(name): task for name, task in value["tasks"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         notes.append(f"{path.name} is not what a run writes, and was left out.")
         return {}
     return value
@@ -144,5 +148,5 @@ def _curves(path: Path, notes: list[str]) -> dict[str, tuple[Array, Array]]:
         for key, cell in row.items():
             value = to_float(cell) if isinstance(cell, str) else math.nan
             if key not in (None, "step", "epoch") and math.isfinite(value) and math.isfinite(step):
-                points.setdefault(key, []).append((step, value))
+                points.setdefault(visible(key), []).append((step, value))
     return {k: (np.array([s for s, _ in p]), np.array([v for _, v in p])) for k, p in points.items()}

@@ -53,7 +53,7 @@ def profile_rows(path: Path, notes: list[str]) -> list[Depth]:
     for row in csv_rows(path, notes):
         try:
             rows.append(_depth(row))
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, OverflowError):
             bad += 1
     if bad:
         notes.append(f"{path.name}: {bad} rows cannot be read, and are left out.")
@@ -81,7 +81,7 @@ def json_lines(path: Path, build: Callable[[Any], dict[str, Any]], notes: list[s
         if line.strip():
             try:
                 rows.append(build(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 bad.append(i)
     if bad:
         cut = " (the last line was cut off)" if bad[-1] == text.count("\n") + 1 else ""
