@@ -84,9 +84,10 @@ def json_lines(path: Path, build: Callable[[Any], dict[str, Any]], notes: list[s
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 bad.append(i)
     if bad:
-        cut = " (the last line was cut off)" if bad[-1] == text.count("\n") + 1 else ""
-        some = "1 line" if len(bad) == 1 else f"{len(bad)} lines"
-        notes.append(f"{path.name}: {some} cannot be read{cut}, from line {bad[0]} on, and left out.")
+        one = f"line {bad[0]} cannot be read and is left out"
+        many = f"{len(bad)} lines cannot be read and are left out, from line {bad[0]} on"
+        cut = "; the last line was cut off" if bad[-1] == text.count("\n") + 1 else ""
+        notes.append(f"{path.name}: {one if len(bad) == 1 else many}{cut}.")
     return rows
 
 

@@ -25,7 +25,9 @@ def depth(rng: np.random.Generator, update: int, start: int) -> Depth:
     names = ("student_mass", "gap_q10", "gap_q50", "gap_q90")
     values = {n: float("nan") if empty else float(rng.random()) for n in names}
     tokens = float(rng.integers(0, 50))
-    return Depth(update=update, task="t", axis="position", start=start, end=2 * start or 1, tokens=tokens, values=values)
+    return Depth(
+        update=update, task="t", axis="position", start=start, end=2 * start or 1, tokens=tokens, values=values
+    )
 
 
 @pytest.fixture
@@ -83,7 +85,9 @@ def test_by_bucket_and_thirds_are_means_by_tokens(rows: list[Depth]) -> None:
     for part, band in enumerate(thirds(rows)):
         assert band
         for (start, _), values in band.items():
-            mine = [r for r in rows if r.start == start and (2 + 29 * part) <= r.update < 2 + 29 * (part + 1) + part // 2]
+            mine = [
+                r for r in rows if r.start == start and (2 + 29 * part) <= r.update < 2 + 29 * (part + 1) + part // 2
+            ]
             for key, value in zip(("gap_q10", "gap_q50", "gap_q90"), values, strict=True):
                 assert value == pytest.approx(weighted(mine, key))
     assert thirds([]) == [{}, {}, {}]
@@ -121,7 +125,9 @@ def test_tokens_that_the_mask_leaves_out_do_not_count() -> None:
 
 
 def test_success_by_number_of_turns() -> None:
-    made = [{"status": s, "turns": [None] * n} for s, n in (("success", 2), ("failure", 2), ("success", 5), ("failure", 0))]
+    made = [
+        {"status": s, "turns": [None] * n} for s, n in (("success", 2), ("failure", 2), ("success", 5), ("failure", 0))
+    ]
     assert success_by_turns(made) == {0: (0, 1), 2: (1, 2), 5: (1, 1)}
 
 

@@ -63,7 +63,7 @@ def make_hostile(folder: Path) -> Path:
     lines(folder / "alarms.jsonl", [{**alarm, "advice": "".join(HOSTILE), "until": None}])
     (folder / "config.yaml").write_text(json.dumps({"seed": 1, HOSTILE[0]: HOSTILE}))
     summary = json.loads((folder / "summary.json").read_text())
-    summary["tasks"] = {text: summary["tasks"]["sums"] for text in HOSTILE}
+    summary["tasks"] = dict.fromkeys(HOSTILE, summary["tasks"]["sums"])
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
@@ -78,9 +78,9 @@ def test_the_page_holds_every_part_and_each_figure_is_a_png_too(page: tuple[Path
     file, text = page
     assert file.parts[-3:] == ("one", "report", "index.html")
     for title in (
-        "Held-out success", "Loss", "Success · alfworld", "Gradient norm", "Seconds an update", "Endings of the episodes",
-        "Coverage · sums", "Coverage by depth · sums", "Gap by position · alfworld", "Concentration of the signal · sums",
-        "Student and teacher probability · alfworld", "Success by number of turns · alfworld", "Gap by turn · alfworld",
+        "Held-out success", "Loss", "Success · alfworld", "Gradient norm", "Seconds an update", "Coverage · sums",
+        "Endings of the episodes", "Coverage by depth · sums", "Gap by position · alfworld",
+        "Concentration of the signal · sums", "Student and teacher probability · alfworld", "Success by number of turns · alfworld", "Gap by turn · alfworld",
         "Coverage by turn · alfworld",
     ):  # fmt: skip
         assert f"<h3>{title}</h3>" in text
@@ -152,6 +152,8 @@ def test_runs_are_compared(tmp_path: Path) -> None:
         assert text.count(f"<h3>{title} · run A</h3>") == text.count(f"<h3>{title} · run B</h3>") == 1
     table = re.search(r'<table class="keys">.*?</table>', text, flags=re.DOTALL)
     assert table
-    rows = re.findall(r"<tr><th scope=\"row\"><code>(.*?)</code></th><td><code>(.*?)</code>.*?<code>(.*?)</code>", table[0])
+    rows = re.findall(
+        r"<tr><th scope=\"row\"><code>(.*?)</code></th><td><code>(.*?)</code>.*?<code>(.*?)</code>", table[0]
+    )
     assert rows == [("loss.k", "32", "8"), ("seed", "0", "1")]
     assert text.count("summary.json is missing") == 1

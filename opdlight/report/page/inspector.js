@@ -43,7 +43,11 @@
     select.closest("label").hidden = values.length < 2;
     select.addEventListener("change", filter);
   }
-  $("sort").addEventListener("change", filter);
+  $("sort").addEventListener("change", () => {
+    filter();
+    if (shown.length) select(shown[0]);
+    reveal();
+  });
   $("reset").addEventListener("click", () => {
     for (const name of FILTERS) $(`f-${name}`).value = "";
     $("sort").value = "order";
