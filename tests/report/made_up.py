@@ -92,7 +92,7 @@ def trajectory(rng: np.random.Generator, i: int, n: int, updates: int, task: str
 
 
 def _turn(rng: np.random.Generator, task: str, j: int, update: int, learnt: float) -> dict[str, Any]:
-    text = PHRASES[task]
+    text = list(PHRASES[task])
     c = len(text)
     student = -rng.exponential(0.35, c)
     gap = rng.normal(0, 0.15, c) - (rng.random(c) < 0.12 * (1.3 - learnt)) * rng.exponential(4, c)

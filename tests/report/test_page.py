@@ -80,8 +80,8 @@ def test_the_page_holds_every_part_and_each_figure_is_a_png_too(page: tuple[Path
     for title in (
         "Held-out success", "Loss", "Success · alfworld", "Gradient norm", "Seconds an update", "Coverage · sums",
         "Endings of the episodes", "Coverage by depth · sums", "Gap by position · alfworld",
-        "Concentration of the signal · sums", "Student and teacher probability · alfworld", "Success by number of turns · alfworld", "Gap by turn · alfworld",
-        "Coverage by turn · alfworld",
+        "Concentration of the signal · sums", "Student and teacher probability · alfworld",
+        "Success by number of turns · alfworld", "Gap by turn · alfworld", "Coverage by turn · alfworld",
     ):  # fmt: skip
         assert f"<h3>{title}</h3>" in text
     assert "Turns of an episode · sums" not in text  # always one
