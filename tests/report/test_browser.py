@@ -196,12 +196,19 @@ def test_a_walk_with_the_keys(small: Path, visit: Any) -> None:
         assert strength == sorted(strength, reverse=True)
         assert strength[0] > 0
 
+    seen.press("j", "k")
+    seen.page.focus('input[value="ratio"]')
+    seen.press("ArrowRight")  # among the radio buttons, not among the tokens
+    assert seen.page.is_checked('input[value="divergence"]')
+    assert seen.count('[aria-current="true"]') == 0
+
     seen.press("?")
     assert seen.page.is_visible("#help")
-    seen.press("j")  # stays
+    seen.press("j", "x")  # stays
     assert f"seed {mine[1]['seed']}" in seen.text("#heading")
     seen.press("Escape")
     assert seen.page.is_hidden("#help")
+    seen.press("x")  # no key of ours
     assert seen.errors == []
 
 
@@ -230,6 +237,7 @@ def test_pointing_at_a_token_shows_both_models_candidates(small: Path, visit: An
     assert "token 1 of" in seen.text("#detail")  # back to the selected one
     blanks = [i for i, t in enumerate(turn["text"]) if t.isspace()]
     assert [seen.text(f'[data-n="{i}"]') for i in blanks] == ["␣", "⏎"]
+    assert seen.count(".tokens br") == 1  # a line ends where the student ended it
     assert seen.text(".observation pre") == turn["prompt"]
 
 

@@ -21,6 +21,8 @@ HOSTILE = [
     "\ud83d",
     "\u2028\u2029",
     "]]>&amp;\"'`${window.hacked = 3}{{ 7 * 7 }}",
+    "</script x",
+    "<!-- <script x",
 ]
 
 
