@@ -14,7 +14,7 @@ def draw_outcome(runs: Sequence[Run]) -> Iterator[Chart]:
     rows.sort(key=lambda row: (row[2], row[0]))
     if not rows:
         return
-    figure, axis = canvas(5.4, 0.8 + 0.36 * len(rows))
+    figure, axis = canvas(4.4, 0.8 + 0.34 * len(rows))
     for y, (i, _, _, result) in enumerate(rows):
         before, after, teacher = result["before"], result["after"], result["teacher"]
         colour = RUNS[i % len(RUNS)]
