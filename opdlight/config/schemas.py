@@ -167,3 +167,12 @@ class EstimatorsConfig(RunConfig):
     trajectory_k: int
     env_threads: int
     engine: Node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig:
+    """The top level of conf/report.yaml."""
+
+    run: str | list[str]
+    out: str | None
+    trajectories: int

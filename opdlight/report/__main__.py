@@ -1,0 +1,20 @@
+"""The page on one or more runs: `python -m opdlight.report run=runs/latest`."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from opdlight.config import ReportConfig, hydra_entry
+
+
+def run(cfg: DictConfig) -> Any:
+    """Hand the checked config over; a mistake in it was reported before the slow imports."""
+    from opdlight.report.build import report
+
+    return report(cfg.run, cfg.out, cfg.trajectories)
+
+
+main = hydra_entry("report", ReportConfig)(run)
+
+if __name__ == "__main__":
+    main()

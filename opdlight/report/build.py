@@ -1,0 +1,193 @@
+"""From run folders to the page: read, draw, fill the template, write."""
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.console import Console
+
+from opdlight import __version__
+from opdlight.errors import ConfigError
+from opdlight.report.curves import draw_curves
+from opdlight.report.depth import draw_depth, draw_turns
+from opdlight.report.draw import RUNS, STYLE, THEMED, Chart
+from opdlight.report.inspector import embed
+from opdlight.report.measures import config_differences, joined_alarms
+from opdlight.report.outcome import draw_outcome
+from opdlight.report.read import Run, read_run
+from opdlight.report.tokens import draw_tokens
+
+PAGE = Path(__file__).parent / "page"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A part of the page with a heading; `empty` is what stands there where there is nothing to show."""
+
+    slug: str
+    title: str
+    charts: Sequence[Chart] = ()
+    empty: str = ""
+
+
+def report(run: str | Sequence[str], out: str | None = None, trajectories: int = 1000) -> Path:
+    """Write the page and its figures, and say where.
+
+    `out` defaults to `<run>/report/index.html`; of several runs to `report/index.html` beside the first.
+
+    Raises:
+        ConfigError: a folder is not that of a run, or `out` or `trajectories` make no sense.
+    """
+    folders = [Path(f) for f in ([run] if isinstance(run, str) else run)]
+    if not 0 < len(folders) <= len(LETTERS):
+        raise ConfigError.wrong("run", expected=f"the folders of 1 to {len(LETTERS)} runs", got=run)
+    if out is not None and Path(out).suffix != ".html":
+        raise ConfigError.wrong("out", expected="a file that ends in .html", got=out)
+    if trajectories < 0:
+        raise ConfigError.wrong("trajectories", expected="0 or more", got=trajectories)
+    runs = [read_run(folder, letter) for folder, letter in zip(folders, LETTERS, strict=False)]
+    beside = runs[0].folder if len(runs) == 1 else runs[0].folder.parent
+    file = Path(out) if out else beside / "report" / "index.html"
+    figures = file.parent / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        parts = sections(runs)
+    for chart in (chart for part in parts for chart in part.charts):
+        (figures / f"{chart.slug}.png").write_bytes(chart.png)
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(page(runs, parts, trajectories), encoding="utf-8")
+    temporary.replace(file)
+    Console().print(f"report: {file}", soft_wrap=True, markup=False, highlight=False)
+    return file
+
+
+def sections(runs: Sequence[Run]) -> list[Section]:
+    """The parts of the page with their figures drawn."""
+    tasks = sorted({task for run in runs for task in run.tasks})
+
+    def part(slug: str, title: str, charts: Iterable[Chart], missing: str) -> Section:
+        drawn = list(charts)
+        return Section(slug=slug, title=title, charts=drawn, empty="" if drawn else f"Nothing to show: {missing}.")
+
+    parts = [
+        part("outcome", "Outcome", draw_outcome(runs), "no run has finished, so none has a summary.json"),
+        Section(slug="alarms", title="Alarms"),
+        part("curves", "Curves", draw_curves(runs, tasks), "metrics.csv is missing or empty"),
+        part("depth", "Depth", draw_depth(runs, tasks), "profile.csv is missing or empty"),
+        part("tokens", "Tokens", draw_tokens(runs, tasks), "trajectories.jsonl is missing or empty"),
+        part("turns", "Turns", draw_turns(runs, tasks), "no task of more than one turn was recorded"),
+    ]
+    if len(runs) > 1:
+        parts.insert(1, Section(slug="differences", title="Differences"))
+    return parts
+
+
+def page(runs: Sequence[Run], parts: Sequence[Section], most: int) -> str:
+    """The HTML: everything inline, text escaped by the template, scripts allowed by their hashes only."""
+    templates = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    scripts = [(PAGE / name).read_text(encoding="utf-8") for name in ("page.js", "token.js", "inspector.js")]
+    index, lines, shown = embed(runs, most)
+    own = [run.config.get("run_dir", "").strip('"') or "<run>" for run in runs]
+    return templates.get_template("report.html").render(
+        title=" · ".join(run.name for run in runs),
+        version=__version__,
+        css="".join((PAGE / name).read_text(encoding="utf-8") for name in ("page.css", "inspector.css")),
+        scripts=scripts,
+        hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
+        sections=parts,
+        cards=[_card(i, run) for i, run in enumerate(runs)],
+        outcome=sorted((row for run in runs for row in _outcome(run)), key=lambda row: row["task"]),
+        alarms=[_alarm(run, a) for run in runs for a in joined_alarms(run.alarms)],
+        differences=config_differences([run.config for run in runs], own),
+        gaps=[table for run in runs for table in _gaps(run)],
+        index=index,
+        lines=lines,
+        shown=shown,
+    )
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _card(i: int, run: Run) -> dict[str, Any]:
+    tokens = run.summary.get("tokens", {}).get("generated")
+    seconds = run.summary.get("seconds", {}).get("train")
+    alarms = joined_alarms(run.alarms)
+    on = sum(a["until"] is None for a in alarms)
+    found = [task["gap_closed"] for _, task in sorted(run.summary.get("tasks", {}).items())]
+    closed = [_percent(share, 0) for share in found if share is not None]
+    tiles = [
+        ("updates", f"{run.updates:,}"),
+        ("gap closed", " · ".join(closed) or "–"),
+        ("tokens generated", "–" if tokens is None else f"{tokens:,.0f}"),
+        ("training time", "–" if seconds is None else f"{seconds / 60:.1f} min"),
+        ("trajectories recorded", f"{len(run.trajectories):,}"),
+        ("alarms", f"{len(alarms)}" + (f" ({on} on)" if on else "")),
+    ]
+    return {
+        "letter": run.letter,
+        "name": run.name,
+        "colour": THEMED[RUNS[i % len(RUNS)]],
+        "finished": bool(run.summary),
+        "tiles": tiles,
+        "notes": run.notes,
+    }
+
+
+def _outcome(run: Run) -> Iterable[dict[str, Any]]:
+    for task, result in run.summary.get("tasks", {}).items():
+        yield {
+            "task": task,
+            "letter": run.letter,
+            "results": [
+                r and {k: _percent(r[k], 1, "" if k == "low" else " %") for k in ("success", "low", "high")}
+                for r in (result["before"], result["after"], result["teacher"])
+            ],
+            "closed": _percent(result["gap_closed"], 0),
+            "episodes": f"{result['after']['episodes']:.0f}",
+        }
+
+
+def _alarm(run: Run, alarm: dict[str, Any]) -> dict[str, Any]:
+    numbers = {k: "–" if alarm[k] is None else f"{alarm[k]:.3g}" for k in ("value", "threshold")}
+    return {**alarm, **numbers, "letter": run.letter}
+
+
+def _gaps(run: Run) -> Iterable[dict[str, Any]]:
+    """The last table of each task, with each token's share in the first one."""
+    for task in dict.fromkeys(table["task"] for table in run.token_gaps):
+        tables = [table for table in run.token_gaps if table["task"] == task]
+        before = {row["id"]: row["share"] for row in tables[0]["rows"]}
+        last = tables[-1]
+        most = max((row["share"] or 0.0 for row in last["rows"]), default=0.0) or 1.0
+        rows = [
+            {
+                "text": row["text"].replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅",
+                "special": row["special"],
+                "count": f"{row['count']:,}",
+                "mean": "–" if row["mean"] is None else f"{row['mean']:+.2f}".replace("-", "−"),
+                "low": (row["mean"] or 0.0) < 0,
+                "share": _percent(row["share"], 1),
+                "width": f"{(row['share'] or 0.0) / most:.3f}",
+                "before": _percent(before.get(row["id"]), 1),
+            }
+            for row in last["rows"]
+        ]
+        yield {
+            **last,
+            "letter": run.letter,
+            "first": tables[0]["update"],
+            "tokens": f"{last['tokens']:,}",
+            "rows": rows,
+        }
+
+
+def _percent(share: float | None, digits: int, unit: str = " %") -> str:
+    return "–" if share is None else f"{100 * share:.{digits}f}{unit}".replace("-", "−")

@@ -1,0 +1,126 @@
+"""The look of every figure: one drawing gives an SVG that follows the page's theme, and a PNG."""
+
+import html
+import io
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID, STUDENT, TEACHER, GOOD, BAD = (
+    "#1b2330", "#5a6677", "#e2e6ec", "#0a6ebd", "#c2571a", "#1a8566", "#b8326b",
+)  # fmt: skip
+RUNS = (STUDENT, "#d1690f", "#16876c", "#a3488f", "#7a6a00", "#4b5bd1")  # told apart by colour-blind readers too
+STATUS = {
+    "success": "#1c8a6b",
+    "failure": "#8a93a1",
+    "truncated_turns": "#e0a21b",
+    "truncated_tokens": "#c9741f",
+    "env_error": "#b3245e",
+}
+THEMED = {  # colour of the drawing → CSS variable of the page
+    INK: "--ink", MUTED: "--muted", GRID: "--grid", STUDENT: "--student", TEACHER: "--teacher", GOOD: "--good",
+    BAD: "--bad", "#d1690f": "--run-b", "#16876c": "--run-c", "#a3488f": "--run-d", "#7a6a00": "--run-e",
+    "#4b5bd1": "--run-f", "#fefefe": "--card",
+    STATUS["success"]: "--success", STATUS["failure"]: "--failure", STATUS["truncated_turns"]: "--truncated-turns",
+    STATUS["truncated_tokens"]: "--truncated-tokens", STATUS["env_error"]: "--env-error",
+}  # fmt: skip
+STAGES = ("#0a6ebd", "#16876c", "#e0a21b", "#a3488f", "#c9741f", "#4b5bd1", "#8a93a1", "#7a6a00")
+HEAT = LinearSegmentedColormap.from_list("coverage", ["#5b1a5e", "#a32f5f", "#e0693f", "#f3b45c", "#f6e3b4"])
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "ytick.left": False,
+    "ytick.minor.left": False,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 1.3,
+    "legend.columnspacing": 1.2,
+    "lines.solid_capstyle": "round",
+    "lines.solid_joinstyle": "round",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """One figure of the page."""
+
+    slug: str  # file name of the PNG, without its ending
+    title: str
+    caption: str  # one sentence: how to read it, and what is healthy
+    svg: str
+    png: bytes
+    wide: bool = False
+
+
+def canvas(width: float = 3.8, height: float = 2.5, **options: Any) -> tuple[Figure, Axes]:
+    """An empty drawing, in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot(**options)
+
+
+def legend(axis: Axes, columns: int = 4) -> None:
+    """A legend in one line above the axes, where there is something to tell apart."""
+    handles, labels = axis.get_legend_handles_labels()
+    if labels:
+        place: dict[str, Any] = {
+            "loc": "lower left",
+            "bbox_to_anchor": (-0.02, 1.0),
+            "borderaxespad": 0.2,
+            "handletextpad": 0.5,
+        }
+        for handle in axis.legend(handles, labels, ncols=columns, **place).legend_handles:
+            if handle is not None:
+                handle.set_alpha(1)
+
+
+def chart(slug: str, title: str, caption: str, figure: Figure, *, wide: bool = False) -> Chart:
+    """Finish a drawing."""
+    slug = re.sub(r"[^a-z0-9]+", "-", slug.lower()).strip("-")
+    with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": slug}):
+        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the PNG's font lacks
+        vector, pixels = io.StringIO(), io.BytesIO()
+        figure.savefig(vector, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.suptitle(title, fontweight="bold", fontsize=10)
+        figure.savefig(pixels, format="png", dpi=200, facecolor="white")
+    svg = _inline(vector.getvalue(), f"{title}. {caption}")
+    return Chart(slug=slug, title=title, caption=caption, svg=svg, png=pixels.getvalue(), wide=wide)
+
+
+def _inline(svg: str, label: str) -> str:
+    """The drawing as an element of the page: themed colours, the page's font, its own width, no stray ids."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    used = set(re.findall(r'#([\w-]+)[")]', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda m: m.group(0) if m.group(1) in used else "", svg)
+    for colour, variable in THEMED.items():
+        svg = svg.replace(colour, f"var({variable})")
+    svg = re.sub(r"(font: [^;\"]*?\d(?:px)?) '[^;\"]*", r"\1 var(--font)", svg)
+    head = f'<svg role="img" aria-label="{html.escape(label)}" '
+    return (
+        head
+        + re.sub(r' (width|height)="[\d.]+pt"', "", svg[4 : svg.index(">")], count=2).strip()
+        + svg[svg.index(">") :]
+    )

@@ -1,0 +1,46 @@
+"""The data of the trajectory inspector: a row a trajectory for its list, and a line of JSON each, read when opened."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from opdlight.report.measures import token_columns
+from opdlight.report.read import Run
+from opdlight.report.text import script_json
+
+BINS = 40  # of the strip that shows where in a trajectory the gap is
+FULL = 3.0  # nats at which a bin of the strip, like a token, has its full colour
+
+
+def embed(runs: Sequence[Run], most: int) -> tuple[str, str, int]:
+    """The index, the lines, and how many trajectories they hold: at most `most`, spread evenly over all."""
+    found = [(run.letter, t) for run in runs for t in run.trajectories]
+    if len(found) > most:
+        found = [found[i] for i in np.linspace(0, len(found) - 1, most).round().astype(int)]
+    index = [row(letter, t) for letter, t in found]
+    return script_json(index), "\n".join(script_json(t) for _, t in found), len(found)
+
+
+def row(letter: str, trajectory: dict[str, Any]) -> dict[str, Any]:
+    """What the list shows, filters and sorts by; figures are over the tokens that the mask keeps."""
+    gaps, divergence, mass = (
+        token_columns([trajectory], *n) for n in (("student", "teacher"), ("divergence",), ("mass",))
+    )
+    sizes = np.abs(gaps[:, 1] - gaps[:, 0])
+    bins = np.array_split(sizes, min(BINS, len(sizes))) if len(sizes) else []
+    return {
+        **{name: trajectory[name] for name in ("task", "status", "stage", "update")},
+        "run": letter,
+        "turns": len(trajectory["turns"]),
+        "tokens": sum(len(turn["ids"]) for turn in trajectory["turns"]),
+        "worst": _round(sizes.max(initial=0.0)),
+        "gap": _round(sizes.mean() if len(sizes) else 0.0),
+        "divergence": _round(divergence.mean() if len(divergence) else 0.0),
+        "coverage": _round(mass.min(initial=1.0)),
+        "strip": "".join(str(round(9 * min(1.0, part.max() / FULL))) for part in bins),
+    }
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -1,0 +1,117 @@
+"""Pure functions from the rows of a run to what the figures show."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from opdlight.report.read import Array
+from opdlight.report.rows import Depth
+
+Band = dict[tuple[int, int], tuple[float, float, float]]  # bucket → low, middle, high
+PARTS = ("first third", "middle third", "last third")
+
+
+def smooth(values: Array, window: int) -> Array:
+    """Running mean over `window` neighbours, centred, over fewer at the ends. [n] → [n]."""
+    if window <= 1 or len(values) < 3:
+        return values
+    box = np.ones(min(window, len(values)))
+    return np.convolve(values, box, "same") / np.convolve(np.ones(len(values)), box, "same")
+
+
+def concentration(sizes: Array) -> tuple[Array, Array]:
+    """Share of tokens, largest first, against the share of Σ sizes that they carry; both [n + 1], from 0 to 1.
+
+    >>> concentration(np.array([1.0, 3.0]))[1].tolist()
+    [0.0, 0.75, 1.0]
+    """
+    ordered = np.sort(sizes)[::-1]
+    total = ordered.sum()
+    carried = np.cumsum(ordered) / total if total > 0 else np.arange(1, len(ordered) + 1) / max(len(ordered), 1)
+    return np.arange(len(ordered) + 1) / max(len(ordered), 1), np.concatenate([[0.0], carried])
+
+
+def part_of(update: int, first: int, last: int) -> int:
+    """0, 1 or 2: the third of the run [first, last] in which `update` lies.
+
+    >>> [part_of(u, 0, 8) for u in range(9)]
+    [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    """
+    return min(2, 3 * (update - first) // (last - first + 1))
+
+
+def by_bucket(rows: Iterable[Depth], key: str) -> dict[tuple[int, int], float]:
+    """(start, end) → mean of the column `key`, weighted by tokens, in order of start; empty cells do not count."""
+    sums: dict[tuple[int, int], tuple[float, float]] = {}
+    for row in rows:
+        value = row.values.get(key, float("nan"))
+        if np.isfinite(value) and 0 < row.tokens < np.inf:
+            total, weight = sums.get((row.start, row.end), (0.0, 0.0))
+            sums[row.start, row.end] = (total + value * row.tokens, weight + row.tokens)
+    return {bucket: total / weight for bucket, (total, weight) in sorted(sums.items())}
+
+
+def thirds(rows: Sequence[Depth]) -> list[Band]:
+    """The 10 %, 50 % and 90 % quantile of the gap by bucket in each third of the run: means over updates by tokens."""
+    first, last = min((r.update for r in rows), default=0), max((r.update for r in rows), default=0)
+    bands: list[Band] = []
+    for part in range(len(PARTS)):
+        mine = [r for r in rows if part_of(r.update, first, last) == part]
+        low, middle, high = (by_bucket(mine, f"gap_q{q}") for q in (10, 50, 90))
+        bands.append({b: (low[b], middle[b], high[b]) for b in low if b in middle and b in high})
+    return bands
+
+
+def heat(rows: Sequence[Depth], key: str, columns: int) -> tuple[Array, list[tuple[int, int]], Array]:
+    """Edges [c + 1] in updates, buckets [b], and the token-weighted mean of `key` in each cell [b, c]; NaN: no token.
+
+    A column is an update that has rows, or several neighbours where there are more than `columns`; it reaches to the
+    next one, so that a task that is not in every update leaves no gaps.
+    """
+    updates = sorted({r.update for r in rows})
+    parts = np.array_split(updates, min(columns, len(updates)))
+    edges = np.array([*(part[0] for part in parts), updates[-1] + 1], dtype=float)
+    buckets = sorted({(r.start, r.end) for r in rows})
+    cells = np.full((len(buckets), len(parts)), np.nan)
+    for c, part in enumerate(parts):
+        means = by_bucket((r for r in rows if part[0] <= r.update <= part[-1]), key)
+        for b, bucket in enumerate(buckets):
+            cells[b, c] = means.get(bucket, np.nan)
+    return edges, buckets, cells
+
+
+def token_columns(trajectories: Iterable[Mapping[str, Any]], *names: str) -> Array:
+    """Columns `names` of every token that the mask keeps and that has a number in each; [tokens, names]."""
+    rows = [
+        values
+        for t in trajectories
+        for turn in t["turns"]
+        for kept, *values in zip(turn["kept"], *(turn[n] for n in names), strict=True)
+        if kept and None not in values
+    ]
+    return np.array(rows, dtype=float).reshape(-1, len(names))
+
+
+def success_by_turns(trajectories: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
+    """Number of turns → (trajectories that succeeded, trajectories)."""
+    counts: dict[int, tuple[int, int]] = {}
+    for t in trajectories:
+        won, n = counts.get(len(t["turns"]), (0, 0))
+        counts[len(t["turns"])] = (won + (t["status"] == "success"), n + 1)
+    return dict(sorted(counts.items()))
+
+
+def config_differences(configs: Sequence[Mapping[str, str]], own: Sequence[str]) -> dict[str, list[str | None]]:
+    """Keys whose values differ, with the value of each run (None: not there); the runs' `own` folders do not count."""
+    plain = [{k: v.replace(o, "<run>") for k, v in c.items()} for c, o in zip(configs, own, strict=True)]
+    keys = dict.fromkeys(k for c in plain for k in c)
+    return {k: row for k in keys if len({*(row := [c.get(k) for c in plain])}) > 1}
+
+
+def joined_alarms(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry an alarm: the line that ends one replaces the `until` of the line that began it."""
+    alarms: dict[tuple[str, int], dict[str, Any]] = {}
+    for line in lines:
+        alarms.setdefault((line["key"], line["update"]), dict(line))["until"] = line["until"]
+    return list(alarms.values())

@@ -1,0 +1,278 @@
+"""The page in a real browser: no error, no request, both themes, the inspector by mouse and by keys."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up import make_run
+from test_page import HOSTILE, make_hostile
+
+from opdlight.report.build import report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH (Debian, Ubuntu: tools/setup_browser.sh)"),
+]
+
+
+@dataclass
+class Seen:
+    """A page, and what happened on it."""
+
+    page: Any
+    errors: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def text(self, selector: str) -> str:
+        return str(self.page.inner_text(selector))
+
+    def count(self, selector: str) -> int:
+        return int(self.page.locator(selector).count())
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="needs the extra `dev`")
+    with api.sync_playwright() as playwright:
+        # Chromium's own sandbox does not work for root, as which many containers run
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report(str(make_run(tmp_path_factory.mktemp("small") / "one", updates=20, trajectories=24)))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report(str(make_run(tmp_path_factory.mktemp("large") / "one", updates=20, trajectories=1000)))
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Any]:
+    contexts = []
+
+    def go(file: Path, *, hash: str = "", width: int = 1400, scheme: str = "light") -> Seen:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        seen = Seen(context.new_page())
+        seen.page.on("console", lambda m: seen.errors.append(m.text) if m.type in ("error", "warning") else None)
+        seen.page.on("pageerror", lambda error: seen.errors.append(str(error)))
+        seen.page.on("request", lambda r: seen.requests.append(r.url))
+        seen.page.goto(file.as_uri() + hash)
+        return seen
+
+    yield go
+    for context in contexts:
+        context.close()
+
+
+def trajectories(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (file.parents[1] / "trajectories.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 420])
+def test_the_page_loads_without_an_error_or_a_request(small: Path, visit: Any, scheme: str, width: int) -> None:
+    seen = visit(small, width=width, scheme=scheme)
+    assert seen.page.is_visible("text=Held-out success")
+    background = "getComputedStyle(document.body).backgroundColor"
+    assert seen.page.evaluate(background) == {"light": "rgb(244, 245, 248)", "dark": "rgb(15, 19, 25)"}[scheme]
+    ink = "getComputedStyle(document.querySelector('figure svg text')).fill"
+    before = seen.page.evaluate(ink)
+    seen.page.click("#theme")
+    assert seen.page.evaluate(background) == {"dark": "rgb(244, 245, 248)", "light": "rgb(15, 19, 25)"}[scheme]
+    assert seen.page.evaluate(ink) != before  # the figures follow
+    seen.page.reload()
+    assert seen.page.evaluate(background) == {"dark": "rgb(244, 245, 248)", "light": "rgb(15, 19, 25)"}[scheme]
+    assert seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    seen.page.click("#tab-inspector")
+    assert seen.page.is_visible("#transcript")
+    assert seen.page.is_hidden("#view-report")
+    assert seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert seen.errors == []
+    assert [url for url in seen.requests if not url.startswith(("file:", "data:"))] == []
+    assert len([url for url in seen.requests if url.startswith("file:")]) == 2  # the page, and once more
+
+
+def test_the_tabs_work_by_keys(small: Path, visit: Any) -> None:
+    seen = visit(small)
+    seen.page.focus("#tab-report")
+    seen.press("ArrowRight")
+    assert seen.page.is_visible("#view-inspector")
+    assert seen.page.evaluate("document.activeElement.id") == "tab-inspector"
+    seen.press("ArrowLeft")
+    assert seen.page.is_visible("#view-report")
+
+
+def test_filters_and_order(small: Path, visit: Any) -> None:
+    seen, rows = visit(small, hash="#inspector"), trajectories(small)
+    assert seen.text("#matches") == "24 of 24"
+    assert seen.page.is_hidden("#f-run")  # of one run there is nothing to choose
+    seen.page.select_option("#f-task", "alfworld")
+    assert seen.text("#matches") == "12 of 24"
+    seen.page.select_option("#f-status", "success")
+    seen.page.select_option("#f-stage", "train")
+    wanted = [r for r in rows if (r["task"], r["status"], r["stage"]) == ("alfworld", "success", "train")]
+    assert seen.text("#matches") == f"{len(wanted)} of 24"
+    assert f"seed {wanted[0]['seed']}" in seen.text("#heading")
+    seen.page.select_option("#f-update", str(wanted[0]["update"]))
+    assert seen.text("#matches") == f"{sum(r['update'] == wanted[0]['update'] for r in wanted)} of 24"
+    seen.page.select_option("#f-stage", "val")
+    assert seen.text("#matches") == "0 of 24"
+    assert "No trajectory matches" in seen.text("#list")
+    assert (seen.count(".tok[data-n]"), seen.text("#heading")) == (0, "")
+    seen.press("n", "j", "ArrowRight")  # nothing to move over
+    seen.page.click("#reset")
+    assert seen.text("#matches") == "24 of 24"
+
+    def worst(row: dict[str, Any]) -> float:
+        columns = [zip(t["student"], t["teacher"], t["kept"], strict=True) for t in row["turns"]]
+        return max((abs(q - p) for column in columns for p, q, kept in column if kept), default=0)
+
+    seen.page.select_option("#sort", "worst")
+    assert seen.page.get_attribute(".option", "aria-selected") == "true"
+    assert f"seed {max(rows, key=worst)['seed']}" in seen.text("#heading")
+    assert seen.errors == []
+
+
+def test_a_walk_with_the_keys(small: Path, visit: Any) -> None:
+    seen, rows = visit(small, hash="#inspector"), trajectories(small)
+    seen.page.select_option("#f-task", "sums")
+    mine = [r for r in rows if r["task"] == "sums"]
+    seen.page.focus("#list")
+    seen.press("j", "ArrowDown", "k")
+    assert f"seed {mine[1]['seed']}" in seen.text("#heading")
+    assert seen.page.get_attribute("#list", "aria-activedescendant") == f"option-{rows.index(mine[1])}"
+    (turn,) = mine[1]["turns"]
+    assert seen.count(".tok[data-n]") == len(turn["ids"])
+    assert seen.count(".tok.masked[data-n]") == turn["kept"].count(False) > 0
+
+    seen.press("ArrowRight", "ArrowRight", "ArrowLeft", "ArrowRight")
+    focused = "document.activeElement.dataset.n"
+    assert seen.page.evaluate(focused) == "1"
+    assert seen.count('[aria-current="true"]') == 1
+    assert "token 2 of" in seen.text("#detail")
+    assert seen.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+    def order(key: str) -> list[int]:
+        sizes = {
+            "ratio": [abs(q - p) for p, q in zip(turn["student"], turn["teacher"], strict=True)],
+            "divergence": turn["divergence"],
+            "coverage": [1 - m for m in turn["mass"]],
+        }[key]
+        return sorted((i for i in range(len(sizes)) if turn["kept"][i]), key=lambda i: -sizes[i])
+
+    seen.page.locator("body").press("j")
+    seen.page.locator("body").press("k")
+    walked = []
+    for key in ("n", "n", "n", "p"):
+        seen.press(key)
+        walked.append(int(seen.page.evaluate(focused)))
+    ratio = order("ratio")
+    assert walked == [ratio[0], ratio[1], ratio[2], ratio[1]]
+    for key, mode in (("2", "divergence"), ("3", "coverage"), ("1", "ratio")):
+        seen.press(key)
+        assert seen.page.is_checked(f'input[value="{mode}"]')
+        seen.press("k", "j", "n")  # from anew
+        assert int(seen.page.evaluate(focused)) == order(mode)[0]
+        strength = [
+            float(seen.page.eval_on_selector(f'[data-n="{i}"]', "e => e.style.getPropertyValue('--a')"))
+            for i in order(mode)
+        ]
+        assert strength == sorted(strength, reverse=True)
+        assert strength[0] > 0
+
+    seen.press("j", "k")
+    seen.page.focus('input[value="ratio"]')
+    seen.press("ArrowRight")  # among the radio buttons, not among the tokens
+    assert seen.page.is_checked('input[value="divergence"]')
+    assert seen.count('[aria-current="true"]') == 0
+
+    seen.press("?")
+    assert seen.page.is_visible("#help")
+    seen.press("j", "x")  # stays
+    assert f"seed {mine[1]['seed']}" in seen.text("#heading")
+    seen.press("Escape")
+    assert seen.page.is_hidden("#help")
+    seen.press("x")  # no key of ours
+    assert seen.errors == []
+
+
+def test_pointing_at_a_token_shows_both_models_candidates(small: Path, visit: Any) -> None:
+    rows = trajectories(small)
+    at = next(i for i, r in enumerate(rows) if r["task"] == "sums")
+    seen, turn = visit(small, hash=f"#t{at}"), rows[at]["turns"][0]
+    assert f"seed {rows[at]['seed']}" in seen.text("#heading")
+    seen.press("ArrowRight")
+    seen.page.hover('[data-n="4"]')
+    assert "token 5 of" in seen.text("#detail")
+    for n, name in enumerate(("student_top", "teacher_top")):
+        cells = seen.page.locator(".candidates").nth(n).locator("tbody tr")
+        assert cells.count() == 5
+        for i, (text, own, other) in enumerate(turn[name][4]):
+            shown = cells.nth(i).locator("th code, td").all_inner_texts()
+            assert shown[0].removeprefix("▸ ") == text.replace(" ", "␣").replace("\n", "⏎")
+            own, other = (2.718281828459045**x for x in (own, other))
+            for cell, p in zip(shown[1:], (own, other) if n == 0 else (other, own), strict=True):
+                assert float(cell.replace("<", "").removesuffix(" %")) == pytest.approx(100 * p, abs=0.06)
+    assert f"{turn['engine'][4]:.3f}".replace("-", "−") in seen.text("#detail")
+    masked = turn["kept"].index(False)
+    seen.page.hover(f'[data-n="{masked}"]')
+    assert "left out of the loss by the mask" in seen.text("#detail")
+    seen.page.hover("#heading")
+    assert "token 1 of" in seen.text("#detail")  # back to the selected one
+    blanks = [i for i, t in enumerate(turn["text"]) if t.isspace()]
+    assert [seen.text(f'[data-n="{i}"]') for i in blanks] == ["␣", "⏎"]
+    assert seen.count(".tokens br") == 1  # a line ends where the student ended it
+    assert seen.text(".observation pre") == turn["prompt"]
+
+
+def test_a_thousand_trajectories_draw_only_what_is_in_sight(large: Path, visit: Any) -> None:
+    seen, rows = visit(large, hash="#inspector"), trajectories(large)
+    assert seen.text("#matches") == "1000 of 1000"
+    nodes = "document.querySelectorAll('#view-inspector *').length"
+    assert seen.page.evaluate(nodes) < 1500
+    seen.page.evaluate("document.getElementById('list').scrollTop = 62 * 500")
+    seen.page.wait_for_selector("#option-503")
+    assert seen.count(".option") < 40
+    seen.page.click("#option-503")
+    assert f"seed {rows[503]['seed']}" in seen.text("#heading")
+    seen.page.select_option("#f-task", "alfworld")
+    assert seen.text("#matches") == "500 of 1000"
+    seen.page.focus("#list")
+    seen.press(*["j"] * 30)
+    index = rows.index([r for r in rows if r["task"] == "alfworld"][251 + 30])
+    assert f"seed {rows[index]['seed']}" in seen.text("#heading")
+    assert seen.page.is_visible(f"#option-{index}")  # scrolled along
+    assert seen.page.evaluate(nodes) < 1500
+    assert seen.errors == []
+
+
+def test_hostile_text_does_not_execute(tmp_path: Path, visit: Any) -> None:
+    seen = visit(report(str(make_hostile(tmp_path / "run"))), hash="#t0")
+    for i, text in enumerate(HOSTILE):
+        seen.page.hover(f'[data-n="{i}"]')
+        assert "token" in seen.text("#detail")
+        if text.isprintable() and text.isascii():
+            assert seen.page.evaluate(f"document.querySelector('[data-n=\"{i}\"]').textContent") == text
+    assert seen.page.evaluate("window.hacked") is None
+    assert seen.count("img") == 0
+    assert "⟨U+202E⟩" in seen.text("#transcript")
+    seen.page.click("#tab-report")
+    assert "<img src=x" in seen.text("#tokens")
+    assert seen.errors == []
+    assert len(seen.requests) == 1

@@ -1,0 +1,161 @@
+"""The page as text: its parts, what is escaped, and runs compared."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_up import lines, make_run, trajectory
+from numpy.random import default_rng
+
+from opdlight.report.build import report
+
+HOSTILE = [
+    "</script><script>window.hacked = 1</script>",
+    "<img src=x onerror='window.hacked = 2'>",
+    "<!--<script>",
+    "\0\x1b[31m",
+    "\u202eabc\u2066",
+    "👩‍🚀🏴‍☠️",
+    "\ud83d",
+    "\u2028\u2029",
+    "]]>&amp;\"'`${window.hacked = 3}{{ 7 * 7 }}",
+    "</script x",
+    "<!-- <script x",
+]
+
+
+class Elements(HTMLParser):
+    """Every start tag, and the text of each script."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] == "script" and data.strip():
+            self.scripts.append(data)
+
+
+def parse(page: str) -> Elements:
+    elements = Elements()
+    elements.feed(page)
+    return elements
+
+
+def make_hostile(folder: Path) -> Path:
+    """A run whose texts, names and keys are hostile wherever a model, a task or a person could put them."""
+    make_run(folder, updates=6, trajectories=4)
+    made = trajectory(default_rng(0), 1, 4, 6, task="sums")
+    for i, text in enumerate(HOSTILE):
+        turn = made["turns"][0]
+        turn["text"][i] = text
+        turn["student_top"][i][0][0] = turn["teacher_top"][i][4][0] = text
+    made["turns"][0]["prompt"] = "".join(HOSTILE)
+    made |= {"task": HOSTILE[1], "status": HOSTILE[0], "stage": HOSTILE[4], "metrics": {HOSTILE[0]: 1.0}}
+    lines(folder / "trajectories.jsonl", [made])
+    gaps = [{"text": t, "id": i, "special": False, "count": 1, "mean": -1, "share": 0.1} for i, t in enumerate(HOSTILE)]
+    lines(folder / "token_gaps.jsonl", [{"update": 1, "task": HOSTILE[0], "tokens": 9, "rows": gaps}])
+    alarm = {"update": 1, "key": HOSTILE[0], "value": 1, "threshold": 2, "kind": HOSTILE[1], "meaning": HOSTILE[0]}
+    lines(folder / "alarms.jsonl", [{**alarm, "advice": "".join(HOSTILE), "until": None}])
+    (folder / "config.yaml").write_text(json.dumps({"seed": 1, HOSTILE[0]: HOSTILE}))
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["tasks"] = dict.fromkeys(HOSTILE, summary["tasks"]["sums"])
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    file = report(str(make_run(tmp_path_factory.mktemp("runs") / "one", updates=30, trajectories=24)))
+    return file, file.read_text()
+
+
+def test_the_page_holds_every_part_and_each_figure_is_a_png_too(page: tuple[Path, str]) -> None:
+    file, text = page
+    assert file.parts[-3:] == ("one", "report", "index.html")
+    for title in (
+        "Held-out success", "Loss", "Success · alfworld", "Gradient norm", "Seconds an update", "Coverage · sums",
+        "Endings of the episodes", "Coverage by depth · sums", "Gap by position · alfworld",
+        "Concentration of the signal · sums", "Student and teacher probability · alfworld",
+        "Success by number of turns · alfworld", "Gap by turn · alfworld", "Coverage by turn · alfworld",
+    ):  # fmt: skip
+        assert f"<h3>{title}</h3>" in text
+    assert "Turns of an episode · sums" not in text  # always one
+    figures = sorted((file.parent / "figures").glob("*.png"))
+    assert len(figures) == text.count("<figure ")
+    assert all(f.read_bytes().startswith(b"\x89PNG") for f in figures)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert len(captions) == len(figures)
+    for caption in captions:
+        assert "healthy" in caption
+        assert caption.endswith(".") and ". " not in caption.removesuffix(".")  # one sentence
+    assert "gap closed" in text
+    assert "coverage/student_mass/alfworld" in text
+    assert "Raise loss.k, or lower the temperature." in text
+    assert "update 12 – 21" in text
+
+
+def test_the_page_fetches_nothing(page: tuple[Path, str]) -> None:
+    for tag, attributes in parse(page[1]).tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        for name in ("src", "href", "xlink:href", "action"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,")), (tag, attributes)
+    assert not re.search(r"url\((?!#)|@import", page[1])
+
+
+def test_the_data_can_be_read_back(page: tuple[Path, str]) -> None:
+    scripts = parse(page[1]).scripts
+    index, recorded = json.loads(scripts[0]), [json.loads(line) for line in scripts[1].strip().split("\n")]
+    assert len(index) == len(recorded) == 24
+    for short, whole in zip(index, recorded, strict=True):
+        assert short["tokens"] == sum(len(turn["ids"]) for turn in whole["turns"])
+        assert short["task"] == whole["task"]
+
+
+def test_at_most_so_many_trajectories_spread_over_all(page: tuple[Path, str], tmp_path: Path) -> None:
+    run = page[0].parents[1]
+    text = report(str(run), str(tmp_path / "few.html"), trajectories=5).read_text()
+    recorded = [json.loads(line) for line in (run / "trajectories.jsonl").read_text().splitlines()]
+    shown = [json.loads(line)["seed"] for line in parse(text).scripts[1].strip().split("\n")]
+    assert shown == [recorded[i]["seed"] for i in (0, 6, 12, 17, 23)]
+    assert "No trajectory was recorded" in report(str(run), str(tmp_path / "none.html"), trajectories=0).read_text()
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    text = report(str(make_hostile(tmp_path / "run"))).read_text(encoding="utf-8")
+    elements = parse(text)
+    assert [tag for tag, _ in elements.tags].count("script") == 5
+    assert "img" not in [tag for tag, _ in elements.tags]
+    assert not any(name.startswith("on") for _, attributes in elements.tags for name in attributes)
+    assert not re.search("[\0\x1b\u202e\u2066\u2028\u2029]", text)
+    assert "{{ 7 * 7 }}" in text
+    assert "49}" not in text
+    turn = json.loads(elements.scripts[1])["turns"][0]
+    assert turn["text"][:2] == HOSTILE[:2]
+    assert turn["text"][3] == "␀␛[31m"
+    assert turn["text"][6] == "⟨U+D83D⟩"
+
+
+def test_runs_are_compared(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", updates=12, trajectories=8)
+    b = make_run(tmp_path / "b", seed=1, updates=8, trajectories=8, k=8)
+    (b / "summary.json").unlink()
+    file = report([str(a), str(b)])
+    assert file == tmp_path / "report" / "index.html"
+    text = file.read_text()
+    assert text.count("<h3>Loss</h3>") == 1  # overlaid
+    for title in ("Coverage by depth · sums", "Gap by position · sums", "Student and teacher probability · sums"):
+        assert text.count(f"<h3>{title} · run A</h3>") == text.count(f"<h3>{title} · run B</h3>") == 1
+    table = re.search(r'<table class="keys">.*?</table>', text, flags=re.DOTALL)
+    assert table
+    rows = re.findall(
+        r"<tr><th scope=\"row\"><code>(.*?)</code></th><td><code>(.*?)</code>.*?<code>(.*?)</code>", table[0]
+    )
+    assert rows == [("loss.k", "32", "8"), ("seed", "0", "1")]
+    assert text.count("summary.json is missing") == 1
