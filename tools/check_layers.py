@@ -17,7 +17,7 @@ LAYERS = (
     ("losses", "metrics", "failure_metrics", "envs"),
     ("models", "rollout", "collate"),
     ("module", "data", "publish", "callbacks", "demonstrations"),
-    ("training", "evaluation", "supervised", "run_folder", "lab", "report", "doctor"),
+    ("training", "evaluation", "supervised", "run_folder", "loggers", "lab", "report", "doctor"),
     ("train", "evaluate", "sft"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

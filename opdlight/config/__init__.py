@@ -5,13 +5,14 @@ import functools
 import hydra.utils
 
 from opdlight.config.entry import CONF, check, compose, hydra_entry
-from opdlight.config.schemas import EstimatorsConfig, EvaluateConfig, SftConfig, ToyConfig, TrainConfig
+from opdlight.config.schemas import DoctorConfig, EstimatorsConfig, EvaluateConfig, SftConfig, ToyConfig, TrainConfig
 
 # plain lists, dicts and objects reach the constructors: by default Hydra would wrap dataclasses in configs of its own
 instantiate = functools.partial(hydra.utils.instantiate, _convert_="all")
 
 __all__ = [
     "CONF",
+    "DoctorConfig",
     "EstimatorsConfig",
     "EvaluateConfig",
     "SftConfig",

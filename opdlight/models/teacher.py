@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from opdlight.errors import ConfigError
 from opdlight.losses import Needs, complete
@@ -37,6 +38,11 @@ class Teacher(nn.Module):
         self._hidden_from_torch[0]._apply(fn)  # .to(device) must still reach it
         super()._apply(fn, recurse)
         return self
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The frozen model."""
+        return self._hidden_from_torch[0]
 
     def head(self) -> LMHead:
         """The LM head."""
