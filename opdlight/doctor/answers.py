@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -13,12 +14,13 @@ from opdlight.data import episode_seed
 from opdlight.doctor.findings import Finding, Verdict, override
 from opdlight.doctor.patient import PROMPTS, Pair, Patient
 from opdlight.doctor.scores import sampled
-from opdlight.doctor.special_tokens import stop_ids
+from opdlight.doctor.special_tokens import THINKING, TOOLS, encode, stop_ids
 from opdlight.rollout import ChatRenderer, Collector, Sampling
 from opdlight.types import RolloutRequest, Status, Trajectory, Turn
 
 SHOWN = 5
 REJECTED = -5.0  # median log-prob in nats of a token that the teacher would not have written
+COLD_START = "if it ends badly, first let the student learn the form of the answers: python -m opdlight.sft task="
 Play = Callable[[Patient, str], list[Trajectory]]  # task → trajectories
 
 
@@ -38,7 +40,8 @@ def first_turns(patient: Patient, task: str) -> list[Trajectory]:
             pad_token_id=stops[0] if stops else 0,
         )
         ids = torch.tensor([prompt], device=student.head().weight.device)
-        whole = student.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how)
+        generate: Any = student.model.generate
+        whole = generate(ids, attention_mask=torch.ones_like(ids), generation_config=how)
         answer = whole[0, len(prompt) :].tolist()
         turn = Turn(
             prompt_ids=prompt,
@@ -116,17 +119,25 @@ def check_answers(patient: Patient, pair: Pair, play: Play = first_turns) -> lis
     evidence = (
         f"mean log q {mean:.2f} nats a token over {len(logprobs)} tokens of {len(turns)} answers (a guess has "
         f"{uniform:.1f}); {sum(t.finish_reason == 'length' for t in turns)} of {len(turns)} were cut; worst tokens: "
-        + ", ".join(j.shown(tokenizer.decode([j.token])) for j in worst)
+        + ", ".join(j.shown(str(tokenizer.decode([j.token]))) for j in worst)
     )
-    rejected = [j for j in judged if j.share >= 0.5 and len(j.logprobs) > 1 and median(j.logprobs) < REJECTED]
-    names = [str(tokenizer.convert_ids_to_tokens(j.token)) for j in rejected]
-    mask = override("mask.tokens", [*patient.mask_tokens, *names]) + (" mask.occurrence=every" if names else "")
     if mean < uniform / 2:
-        return found(Verdict.FAIL, f"the teacher would not answer so: {evidence}", override(pair.key, "<another model>"))
-    if rejected:
-        return found(Verdict.WARN, f"the teacher refuses {', '.join(names)} in most answers: {evidence}", mask)
+        return found(Verdict.FAIL, f"the teacher would not answer so: {evidence}", f"{pair.key}=<another model>")
+    refused = [j.token for j in judged if j.share >= 0.5 and len(j.logprobs) > 1 and median(j.logprobs) < REJECTED]
+    if refused:
+        names = [str(t) for t in tokenizer.convert_ids_to_tokens(refused)]
+        problem = f"the teacher would not write {' '.join(map(repr, names))} where most answers do"
+        if set(refused) <= steering(pair):
+            mask = override("mask.tokens", [*patient.mask_tokens, *names])
+            return found(Verdict.WARN, f"{problem}: {evidence}", mask)
+        return found(Verdict.WARN, f"{problem}: {evidence}", f"{COLD_START}{pair.tasks[0]}")
     if mean < uniform / 4:
-        return found(
-            Verdict.WARN, f"the teacher would hardly answer so: {evidence}", override(pair.key, "<another model>")
-        )
+        return found(Verdict.WARN, f"the teacher would hardly answer so: {evidence}", f"{COLD_START}{pair.tasks[0]}")
     return found(Verdict.PASS, evidence)
+
+
+def steering(pair: Pair) -> set[int]:
+    """The student's ids that mark turns, thoughts and ends; in several pieces where it lacks the token."""
+    tokenizer = pair.student.tokenizer
+    pieces = [i for text in (*THINKING, *TOOLS) for i in encode(tokenizer, text)]
+    return {*pieces, *tokenizer.get_added_vocab().values(), *stop_ids(tokenizer, pair.student.model)}

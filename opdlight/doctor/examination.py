@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
+from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -127,7 +128,7 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
 def examine_quickly(cfg: DictConfig, mixture: TaskMixture, module: OnPolicyDistillation) -> None:
     """What `opdlight.train` does before the first rollout: the checks that need no answer, on the models it has built.
 
-    Nothing changes: no gradient is left, the loss remembers nothing, and no random number is drawn.
+    Nothing changes: no gradient is left, the loss remembers nothing, and the random streams go on as they were.
 
     Raises:
         ConfigError: if a check fails, with its evidence and how to train all the same.
@@ -135,7 +136,8 @@ def examine_quickly(cfg: DictConfig, mixture: TaskMixture, module: OnPolicyDisti
     if not cfg.doctor:
         return
     teachers = {name: module.teachers.of(name) for name in mixture.names}
-    found = examine(patient_of(cfg, mixture, module.student, module.loss, teachers))
+    with isolate_rng(include_cuda=False):
+        found = examine(patient_of(cfg, mixture, module.student, module.loss, teachers))
     bad = [f for f in found if f.verdict is not Verdict.PASS]
     console = Console()
     for finding in bad:

@@ -1,6 +1,7 @@
 """What a check found: a verdict, the evidence and the config line that repairs it."""
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -40,10 +41,11 @@ class Finding:
 def override(key: str, value: object) -> str:
     """`key=value` as it is typed in a shell, with Hydra's quotes inside the shell's.
 
-    >>> print(override("loss.k", 8), override("mask.tokens", ["<think>", 7]))
-    loss.k=8 mask.tokens='["<think>",7]'
+    >>> print(override("model.dtype", "float32"), override("mask.tokens", ["<think>", 7]))
+    model.dtype=float32 mask.tokens='["<think>",7]'
     """
-    return f"{key}={shlex.quote(_hydra(value))}"
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z]\w*", value)
+    return f"{key}={value if plain else shlex.quote(_hydra(value))}"
 
 
 def _hydra(value: object) -> str:

@@ -26,11 +26,8 @@ def check_context(patient: Patient, task: str) -> list[Finding]:
     )
 
     def found(verdict: Verdict, problem: str, repair: str) -> list[Finding]:
-        return [
-            Finding(
-                check="context", about=task, verdict=verdict, evidence=f"{problem}; {evidence}".lstrip("; "), repair=repair
-            )
-        ]
+        said = f"{problem}; {evidence}" if problem else evidence
+        return [Finding(check="context", about=task, verdict=verdict, evidence=said, repair=repair)]
 
     room = min([n for n in made_for.values() if n], default=whole)
     if max(prompts) >= min(whole, room):

@@ -84,13 +84,11 @@ def check_determinism(patient: Patient, pair: Pair) -> list[Finding]:
     if not twice <= AGAIN:
         verdict = Verdict.FAIL
         evidence += ": the teacher draws random numbers (dropout?)"
-        repair = override(pair.key, "<a model that answers the same twice>")
+        repair = f"{pair.key}=<a model that answers the same twice>"
     elif not padded <= PADDED[patient.dtype]:
         verdict = Verdict.FAIL if padded > 10 * PADDED[patient.dtype] else Verdict.WARN
         evidence += ": the answer depends on what stands beside a row"
-        repair = (
-            override("model.dtype", "float32") if patient.dtype != "float32" else override(pair.key, "<another model>")
-        )
+        repair = override("model.dtype", "float32") if patient.dtype != "float32" else f"{pair.key}=<another model>"
     return [Finding(check="teacher determinism", about=pair.name, verdict=verdict, evidence=evidence, repair=repair)]
 
 
@@ -160,9 +158,7 @@ def own_loss(patient: Patient) -> tuple[float, float]:
     support = complete_support(teacher.support, needs, batch.target_ids, teacher.sampled)
     teacher = replace(teacher, support=support, reference=teacher.sampled if needs.reference else None)
     leaf = hidden.detach().clone().requires_grad_()
-    scores = student.score(
-        leaf, batch, teacher=teacher, needs=needs, temperature=temperature, top_p=patient.top_p
-    )
+    scores = student.score(leaf, batch, teacher=teacher, needs=needs, temperature=temperature, top_p=patient.top_p)
     each = loss(scores, batch)
     (gradient,) = torch.autograd.grad(each.mean(), leaf)
     likelihood = token_logprobs(leaf, student.head(), batch.target_ids, temperature)

@@ -47,7 +47,9 @@ def check_special_tokens(patient: Patient, pair: Pair) -> list[Finding]:
     """Ends, chat markers and thinking tokens of both; what differs and is not masked yet becomes a mask to paste."""
     student, teacher = pair.student.tokenizer, pair.teacher.tokenizer
     stops = stop_ids(student, pair.student.model), stop_ids(teacher, pair.teacher.model)
-    facts, needed, optional = [], [], []
+    facts: list[str] = []
+    needed: list[str] = []
+    optional: list[str] = []  # nobody has asked for them
     facts.append(f"end {_names(student, stops[0])} / {_names(teacher, stops[1])}")
     for i in stops[0]:
         if i not in stops[1] or (i == student.eos_token_id and i != teacher.eos_token_id):

@@ -5,7 +5,7 @@ from itertools import zip_longest
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from opdlight.doctor.findings import Finding, Verdict, override
+from opdlight.doctor.findings import Finding, Verdict
 from opdlight.doctor.patient import Opening, Pair, Patient
 from opdlight.doctor.special_tokens import EXAMPLE, encode
 from opdlight.rollout import ChatRenderer, Completion
@@ -33,7 +33,7 @@ def conversations(patient: Patient, pair: Pair) -> list[list[dict[str, str]]]:
 def check_template(patient: Patient, pair: Pair) -> list[Finding]:
     """The same conversations rendered by both: text and ids."""
     student, teacher = pair.student.tokenizer, pair.teacher.tokenizer
-    same = override(pair.key, "<a model that was trained with the student's chat template>")
+    same = f"{pair.key}=<a model that was trained with the student's chat template>"
 
     def found(verdict: Verdict, evidence: str, repair: str = same) -> list[Finding]:
         return [Finding(check="chat template", about=pair.name, verdict=verdict, evidence=evidence, repair=repair)]
@@ -55,7 +55,9 @@ def check_template(patient: Patient, pair: Pair) -> list[Finding]:
         ids = encode(student, ours), encode(teacher, ours)
         if ids[0] != ids[1]:
             at = next(i for i, (a, b) in enumerate(zip_longest(*ids)) if a != b)
-            parts = (repr(t.convert_ids_to_tokens(i[at : at + 3])) for t, i in zip((student, teacher), ids, strict=True))
+            parts = (
+                repr(t.convert_ids_to_tokens(i[at : at + 3])) for t, i in zip((student, teacher), ids, strict=True)
+            )
             evidence = f"{roles}: the same text is cut into other tokens from number {at} on: {' / '.join(parts)}"
             return found(Verdict.WARN, f"{evidence} (student / teacher); the teacher reads the student's")
     return found(Verdict.PASS, f"{len(examples)} conversations have the same text and the same ids", "")

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from opdlight.doctor.findings import Finding, Verdict, override
+from opdlight.doctor.findings import Finding, Verdict
 from opdlight.doctor.patient import Pair, Patient
 from opdlight.doctor.special_tokens import markers, stop_ids
 
@@ -57,7 +57,7 @@ def check_vocabulary(patient: Patient, pair: Pair) -> list[Finding]:
         f"{pair.shared} shared ids; tokenizers {len(student.tokenizer)} / {len(teacher.tokenizer)} tokens, "
         f"logits {widths[0]} / {widths[1]} wide (student / teacher)"
     )
-    other = override(pair.key, "<a model with the student's tokenizer>")
+    other = f"{pair.key}=<a model with the student's tokenizer>"
 
     def found(verdict: Verdict, evidence: str, repair: str = other) -> list[Finding]:
         return [
@@ -84,7 +84,9 @@ def check_vocabulary(patient: Patient, pair: Pair) -> list[Finding]:
             return found(Verdict.FAIL, f"the teacher has no embedding for {names}, which every prompt holds; {sizes}")
         return found(Verdict.WARN, f"the teacher has no embedding for {names}: it crashes on a row with one; {sizes}")
     if pair.shared < SMALL_SHARE * len(ours):
-        return found(Verdict.WARN, f"only {100 * pair.shared / len(ours):.0f} % of the student's ids are shared; {sizes}")
+        return found(
+            Verdict.WARN, f"only {100 * pair.shared / len(ours):.0f} % of the student's ids are shared; {sizes}"
+        )
     return found(Verdict.PASS, sizes, "")
 
 
