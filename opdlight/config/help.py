@@ -37,8 +37,6 @@ def help_text(conf: Path, config_name: str, overrides: Sequence[str] = (), *, mo
     lines += ["", "Options worth knowing, as they are now:"]
     sources = [("", file) for file in reversed(_lineage(conf, main))]
     sources += [(f"{g}.", conf / g / f"{o}.yaml") for g, o in chosen.items() if o]
-        (f"{g}.", conf / g / f"{o}.yaml") for g, o in chosen.items() if o
-    ]
     for prefix, path in sources:
         found = {key: comment for key, comment in commented_keys(path) if not key.startswith("hydra")}
         for key, comment in found.items():
