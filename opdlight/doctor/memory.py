@@ -18,6 +18,7 @@ Fragmentation, the libraries (about 1 GiB) and the environments come on top.
 import inspect
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -82,7 +83,7 @@ def check_memory(patient: Patient) -> list[Finding]:
     devices = patient.trainer.get("devices", 1)
     copies = devices if not gpu and isinstance(devices, int) and devices > 1 else 1  # processes that share this machine
     whole = copies * sum(parts.values())
-    sure = copies * (whole / copies - parts["activations"] - parts["logits"])
+    sure = whole - copies * (parts["activations"] + parts["logits"])
     evidence = (
         f"{whole / GIB:.2f} of {there / GIB:.1f} GiB on {'the GPU' if gpu else 'this machine'}: "
         + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
@@ -100,8 +101,8 @@ def check_memory(patient: Patient) -> list[Finding]:
         evidence = f"weights, optimizer and engine alone do not fit; {evidence}"
         return found(Verdict.FAIL, evidence, " ".join([*dtype, lora]))
     if whole > TIGHT * there:
-        room = max(TIGHT * there - sure, 0.0) / max(copies * (parts["activations"] + parts["logits"]), 1.0)
-        tokens = max(1, int(patient.micro_batch_tokens * room))
+        fixed = copies * sum(estimate(replace(patient, micro_batch_tokens=0), gpu, there).values())
+        tokens = int(patient.micro_batch_tokens * (TIGHT * there - fixed) / (whole - fixed))
         if tokens >= 64:  # fewer would not hold a row
             return found(Verdict.WARN, f"tight; {evidence}", override("micro_batch_tokens", tokens))
         return found(Verdict.WARN, f"tight; {evidence}", lora)
