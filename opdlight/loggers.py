@@ -15,7 +15,9 @@ from opdlight.config import instantiate
 from opdlight.errors import MissingDependencyError
 
 HIDDEN = "<hidden>"
-SECRET_NAME = re.compile(r"(?i)(^|[_.\-])(\w*key|\w*token|pass\w*|pwd|\w*secret|credentials?|auth\w*|cookie)$")
+# the last word of a name
+SECRET_NAMES = {"key", "apikey", "token", "password", "passwd", "passphrase", "pwd", "secret"}
+SECRET_NAMES |= {"credential", "credentials", "auth", "authorization", "cookie"}
 SECRET_VALUE = re.compile(
     r"(?i)\b(hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[a-z]-|AKIA|eyJ)[\w\-./]{12,}|\bbearer\s+\S{8,}|://[^/\s:@]*:[^/\s@]+@"
 )
@@ -34,10 +36,10 @@ def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     """
     loggers: list[Logger] = [run_folder.csv_logger(folder)]
     config = OmegaConf.to_container(cfg, resolve=True)
-    for name, node in cfg.logger.items():
+    for node in cfg.logger.values():
         extra, packages = EXTRAS.get(node.get("_target_"), ("", ()))
         if any(importlib.util.find_spec(package) is None for package in packages):
-            raise MissingDependencyError.extra(f"`logger.{name}`", extra)
+            raise MissingDependencyError.extra(f"`logger={extra}`", extra)
         logger: Logger = instantiate(node)
         logger.log_hyperparams(without_secrets(config))
         loggers.append(logger)
@@ -66,9 +68,14 @@ def without_secrets(value: Any, name: str = "") -> Any:
         return [without_secrets(item, name) for item in value]
     if not isinstance(value, str) or not value:
         return value
-    looks_so = SECRET_NAME.search(name) or SECRET_VALUE.search(value)
+    looks_so = _names_a_secret(name) or SECRET_VALUE.search(value)
     return HIDDEN if looks_so or any(secret in value for secret in _secrets_of_environment()) else value
 
 
+def _names_a_secret(name: str) -> bool:
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)  # apiKey, API_KEY and api-key alike
+    return bool(words) and words[-1].lower() in SECRET_NAMES
+
+
 def _secrets_of_environment() -> list[str]:
-    return [v for name, v in os.environ.items() if SECRET_NAME.search(name) and len(v) >= SHORTEST]
+    return [v for name, v in os.environ.items() if _names_a_secret(name) and len(v) >= SHORTEST]
