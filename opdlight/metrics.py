@@ -192,7 +192,7 @@ def main() -> None:
     table = Table("key", "meaning", "unit", "estimator", "healthy")
     for key, e in found.items():
         table.add_row(key, e.meaning, e.unit, e.estimator, e.healthy)
-    Console(width=None if Console().is_terminal else 160).print(table, markup=False)
+    Console(width=None if Console().is_terminal else 160, markup=False).print(table)
 
 
 if __name__ == "__main__":

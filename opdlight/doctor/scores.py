@@ -17,7 +17,7 @@ from opdlight.models.lm_head import token_logprobs
 from opdlight.rollout import ChatRenderer
 from opdlight.types import Status, TokenBatch, Trajectory, Turn
 
-ROW = 96  # tokens of the longest row of the probe
+ROWS, ROW = 3, 32  # rows of the probe, and tokens of the longest: training runs it on the CPU before it starts
 PROBED = 24  # loss positions of a row
 AGAIN = 1e-4  # largest difference in nats between two forwards of the same batch
 PADDED = {"float32": 1e-3, "bfloat16": 0.3}  # the same beside other rows: sums run in another order
@@ -28,7 +28,8 @@ SMALL_LOSS = {"float32": 1e-4, "bfloat16": 1e-2}  # nats
 def probe(patient: Patient, tasks: Sequence[str]) -> list[list[int]]:
     """Rows of different lengths, cut from the tasks' real prompts."""
     renderer = ChatRenderer(patient.student.tokenizer)
-    prompts = [renderer.start(o.system_prompt, o.observation).prompt_ids for t in tasks for o in patient.openings(t)]
+    openings = [opening for task in tasks for opening in patient.openings(task)]
+    prompts = [renderer.start(o.system_prompt, o.observation).prompt_ids for o in openings[:ROWS]]
     return [ids[: max(4, min(len(ids), ROW) * (i + 1) // len(prompts))] for i, ids in enumerate(prompts)]
 
 
@@ -148,11 +149,10 @@ def own_loss(patient: Patient) -> tuple[float, float]:
     rows = probe(patient, list(patient.tasks))
     (batch,) = as_batches(rows, shared=patient.shared, micro_batch_tokens=1 << 30)
     batch = batch.to(student.head().weight.device)
-    own = itself.score(batch, needs=Needs(sampled=True), chosen=None, temperature=1.0, limit=patient.shared).sampled
-    assert own is not None
-    batch = replace(batch, sampled_logprobs=own.float())
     with torch.no_grad():
         hidden = student.hidden(batch)
+        own = token_logprobs(hidden, student.head(), batch.target_ids)  # as the engine would report them
+    batch = replace(batch, sampled_logprobs=own)
     chosen = student.chosen(hidden, needs, temperature=temperature, limit=patient.shared)
     teacher = itself.score(batch, needs=needs, chosen=chosen, temperature=temperature, limit=patient.shared)
     support = complete_support(teacher.support, needs, batch.target_ids, teacher.sampled)
