@@ -114,11 +114,12 @@ def check_answers(patient: Patient, pair: Pair, play: Play = first_turns) -> lis
         return found(Verdict.FAIL, f"{len(turns)} answers hold no token that carries loss", "mask.tokens=[]")
     logprobs = [x for j in judged for x in j.logprobs]
     mean, uniform = fmean(logprobs), -math.log(pair.teacher.head().width)
+    cut = sum(turn.finish_reason == "length" for turn in turns)
     worst = sorted(judged, key=lambda j: fmean(j.logprobs))[:SHOWN]
     tokenizer = pair.student.tokenizer
     evidence = (
         f"mean log q {mean:.2f} nats a token over {len(logprobs)} tokens of {len(turns)} answers (a guess has "
-        f"{uniform:.1f}); {sum(t.finish_reason == 'length' for t in turns)} of {len(turns)} were cut; worst tokens: "
+        f"{uniform:.1f}); {cut} of {len(turns)} were cut; worst tokens: "
         + ", ".join(j.shown(str(tokenizer.decode([j.token]))) for j in worst)
     )
     if mean < uniform / 2:
@@ -133,6 +134,9 @@ def check_answers(patient: Patient, pair: Pair, play: Play = first_turns) -> lis
         return found(Verdict.WARN, f"{problem}: {evidence}", f"{COLD_START}{pair.tasks[0]}")
     if mean < uniform / 4:
         return found(Verdict.WARN, f"the teacher would hardly answer so: {evidence}", f"{COLD_START}{pair.tasks[0]}")
+    if cut == len(turns):
+        longer = override(f"task.tasks.{pair.tasks[0]}.turn_tokens", 2 * patient.tasks[pair.tasks[0]].turn_tokens)
+        return found(Verdict.WARN, f"no answer came to an end: {evidence}", longer)
     return found(Verdict.PASS, evidence)
 
 

@@ -59,7 +59,8 @@ def check_template(patient: Patient, pair: Pair) -> list[Finding]:
                 repr(t.convert_ids_to_tokens(i[at : at + 3])) for t, i in zip((student, teacher), ids, strict=True)
             )
             evidence = f"{roles}: the same text is cut into other tokens from number {at} on: {' / '.join(parts)}"
-            return found(Verdict.WARN, f"{evidence} (student / teacher); the teacher reads the student's")
+            other = f"{pair.key}=<a model that cuts text as the student does>"
+            return found(Verdict.WARN, f"{evidence} (student / teacher); the teacher reads the student's", other)
     return found(Verdict.PASS, f"{len(examples)} conversations have the same text and the same ids", "")
 
 

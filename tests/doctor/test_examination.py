@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from opdlight.config import CONF, DoctorConfig, TrainConfig, compose, instantiate
 from opdlight.config.help import help_text
+from opdlight.doctor import examination
 from opdlight.doctor.examination import attempt, examine_config, examine_quickly
 from opdlight.doctor.findings import Verdict
 from opdlight.errors import ConfigError
@@ -152,6 +153,19 @@ def test_the_quick_part_is_one_line_and_changes_nothing(capsys: pytest.CaptureFi
     assert all(p.grad is None for p in module.student.parameters())
     assert all(torch.equal(a, b) for a, b in zip(weights, module.student.parameters(), strict=True))
     assert module.loss.running.new_count == 0
+
+
+def test_the_random_streams_go_on_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(_: Any) -> list[Any]:
+        torch.rand(1), random.random(), np.random.rand()
+        return []
+
+    parts = built()
+    monkeypatch.setattr(examination, "examine", draw)
+    streams = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    examine_quickly(*parts)
+    assert torch.equal(streams[0], torch.get_rng_state())
+    assert streams[1:] == (random.getstate(), np.random.get_state()[1].tolist())
 
 
 def test_a_warning_is_shown_and_does_not_stop(capsys: pytest.CaptureFixture[str]) -> None:

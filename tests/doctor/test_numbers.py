@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from opdlight.config import CONF, TrainConfig, compose, instantiate
-from opdlight.doctor import memory
+from opdlight.doctor import memory, scores
 from opdlight.doctor.answers import check_answers, first_turns
 from opdlight.doctor.examination import examine
 from opdlight.doctor.findings import Finding, Verdict, override, worst
@@ -199,6 +199,15 @@ def test_a_loss_that_is_not_0_against_theory_fails(tmp_path: Path, monkeypatch: 
     assert "theory says 0" in finding.evidence
 
 
+def test_a_gradient_against_theory_fails_although_the_value_is_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "at_the_teacher", lambda loss: "")
+    (finding,) = check_identical(patient(tmp_path, loss=SupportMatching(k=8, outside="ignore")))
+    assert finding.verdict is Verdict.FAIL
+    assert finding.evidence.startswith("loss 0.0e+00 nats")
+
+
 def wrote(one: Patient, text: str, end: bool = True) -> Any:
     """A play in which the student always writes `text`."""
     tokenizer = one.student.tokenizer
@@ -229,13 +238,15 @@ class Opinionated(Teacher):
         return TeacherScores(sampled=torch.tensor([self.others.get(t, -0.1) for t in batch.target_ids.tolist()]))
 
 
-def judged(folder: Path, others: dict[str, float], text: str = "go to north", **changes: Any) -> Finding:
+def judged(
+    folder: Path, others: dict[str, float], text: str = "go to north", *, end: bool = True, **changes: Any
+) -> Finding:
     one = patient(folder, **changes)
     vocabulary = one.student.tokenizer.get_vocab()
     teacher = Opinionated(str(folder / "teacher"), {vocabulary[t]: x for t, x in others.items()})
     one = replace(one, teachers={"errand": teacher})
     (pair,) = one.pairs
-    (finding,) = check_answers(one, pair, wrote(one, text))
+    (finding,) = check_answers(one, pair, wrote(one, text, end))
     return finding
 
 
@@ -260,6 +271,12 @@ def test_another_way_of_speaking_is_not_masked(tmp_path: Path) -> None:
     assert finding.verdict is Verdict.WARN
     assert "'go' '<|im_end|>'" in finding.evidence
     assert "python -m opdlight.sft task=errand" in finding.repair
+
+
+def test_answers_that_never_end_warn(tmp_path: Path) -> None:
+    finding = judged(tmp_path, {}, end=False)
+    assert (finding.verdict, finding.repair) == (Verdict.WARN, "task.tasks.errand.turn_tokens=24")
+    assert "3 of 3 were cut" in finding.evidence
 
 
 def test_a_teacher_of_something_else_fails(tmp_path: Path) -> None:
