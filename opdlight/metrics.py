@@ -1,10 +1,13 @@
 """Pure metric functions, and the glossary of every key that a run logs."""
 
+import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from opdlight.types import Status, Support, Trajectory
@@ -222,3 +225,21 @@ def subsample(n: int, most: int, generator: torch.Generator | None = None) -> Te
     if n <= most:
         return torch.arange(n)
     return torch.randperm(n, generator=generator)[:most].sort().values
+
+
+def main() -> None:
+    """Print the glossary: `python -m opdlight.metrics [prefix]`."""
+    parser = argparse.ArgumentParser(prog="python -m opdlight.metrics", description="The glossary of every logged key.")
+    parser.add_argument("prefix", nargs="?", default="", help="show only the keys that begin so, such as coverage/")
+    prefix = parser.parse_args().prefix
+    found = {key: entry for key, entry in GLOSSARY.items() if key.startswith(prefix)}
+    if not found:
+        parser.error(f"no key begins with {prefix!r}; groups: {', '.join(sorted({k.split('/')[0] for k in GLOSSARY}))}")
+    table = Table("key", "meaning", "unit", "estimator", "healthy")
+    for key, e in found.items():
+        table.add_row(key, e.meaning, e.unit, e.estimator, e.healthy)
+    Console(width=None if Console().is_terminal else 160, markup=False).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 from torch.optim import Optimizer
 
@@ -15,8 +14,10 @@ from opdlight.callbacks import Throughput
 from opdlight.collate import Collate
 from opdlight.config import instantiate
 from opdlight.data import OnPolicyData, TaskMixture
+from opdlight.doctor.examination import examine_quickly
 from opdlight.errors import ConfigError
 from opdlight.evaluation import evaluate_tasks, make_collector
+from opdlight.loggers import close_loggers, open_loggers
 from opdlight.losses import Loss
 from opdlight.metrics import Result
 from opdlight.models import Student, Teachers, resolve_model
@@ -105,7 +106,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     mixture: TaskMixture = instantiate(cfg.task)
     module = build(cfg, mixture)
     callbacks = list(instantiate(cfg.callbacks).values())
-    loggers = [run_folder.csv_logger(folder), TensorBoardLogger(folder, name="", version="")]
+    loggers = open_loggers(cfg, folder)
     trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(folder))
     data = OnPolicyData(
         mixture,
@@ -116,6 +117,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     )
     seconds = {"set-up": time.perf_counter() - started}
     try:
+        examine_quickly(cfg, mixture, module)
         with run_folder.timed(seconds, "evaluate before"):
             trainer.validate(module, datamodule=data, verbose=False)
         before, module.evaluated = module.evaluated, {}
@@ -126,6 +128,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         module.student.save(folder / "student")
     finally:
         module.close()
+        close_loggers(loggers)
     teachers: dict[str, list[Trajectory]] = {}
     if cfg.evaluate_teachers and first:
         with run_folder.timed(seconds, "evaluate teachers"):

@@ -60,3 +60,22 @@ def test_the_glossary_finds_patterns() -> None:
     assert metrics.describe("coverage/overlap/alfworld") is not None
     assert metrics.describe("coverage/overlap") is None
     assert metrics.describe("nonsense") is None
+
+
+def test_the_glossary_prints_and_is_filtered_by_prefix(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["metrics"])
+    metrics.main()
+    whole = capsys.readouterr().out
+    assert all(key in whole for key in metrics.GLOSSARY)
+    monkeypatch.setattr("sys.argv", ["metrics", "coverage/"])
+    metrics.main()
+    some = capsys.readouterr().out
+    assert [key for key in metrics.GLOSSARY if key in some] == [
+        k for k in metrics.GLOSSARY if k.startswith("coverage/")
+    ]
+    monkeypatch.setattr("sys.argv", ["metrics", "nothing"])
+    with pytest.raises(SystemExit, match="2"):
+        metrics.main()
+    assert "no key begins with 'nothing'" in capsys.readouterr().err

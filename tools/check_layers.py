@@ -18,7 +18,7 @@ LAYERS = (
     ("models", "rollout", "collate", "schedules"),
     ("reading",),
     ("module", "data", "publish", "callbacks", "demonstrations"),
-    ("training", "evaluation", "supervised", "run_folder", "lab", "report", "doctor"),
+    ("training", "evaluation", "supervised", "run_folder", "loggers", "lab", "report", "doctor"),
     ("train", "evaluate", "sft"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -6,6 +6,7 @@ import hydra.utils
 
 from opdlight.config.entry import CONF, check, compose, hydra_entry
 from opdlight.config.schemas import (
+    DoctorConfig,
     EstimatorsConfig,
     EvaluateConfig,
     ReportConfig,
@@ -19,6 +20,7 @@ instantiate = functools.partial(hydra.utils.instantiate, _convert_="all")
 
 __all__ = [
     "CONF",
+    "DoctorConfig",
     "EstimatorsConfig",
     "EvaluateConfig",
     "ReportConfig",

@@ -35,7 +35,8 @@ def help_text(conf: Path, config_name: str, overrides: Sequence[str] = (), *, mo
             start = f"  {group if i == 0 else '':<10} {mark} {file.stem:<{width}}  "
             lines += _wrap(next(iter(leading_comment(file)), ""), start)
     lines += ["", "Options worth knowing, as they are now:"]
-    sources = [("", main)] + [(f"{g}.", conf / g / f"{o}.yaml") for g, o in chosen.items() if o]
+    sources = [("", file) for file in reversed(_lineage(conf, main))]
+    sources += [(f"{g}.", conf / g / f"{o}.yaml") for g, o in chosen.items() if o]
     for prefix, path in sources:
         found = {key: comment for key, comment in commented_keys(path) if not key.startswith("hydra")}
         for key, comment in found.items():
@@ -87,14 +88,22 @@ def commented_keys(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def chosen_options(conf: Path, main: Path, overrides: Sequence[str]) -> dict[str, str | None]:
-    """Group → option: the defaults list of the main file, then what the command line chose."""
-    defaults = _load(main).get("defaults", [])
-    chosen = {str(g): o for entry in defaults if isinstance(entry, Mapping) for g, o in entry.items()}
+    """Group → option: the defaults lists of the main file and of those it builds on, then the command line."""
+    chosen: dict[str, str | None] = {}
+    for file in _lineage(conf, main):
+        entries = [entry for entry in _load(file).get("defaults", []) if isinstance(entry, Mapping)]
+        chosen |= {str(g): o for entry in entries for g, o in entry.items() if not str(g).startswith("override ")}
     for override in overrides:
         group, _, option = override.partition("=")
         if group in chosen and (conf / group / f"{option}.yaml").is_file():
             chosen[group] = option
     return chosen
+
+
+def _lineage(conf: Path, main: Path) -> list[Path]:
+    """The main configs that a main config builds on, and itself at the end."""
+    files = [conf / f"{entry}.yaml" for entry in _load(main).get("defaults", []) if isinstance(entry, str)]
+    return [*(base for file in files if file.is_file() for base in _lineage(conf, file)), main]
 
 
 def _settings(path: Path, key: str) -> list[tuple[str, object]]:

@@ -67,6 +67,16 @@ class TrainConfig(RunConfig):
     schedule: Node
     micro_batch_tokens: int
     max_grad_norm: float
+    logger: dict[str, Node]
+    doctor: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorConfig(TrainConfig):
+    """The top level of conf/doctor.yaml: that of conf/train.yaml and how to examine it."""
+
+    quick: bool
+    out: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

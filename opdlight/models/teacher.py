@@ -20,7 +20,7 @@ from opdlight.models.vocabulary import shared_size
 from opdlight.types import Look, Support, TeacherScores, TokenBatch, View
 
 
-class _Frozen(nn.Module):
+class FrozenModel(nn.Module):
     """A model whose forward is `hidden_at`: the one way in, so that a divided one is put together."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -28,6 +28,7 @@ class _Frozen(nn.Module):
         self.model = model
 
     def forward(self, batch: TokenBatch) -> Tensor:
+        """`hidden_at` the loss positions."""
         return hidden_at(self.model, batch)
 
 
@@ -46,7 +47,7 @@ class Teacher(nn.Module):
         loaded = load_model(model, dtype).eval().requires_grad_(False)
         check_head(loaded)
         self._hidden_from_torch = (
-            _Frozen(loaded),
+            FrozenModel(loaded),
         )  # in a tuple it is no submodule: checkpoints and optimizers do not see it
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -54,9 +55,14 @@ class Teacher(nn.Module):
         super()._apply(fn, recurse)
         return self
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """The frozen model."""
+        return self._hidden_from_torch[0].model
+
     def head(self) -> LMHead:
         """The LM head."""
-        return head_of(self._hidden_from_torch[0].model)
+        return head_of(self.model)
 
     def shard(self, mesh: DeviceMesh, *, offload: bool) -> None:
         """Divide the weights over the ranks of `mesh`; from now on every rank must score when one does, or `touch`."""

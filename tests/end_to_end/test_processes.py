@@ -46,9 +46,9 @@ def assert_same(one: Path, two: Path) -> None:
 
 
 # 5 groups: one rank has three, the other two, of tasks with other lengths. 1 group: one rank has nothing at all
-@pytest.mark.parametrize("groups", [5, 1])
-def test_two_processes_learn_what_one_learns(groups: int, tmp_path: Path) -> None:
-    overrides = [*FAKE, f"rollout.groups={groups}"]
+@pytest.mark.parametrize(("groups", "placement"), [(5, "sharded"), (1, "offloaded")])
+def test_two_processes_learn_what_one_learns(groups: int, placement: str, tmp_path: Path) -> None:
+    overrides = [*FAKE, f"rollout.groups={groups}", f"teacher_placement={placement}"]
     for trainer in ("cpu", "ddp", "fsdp"):
         made = run(tmp_path / trainer, *overrides, f"trainer={trainer}", "trainer.accelerator=cpu")
         assert made.returncode == 0, made.stderr[-3000:]

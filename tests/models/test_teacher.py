@@ -93,7 +93,7 @@ def test_each_row_is_scored_by_the_teacher_of_its_task_only(k: int | None, sampl
     batch = random_batch([12, 7, 9, 5, 14, 6], tasks=("a", "b", "c"))
     seen: dict[str, list[int]] = {"a": [], "b": []}
     for task, rows in seen.items():
-        model = teachers.of(task)._hidden_from_torch[0].model
+        model = teachers.of(task).model
         model.get_decoder().register_forward_pre_hook(
             lambda module, args, kwargs, rows=rows: rows.append(kwargs["input_ids"].shape), with_kwargs=True
         )

@@ -1,0 +1,20 @@
+"""Check a run before it starts: `python -m opdlight.doctor model=… task=… loss=…`."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from opdlight.config import DoctorConfig, hydra_entry
+
+
+def run(cfg: DictConfig) -> Any:
+    """Hand the checked config over; a mistake in it was reported before the slow imports."""
+    from opdlight.doctor.examination import examine_config
+
+    return examine_config(cfg)
+
+
+main = hydra_entry("doctor", DoctorConfig)(run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The examination: every check in turn; what cannot be checked is itself a finding."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from lightning.pytorch.utilities.seed import isolate_rng
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from opdlight import run_folder
+from opdlight.config import instantiate
+from opdlight.data import TaskMixture
+from opdlight.doctor.answers import check_answers, first_turns, whole_episodes
+from opdlight.doctor.findings import Finding, Verdict, as_json, table, worst
+from opdlight.doctor.limits import check_context, check_support
+from opdlight.doctor.memory import check_memory, on_gpu
+from opdlight.doctor.patient import Pair, Patient
+from opdlight.doctor.scores import check_determinism, check_identical
+from opdlight.doctor.special_tokens import check_special_tokens
+from opdlight.doctor.templates import check_history, check_template
+from opdlight.doctor.vocabularies import check_vocabulary
+from opdlight.errors import ConfigError, OpdError
+from opdlight.evaluation import make_collector
+from opdlight.losses import Loss
+from opdlight.models import Student, Teacher, resolve_model
+from opdlight.models.checkpoints import whole_model
+from opdlight.module import OnPolicyDistillation
+
+OF_PAIR: Mapping[str, Callable[[Patient, Pair], list[Finding]]] = {
+    "vocabulary": check_vocabulary,
+    "special tokens": check_special_tokens,
+    "chat template": check_template,
+    "teacher determinism": check_determinism,
+}
+OF_TASK: Mapping[str, Callable[[Patient, str], list[Finding]]] = {
+    "growing history": check_history,
+    "context": check_context,
+}
+OF_RUN: Mapping[str, Callable[[Patient], list[Finding]]] = {
+    "support": check_support,
+    "student as its teacher": check_identical,
+    "memory": check_memory,
+}
+
+
+def examine(patient: Patient) -> list[Finding]:
+    """Every check that needs no answer of the student."""
+    found: list[Finding] = []
+    for pair in patient.pairs:
+        for name, of_pair in OF_PAIR.items():
+            found += attempt(name, pair.name, partial(of_pair, patient, pair))
+    for task in patient.tasks:
+        for name, of_task in OF_TASK.items():
+            found += attempt(name, task, partial(of_task, patient, task))
+    for name, of_run in OF_RUN.items():
+        found += attempt(name, "", partial(of_run, patient))
+    return found
+
+
+def attempt(check: str, about: str, run: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """The findings of a check; if it raises, a fail with the reason, so that the others go on."""
+    try:
+        return list(run())
+    except Exception as error:  # noqa: BLE001  whatever a broken pair raises is what the doctor looks for
+        reason = str(error) if isinstance(error, OpdError) else f"{type(error).__name__}: {error}"
+        return [Finding(check=check, about=about, verdict=Verdict.FAIL, evidence=f"could not be checked: {reason}")]
+
+
+def patient_of(
+    cfg: DictConfig, mixture: TaskMixture, student: Student, loss: Loss, teachers: Mapping[str, Teacher]
+) -> Patient:
+    """The parts of a run and the numbers of its config."""
+    try:
+        mask = instantiate(cfg.mask).resolve(student.tokenizer)
+    except ValueError as error:  # losses know nothing of config errors
+        raise ConfigError(str(error)) from error
+    return Patient(
+        student=student,
+        teachers=teachers,
+        tasks=mixture.tasks,
+        loss=loss,
+        loss_config=_plain(cfg.loss),
+        mask=mask,
+        mask_tokens=_plain(cfg.mask).get("tokens", []),
+        engine=_plain(cfg.engine),
+        trainer=_plain(cfg.trainer),
+        optimizer=str(cfg.optimizer.get("_target_", "")),
+        dtype=cfg.model.dtype,
+        micro_batch_tokens=cfg.micro_batch_tokens,
+        temperature=cfg.sampling.temperature,
+        top_p=cfg.sampling.top_p,
+    )
+
+
+def examine_config(cfg: DictConfig) -> dict[str, int]:
+    """Load the models that a config names, check everything, print the report; exits with 1 if anything fails."""
+    run_folder.quiet_libraries()
+    mixture: TaskMixture = instantiate(cfg.task)
+    loss: Loss = instantiate(cfg.loss)
+    console = Console(width=None if Console().is_terminal else 140)
+    student, found = _student(cfg)
+    if student is not None:
+        teachers: dict[str, Teacher] = {}
+        for name, task in mixture.tasks.items():
+            found += attempt("teacher", f"{task.teacher} ({name})", partial(_teach, teachers, mixture, name, cfg))
+        patient = patient_of(cfg, mixture, student, loss, teachers)
+        if on_gpu(patient):
+            for model in (student, *teachers.values()):
+                model.to("cuda")
+        with console.status("examining"):
+            found += examine(patient)
+            found += _answers(cfg, patient)
+    console.print(table(found))
+    counts = {v: sum(f.verdict is v for f in found) for v in Verdict}
+    console.print("doctor: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
+    if cfg.out is not None:
+        Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
+        run_folder.write(Path(cfg.out), as_json(found) + "\n")
+    if worst(found) is Verdict.FAIL:
+        raise SystemExit(1)
+    return {str(verdict): n for verdict, n in counts.items()}
+
+
+def examine_quickly(cfg: DictConfig, mixture: TaskMixture, module: OnPolicyDistillation) -> None:
+    """What `opdlight.train` does before the first rollout: the checks that need no answer, on the models it has built.
+
+    Nothing changes: no gradient is left, the loss remembers nothing, and the random streams go on as they were.
+
+    Raises:
+        ConfigError: if a check fails, with its evidence and how to train all the same.
+    """
+    if not cfg.doctor:
+        return
+    teachers = {name: module.teachers.of(name) for name in mixture.names}
+    with isolate_rng(include_cuda=False):
+        found = examine(patient_of(cfg, mixture, module.student, module.loss, teachers))
+    bad = [f for f in found if f.verdict is not Verdict.PASS]
+    console = Console(quiet=not run_folder.is_first_process())
+    for finding in bad:
+        console.print(f"doctor: {finding}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if worst(found) is Verdict.FAIL:
+        reasons = " ".join(str(f) for f in bad if f.verdict is Verdict.FAIL)
+        raise ConfigError(f"The doctor found what would spoil the run: {reasons} To train all the same: doctor=false")
+    console.print(f"doctor: {len(found) - len(bad)} checks passed", highlight=False)
+
+
+def _student(cfg: DictConfig) -> tuple[Student | None, list[Finding]]:
+    try:
+        return instantiate(cfg.model.student), []
+    except InstantiationException as error:
+        if error.__cause__ is None or isinstance(error.__cause__, ConfigError):
+            raise
+        evidence = f"could not be loaded: {error.__cause__}"
+        about = str(cfg.model.student.get("model", ""))
+        return None, [Finding(check="student", about=about, verdict=Verdict.FAIL, evidence=evidence)]
+
+
+def _teach(teachers: dict[str, Teacher], mixture: TaskMixture, name: str, cfg: DictConfig) -> list[Finding]:
+    model = resolve_model(mixture.tasks[name].teacher)
+    known = {resolve_model(mixture.tasks[other].teacher): teacher for other, teacher in teachers.items()}
+    teachers[name] = known.get(model) or Teacher(mixture.tasks[name].teacher, cfg.model.dtype)
+    return []
+
+
+def _answers(cfg: DictConfig, patient: Patient) -> list[Finding]:
+    """Greedy first turns by transformers, or with quick=false whole episodes by the configured engine."""
+    if cfg.quick:
+        pairs = ((pair, partial(check_answers, patient, pair, first_turns)) for pair in patient.pairs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transformers warns of flags that greedy decoding ignores
+            return [f for pair, run in pairs for f in attempt("greedy answers", pair.name, run)]
+
+    def play() -> list[Finding]:
+        with whole_model(cfg.model.student.model, cfg.model.dtype) as model:
+            engine = instantiate(cfg.engine, model=model)
+        try:
+            collector = make_collector(engine, patient.student.tokenizer, patient.tasks, cfg.rollout.env_threads)
+            episodes = whole_episodes(collector)
+            found = [
+                f
+                for pair in patient.pairs
+                for f in attempt("greedy answers", pair.name, partial(check_answers, patient, pair, episodes))
+            ]
+            collector.close()
+            return found
+        finally:
+            engine.close()
+
+    return attempt("greedy answers", str(cfg.engine.get("_target_", "engine")), play)
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}

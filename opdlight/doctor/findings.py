@@ -1,0 +1,80 @@
+"""What a check found: a verdict, the evidence and the config line that repairs it."""
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from rich.table import Table
+from rich.text import Text
+
+
+class Verdict(StrEnum):
+    """How bad it is: `warn` costs quality or memory, `fail` makes the run pointless or stops it."""
+
+    PASS = "pass"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+COLOURS = {Verdict.PASS: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the report."""
+
+    check: str
+    verdict: Verdict
+    evidence: str
+    about: str = ""  # the task or teacher that was looked at
+    repair: str = ""  # overrides for the command line, or a sentence where no option helps
+
+    def __str__(self) -> str:
+        about = f" ({self.about})" if self.about else ""
+        repair = f" Repair: {self.repair}" if self.repair else ""
+        return f"{self.verdict}: {self.check}{about}: {self.evidence}.{repair}"
+
+
+def override(key: str, value: object) -> str:
+    """`key=value` as it is typed in a shell, with Hydra's quotes inside the shell's.
+
+    >>> print(override("model.dtype", "float32"), override("mask.tokens", ["<think>", 7]))
+    model.dtype=float32 mask.tokens='["<think>",7]'
+    """
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z]\w*", value)
+    return f"{key}={value if plain else shlex.quote(_hydra(value))}"
+
+
+def _hydra(value: object) -> str:
+    if isinstance(value, str):
+        # in Hydra's quotes a backslash escapes only a quote, and ${ would begin an interpolation
+        return '"' + value.replace('"', '\\"').replace("${", "\\${") + '"'
+    if isinstance(value, Sequence):
+        return "[" + ",".join(_hydra(v) for v in value) + "]"
+    return str(value)
+
+
+def worst(findings: Sequence[Finding]) -> Verdict:
+    """The worst verdict; `pass` if nothing was found."""
+    order = list(Verdict)
+    return max((f.verdict for f in findings), key=order.index, default=Verdict.PASS)
+
+
+def table(findings: Sequence[Finding]) -> Table:
+    """The report for the screen; a repair stands below its evidence."""
+    shown = Table("check", "of", "", "evidence", title="opdlight.doctor", show_lines=True)
+    for f in findings:
+        evidence = Text(f.evidence)
+        if f.repair:
+            evidence.append(f"\n→ {f.repair}", style="bold")
+        shown.add_row(Text(f.check), Text(f.about), Text(f.verdict, style=COLOURS[f.verdict]), evidence)
+    return shown
+
+
+def as_json(findings: Sequence[Finding]) -> str:
+    """The report for a program: `{"verdict": …, "findings": [{check, verdict, evidence, about, repair}]}`."""
+    lines = [asdict(f) for f in findings]
+    return json.dumps({"verdict": worst(findings), "findings": lines}, indent=2, ensure_ascii=False)

@@ -1,0 +1,124 @@
+"""How much memory a run takes, by formula, against what there is.
+
+Letters: P parameters, P_t trained ones, b bytes a number of `model.dtype`, T = micro_batch_tokens, L layers, d hidden
+size, f width of the MLP, V rows of the head, K support size.
+
+    weights      P b
+    gradients    P_t b'                      b' = 4 under LoRA (adapters stay in float32), else b
+    optimizer    s P_t b'                    s = 2 moments of Adam, 1 of SGD with momentum and the like
+    teachers     Σ P_teacher b               and P b for a reference
+    engine       P b + its key/value cache   on a GPU: gpu_memory_utilization × the GPU's memory
+    activations  T L (10 d + 4 f) b          0.84 to 1.03 of it measured on Llamas; checkpointing keeps
+                                             T L d b and one layer's T (10 d + 4 f) b
+    logits       4 T K · 4 bytes on a support, 4 T V · 4 on the full vocabulary, and 256 V · 4 · 3 for one chunk
+
+Fragmentation, the libraries (about 1 GiB) and the environments come on top.
+"""
+
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from opdlight.config.checks import locate
+from opdlight.doctor.findings import Finding, Verdict, override
+from opdlight.doctor.patient import Patient
+from opdlight.models.lm_head import CHUNK
+
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2}
+TIGHT = 0.8  # a larger share of what there is is worth a warning
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def on_gpu(patient: Patient) -> bool:
+    """Will the trainer use a GPU?"""
+    return patient.trainer.get("accelerator", "auto") in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+
+
+def capacity(gpu: bool) -> int:
+    """Bytes of the GPU, or of this machine as far as its container may use it."""
+    if gpu:
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in CGROUPS:
+        if file.is_file() and (text := file.read_text().strip()).isdigit():
+            sizes.append(int(text))
+    return min(sizes)
+
+
+def estimate(patient: Patient, gpu: bool, there: int) -> dict[str, float]:
+    """Part → bytes, by the formulas above."""
+    student, needs = patient.student, patient.loss.needs
+    config = student.model.config.get_text_config()
+    b, tokens = BYTES[patient.dtype], patient.micro_batch_tokens
+    own = sum(p.numel() * p.element_size() for p in student.parameters())
+    trained = sum(p.numel() * p.element_size() for p in student.trainable_parameters())
+    moments = 2 if "adam" in patient.optimizer.lower() else 1
+    teachers = sum(_bytes(p.teacher.model) for p in patient.pairs)
+    layers, d = int(config.num_hidden_layers), int(config.hidden_size)
+    layer = tokens * (10 * d + 4 * int(getattr(config, "intermediate_size", None) or 4 * d)) * b
+    kept = tokens * layers * d * b + layer if student.model.is_gradient_checkpointing else layers * layer
+    width = student.head().width
+    compared = {None: 0, "full_vocabulary": width}.get(needs.support, needs.k)
+    return {
+        "weights": own,
+        "gradients": trained,
+        "optimizer": moments * trained,
+        "teachers": teachers + (own if needs.reference else 0),
+        "engine": _engine(patient, own, gpu, there),
+        "activations": kept,
+        "logits": 4 * tokens * compared * 4 + CHUNK * width * 4 * 3,
+    }
+
+
+def check_memory(patient: Patient) -> list[Finding]:
+    """The estimate against this machine. Only parts that are certain can fail; the rest is a warning."""
+    gpu = on_gpu(patient)
+    there = capacity(gpu)
+    parts = estimate(patient, gpu, there)
+    devices = patient.trainer.get("devices", 1)
+    copies = devices if not gpu and isinstance(devices, int) and devices > 1 else 1  # processes that share this machine
+    whole = copies * sum(parts.values())
+    sure = whole - copies * (parts["activations"] + parts["logits"])
+    evidence = (
+        f"{whole / GIB:.2f} of {there / GIB:.1f} GiB on {'the GPU' if gpu else 'this machine'}: "
+        + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+        + (f"; × {copies} processes" if copies > 1 else "")
+    )
+
+    def found(verdict: Verdict, evidence: str, repair: str = "") -> list[Finding]:
+        return [Finding(check="memory", verdict=verdict, evidence=evidence, repair=repair)]
+
+    if patient.trainer.get("strategy", "auto") != "auto":
+        return found(Verdict.PASS, f"{evidence}; before `trainer.strategy` divides it")
+    lora = "+model.student.lora.r=8" if not patient.student.has_adapter else "model=<a smaller model>"
+    if sure > there:
+        dtype = [override("model.dtype", "bfloat16")] if patient.dtype != "bfloat16" else []
+        evidence = f"weights, optimizer and engine alone do not fit; {evidence}"
+        return found(Verdict.FAIL, evidence, " ".join([*dtype, lora]))
+    if whole > TIGHT * there:
+        fixed = copies * sum(estimate(replace(patient, micro_batch_tokens=0), gpu, there).values())
+        tokens = int(patient.micro_batch_tokens * (TIGHT * there - fixed) / (whole - fixed))
+        if tokens >= 64:  # fewer would not hold a row
+            return found(Verdict.WARN, f"tight; {evidence}", override("micro_batch_tokens", tokens))
+        return found(Verdict.WARN, f"tight; {evidence}", lora)
+    return found(Verdict.PASS, evidence)
+
+
+def _bytes(model: torch.nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _engine(patient: Patient, own: int, gpu: bool, there: int) -> float:
+    """The engine's copy of the weights and its cache; defaults are those of its class."""
+    defaults: Mapping[str, inspect.Parameter] = {}
+    if "_target_" in patient.engine:
+        defaults = inspect.signature(locate("engine._target_", patient.engine["_target_"])).parameters
+    setting = {n: p.default for n, p in defaults.items() if isinstance(p.default, int | float)} | dict(patient.engine)
+    if gpu:
+        return float(setting.get("gpu_memory_utilization", 0.0)) * there
+    return own + float(setting.get("kv_cache_gib", 0.0)) * GIB

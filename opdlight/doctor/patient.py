@@ -1,0 +1,129 @@
+"""What is examined: the student, each teacher beside it, the tasks and the numbers of the config."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from opdlight.data import Task, episode_seed
+from opdlight.losses import Loss, SpecialTokenMask
+from opdlight.models import Student, Teacher
+
+PROMPTS = 4  # episodes of each task that are reset for their prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """How an episode of a task begins."""
+
+    system_prompt: str | None
+    observation: str
+    max_turns: int
+    fresh_prompt: bool
+
+
+def openings(name: str, task: Task, count: int = PROMPTS) -> list[Opening]:
+    """The first prompts of `count` training episodes."""
+    env = task.make_env()
+    try:
+        found = []
+        for i in range(count):
+            observation, _ = env.reset(seed=episode_seed("doctor", name, i))
+            found.append(
+                Opening(
+                    system_prompt=env.system_prompt,
+                    observation=observation,
+                    max_turns=env.max_turns,
+                    fresh_prompt=env.fresh_prompt,
+                )
+            )
+        return found
+    finally:
+        env.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The student beside one teacher, which may serve several tasks."""
+
+    student: Student
+    teacher: Teacher
+    tasks: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The teacher and its tasks."""
+        return f"{self.teacher.name} ({', '.join(self.tasks)})"
+
+    @property
+    def key(self) -> str:
+        """The config key of the teacher, of its first task."""
+        return f"task.tasks.{self.tasks[0]}.teacher"
+
+    @cached_property
+    def shared(self) -> int:
+        """How many ids, counted from 0, both can compare; unlike `shared_size` it does not ask what they mean."""
+        ours, theirs = (set(t.get_vocab().values()) for t in (self.student.tokenizer, self.teacher.tokenizer))
+        both = max(ours & theirs, default=-1) + 1
+        return min(both, self.student.head().width, self.teacher.head().width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patient:
+    """Everything that the checks look at, as plain values.
+
+    Args:
+        student: as it would be trained.
+        teachers: by task; one that could not be loaded is missing.
+        tasks: by name.
+        loss: the objective.
+        loss_config: its config node, to name the key of K.
+        mask: with its strings resolved by the student's tokenizer.
+        mask_tokens: as the config has them.
+        engine: the engine's config node, resolved.
+        trainer: the trainer's config node.
+        optimizer: dotted name of the optimizer.
+        dtype: of weights.
+        micro_batch_tokens: padded tokens of one forward and backward.
+        temperature: of the rollout policy.
+        top_p: of the rollout policy.
+    """
+
+    student: Student
+    teachers: Mapping[str, Teacher]
+    tasks: Mapping[str, Task]
+    loss: Loss
+    loss_config: Mapping[str, Any] = field(default_factory=dict)
+    mask: SpecialTokenMask = field(default_factory=SpecialTokenMask)
+    mask_tokens: Sequence[Any] = ()
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: str = "torch.optim.AdamW"
+    dtype: str = "float32"
+    micro_batch_tokens: int = 1024
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """One a distinct teacher."""
+        distinct = list(dict.fromkeys(self.teachers.values()))
+        return [
+            Pair(student=self.student, teacher=t, tasks=tuple(n for n, other in self.teachers.items() if other is t))
+            for t in distinct
+        ]
+
+    @cached_property
+    def shared(self) -> int:
+        """The ids that a support may hold."""
+        return min((p.shared for p in self.pairs), default=self.student.head().width)
+
+    def openings(self, task: str) -> list[Opening]:
+        """The first prompts of a few episodes; they are made once."""
+        if task not in self._openings:
+            self._openings[task] = openings(task, self.tasks[task])
+        return self._openings[task]
+
+    @cached_property
+    def _openings(self) -> dict[str, list[Opening]]:
+        return {}

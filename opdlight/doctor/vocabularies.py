@@ -1,0 +1,95 @@
+"""Does the same id mean the same bytes to both models?"""
+
+import json
+from functools import cache
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from opdlight.doctor.findings import Finding, Verdict
+from opdlight.doctor.patient import Pair, Patient
+from opdlight.doctor.special_tokens import markers, stop_ids
+
+SHOWN = 5
+SMALL_SHARE = 0.9  # fewer shared ids than this share of the student's are worth a warning
+
+
+@cache
+def _byte_of_letter() -> dict[str, int]:
+    """Byte-level BPE writes each byte as one printable letter (GPT-2's table)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
+    """Id → the bytes that it writes, added tokens included.
+
+    The decoder says how the vocabulary spells bytes: letters of GPT-2's table (byte-level BPE), or text with `▁` for a
+    blank and `<0x0A>` for a byte (SentencePiece). Without a decoder a token writes itself.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    decoder: Any = backend.decoder if backend is not None else None
+    how = json.dumps(json.loads(decoder.__getstate__()), ensure_ascii=False) if decoder is not None else ""
+    added = tokenizer.get_added_vocab()
+    found = {}
+    for token, i in tokenizer.get_vocab().items():
+        if token in added:
+            found[i] = token.encode()
+        elif '"ByteLevel"' in how and all(c in _byte_of_letter() for c in token):
+            found[i] = bytes(_byte_of_letter()[c] for c in token)
+        elif '"ByteFallback"' in how and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            found[i] = bytes([int(token[3:5], 16)])
+        else:
+            found[i] = (token.replace("▁", " ") if "▁" in how else token).encode()
+    return found
+
+
+def check_vocabulary(patient: Patient, pair: Pair) -> list[Finding]:
+    """Ids that differ in bytes or in spelling, ids that the teacher cannot even read, and how many are shared."""
+    student, teacher = pair.student, pair.teacher
+    ours, theirs = token_bytes(student.tokenizer), token_bytes(teacher.tokenizer)
+    widths = student.head().width, teacher.head().width
+    spelt = [{i: t for t, i in side.tokenizer.get_vocab().items()} for side in (student, teacher)]
+    differ = [i for i in range(pair.shared) if ours.get(i) != theirs.get(i)]
+    respelt = [i for i in range(pair.shared) if spelt[0].get(i) != spelt[1].get(i) and i not in differ]
+    sizes = (
+        f"{pair.shared} shared ids; tokenizers {len(student.tokenizer)} / {len(teacher.tokenizer)} tokens, "
+        f"logits {widths[0]} / {widths[1]} wide (student / teacher)"
+    )
+    other = f"{pair.key}=<a model with the student's tokenizer>"
+
+    def found(verdict: Verdict, evidence: str, repair: str = other) -> list[Finding]:
+        return [
+            Finding(check="vocabulary", about=pair.name, verdict=verdict, evidence=evidence, repair=repair),
+        ]
+
+    if not pair.shared:
+        return found(Verdict.FAIL, f"no id is shared; {sizes}")
+    if differ or respelt:
+        shown = ", ".join(f"{i}: {ours.get(i)!r} / {theirs.get(i)!r}" for i in (differ or respelt)[:SHOWN])
+        what = f"{len(differ)} ids write other bytes" if differ else f"{len(respelt)} ids are spelt differently"
+        return found(Verdict.FAIL, f"{what} (id: student / teacher): {shown}; {sizes}")
+    if len(student.tokenizer) > widths[0]:
+        return found(
+            Verdict.FAIL,
+            f"the student's tokenizer knows ids that its model has no row for; {sizes}",
+            "model.student.model=<a folder whose embedding fits its tokenizer>",
+        )
+    unreadable = sorted(i for i in ours if i >= widths[1])
+    if unreadable:
+        needed = set(stop_ids(student.tokenizer, student.model)) | _written_by_template(student.tokenizer)
+        names = ", ".join(repr(spelt[0][i]) for i in unreadable[:SHOWN])
+        if needed & set(unreadable):
+            return found(Verdict.FAIL, f"the teacher has no embedding for {names}, which every prompt holds; {sizes}")
+        return found(Verdict.WARN, f"the teacher has no embedding for {names}: it crashes on a row with one; {sizes}")
+    if pair.shared < SMALL_SHARE * len(ours):
+        return found(
+            Verdict.WARN, f"only {100 * pair.shared / len(ours):.0f} % of the student's ids are shared; {sizes}"
+        )
+    return found(Verdict.PASS, sizes, "")
+
+
+def _written_by_template(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    vocabulary = tokenizer.get_vocab()
+    return {vocabulary[m] for m in markers(tokenizer)}

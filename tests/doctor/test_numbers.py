@@ -1,0 +1,375 @@
+"""Limits, scores, answers and memory: a good patient passes, each broken one is named and repaired."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from opdlight.config import CONF, TrainConfig, compose, instantiate
+from opdlight.doctor import memory, scores
+from opdlight.doctor.answers import check_answers, first_turns
+from opdlight.doctor.examination import examine
+from opdlight.doctor.findings import Finding, Verdict, override, worst
+from opdlight.doctor.limits import check_context, check_support
+from opdlight.doctor.memory import check_memory, estimate
+from opdlight.doctor.patient import Patient
+from opdlight.doctor.scores import as_batches, at_the_teacher, check_determinism, check_identical, own_loss
+from opdlight.errors import ConfigError
+from opdlight.losses import ImportanceWeighted, Needs, SampledToken, SpecialTokenMask, SupportMatching, TurnWeighted
+from opdlight.models import Teacher
+from opdlight.types import Status, TeacherScores, TokenBatch, Trajectory, Turn
+from tests.doctor.cases import errand, examined, patient, with_tokens
+from tests.tiny import CHATML, tiny_tokenizer
+
+
+def context(one: Patient) -> Finding:
+    (finding,) = check_context(one, "errand")
+    return finding
+
+
+def pasted(finding: Finding) -> dict[str, Any]:
+    """The proposed overrides, composed; the tests' task stands where the line names it."""
+    line = finding.repair.replace("tasks.errand", "tasks.sums")
+    cfg = compose("train", TrainConfig, ["task=sums", *shlex.split(line)])
+    return {"task": cfg.task.tasks.sums, "engine": cfg.engine, "loss": cfg.loss, "cfg": cfg}
+
+
+def test_limits_that_fit_pass(tmp_path: Path) -> None:
+    finding = context(patient(tmp_path))
+    assert (finding.verdict, finding.repair) == (Verdict.PASS, "")
+    assert finding.evidence.startswith("prompts of ")
+    assert "engine 512, student 512, teacher 512" in finding.evidence
+
+
+@pytest.mark.parametrize(
+    ("limits", "problem", "verdict"),
+    [
+        ({"trajectory_tokens": 20}, "a prompt leaves no room", Verdict.FAIL),
+        ({"trajectory_tokens": 50, "turn_tokens": 40}, "the first answer can be cut", Verdict.WARN),
+        ({"trajectory_tokens": 600}, "longer than the context of the student", Verdict.FAIL),
+    ],
+)
+def test_limits_that_do_not_fit_are_repaired(
+    limits: dict[str, int], problem: str, verdict: Verdict, tmp_path: Path
+) -> None:
+    one = patient(tmp_path, task=errand(**limits))
+    finding = context(one)
+    assert problem in finding.evidence
+    assert finding.verdict is verdict
+    fixed = pasted(finding)["task"].trajectory_tokens
+    task = errand(**{**limits, "trajectory_tokens": fixed})
+    assert context(replace(one, tasks={"errand": task})).verdict is Verdict.PASS
+
+
+def test_a_context_of_the_engine_that_is_too_small_is_repaired(tmp_path: Path) -> None:
+    one = patient(tmp_path, engine={"max_model_len": 100})
+    finding = context(one)
+    assert (finding.verdict, finding.repair) == (Verdict.FAIL, "model.max_model_len=256")
+    assert context(replace(one, engine={"max_model_len": pasted(finding)["engine"].max_model_len})).repair == ""
+    both = context(replace(one, engine={"max_model_len": 20}, tasks={"errand": errand(trajectory_tokens=20)}))
+    assert "trajectory_tokens=" in both.repair
+    assert "model.max_model_len=" in both.repair
+
+
+def test_a_teacher_with_a_short_context_is_named(tmp_path: Path) -> None:
+    one = patient(tmp_path, teacher_changes={"max_position_embeddings": 128})
+    finding = context(one)
+    assert (finding.verdict, finding.repair) == (Verdict.FAIL, "task.tasks.errand.trajectory_tokens=128")
+    assert "context of the teacher" in finding.evidence
+    tiny = context(patient(tmp_path / "b", teacher_changes={"max_position_embeddings": 16}))
+    assert "fills the context of a model" in tiny.evidence
+
+
+def test_an_environment_that_cannot_be_made_is_a_finding(tmp_path: Path) -> None:
+    one = patient(tmp_path)
+    broken = replace(one, tasks={"errand": replace(one.tasks["errand"], env={"id": "NoSuchEnv-v0"})})
+    found = {f.check: f for f in examine(broken)}
+    assert found["context"].verdict is Verdict.FAIL
+    assert "NoSuchEnv" in found["context"].evidence
+    assert found["vocabulary"].verdict is Verdict.PASS
+
+
+def test_k_within_the_shared_ids_passes_and_beyond_is_repaired(tmp_path: Path) -> None:
+    one = patient(tmp_path)
+    assert check_support(one)[0].verdict is Verdict.PASS
+    large = replace(one, loss=SupportMatching(k=5000), loss_config={"support": "teacher_top_k", "k": 5000})
+    (finding,) = check_support(large)
+    assert (finding.verdict, finding.repair) == (Verdict.FAIL, f"loss.k={one.shared}")
+    repaired = replace(one, loss=SupportMatching(k=pasted(finding)["loss"].k))
+    assert check_support(repaired)[0].verdict is Verdict.WARN  # the whole vocabulary: there is a cheaper way to say so
+    inside = TurnWeighted(loss=SupportMatching(k=5000))
+    (finding,) = check_support(replace(one, loss=inside, loss_config={"limit": 0.2, "loss": {"k": 5000}}))
+    assert finding.repair == f"loss.loss.k={one.shared}"
+    (finding,) = check_support(replace(one, engine={"max_logprobs": 5}))
+    assert (finding.verdict, finding.repair) == (Verdict.FAIL, "engine.max_logprobs=8")
+    for free in (SampledToken(), SupportMatching(support="full_vocabulary")):
+        assert check_support(replace(one, loss=free))[0].verdict is Verdict.PASS
+
+
+class Wavering(Teacher):
+    """A teacher whose answer depends on chance, or on the width of the batch."""
+
+    def __init__(self, model: str, noise: float = 0.0, width: float = 0.0) -> None:
+        super().__init__(model)
+        self.noise, self.per_column, self.calls = noise, width, 0
+
+    def score(
+        self, batch: TokenBatch, *, needs: Needs, chosen: Tensor | None, temperature: float, limit: int
+    ) -> TeacherScores:
+        found = super().score(batch, needs=needs, chosen=chosen, temperature=temperature, limit=limit)
+        assert found.sampled is not None
+        self.calls += 1
+        return replace(
+            found, sampled=found.sampled + self.noise * self.calls + self.per_column * batch.input_ids.shape[1]
+        )
+
+
+def test_a_teacher_that_answers_the_same_passes(tmp_path: Path) -> None:
+    finding = examined(check_determinism, patient(tmp_path))
+    assert finding.verdict is Verdict.PASS
+    assert "the same batch twice differs by up to 0.0e+00" in finding.evidence
+
+
+@pytest.mark.parametrize(
+    ("noise", "width", "dtype", "verdict", "problem"),
+    [
+        (0.01, 0.0, "float32", Verdict.FAIL, "draws random numbers"),
+        (float("nan"), 0.0, "float32", Verdict.FAIL, "draws random numbers"),
+        (0.0, 0.0001, "float32", Verdict.WARN, "what stands beside a row"),
+        (0.0, 0.01, "float32", Verdict.FAIL, "what stands beside a row"),
+        (0.0, 0.02, "bfloat16", Verdict.WARN, "what stands beside a row"),
+        (0.0, 0.0001, "bfloat16", Verdict.PASS, ""),
+    ],
+)
+def test_a_teacher_that_wavers_is_found(
+    noise: float, width: float, dtype: str, verdict: Verdict, problem: str, tmp_path: Path
+) -> None:
+    one = patient(tmp_path, dtype=dtype)
+    one = replace(one, teachers={"errand": Wavering(str(tmp_path / "teacher"), noise, width)})
+    finding = examined(check_determinism, one)
+    assert finding.verdict is verdict
+    assert problem in finding.evidence
+    assert (dtype == "bfloat16" and finding.repair == "model.dtype=float32") or finding.repair.startswith(
+        "task.tasks.errand.teacher=" if verdict is not Verdict.PASS else ""
+    )
+
+
+def test_rows_with_ids_beyond_the_teacher_are_a_finding_and_no_crash(tmp_path: Path) -> None:
+    template = CHATML.replace("<|im_start|>", "<extra>")
+    found = examine(patient(tmp_path, student=with_tokens(["<extra>"], template)))
+    (finding,) = [f for f in found if f.check == "teacher determinism"]
+    assert finding.verdict is Verdict.FAIL
+    assert "embeddings" in finding.evidence
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "loss").glob("*.yaml")))
+def test_every_loss_is_at_its_own_teacher_what_theory_says(name: str, tmp_path: Path) -> None:
+    loss = instantiate(compose("train", TrainConfig, [f"loss={name}", "task=sums"]).loss)
+    one = patient(tmp_path, loss=loss, temperature=0.8)
+    (finding,) = check_identical(one)
+    assert finding.verdict is (Verdict.WARN if name == "topk_truncated" else Verdict.PASS), finding
+    assert finding.evidence.endswith("theory says 0") == (at_the_teacher(loss) == "")
+    if at_the_teacher(loss) and name != "sampled_token_reward":  # there the group has no reward to differ by
+        assert own_loss(one)[1] > 1e-3
+    assert all(p.grad is None for p in one.student.parameters())
+    if isinstance(loss, SampledToken):
+        assert loss.running.new_count == 0
+
+
+def test_truncation_warns_and_is_repaired(tmp_path: Path) -> None:
+    one = patient(tmp_path, loss=SupportMatching(k=8, outside="ignore"))
+    (finding,) = check_identical(one)
+    assert (finding.verdict, finding.repair) == (Verdict.WARN, "loss.outside=renormalise")
+    assert "theory says not 0: outside=ignore" in finding.evidence
+    loss = instantiate(pasted(finding)["loss"])
+    assert check_identical(replace(one, loss=loss))[0].verdict is Verdict.PASS
+    assert at_the_teacher(ImportanceWeighted(loss=SupportMatching(outside="ignore")))
+    assert at_the_teacher(SampledToken(policy="top_p"))
+    assert at_the_teacher(SampledToken(reward_weight=1.0))
+
+
+def test_a_loss_that_is_not_0_against_theory_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SupportMatching, "__call__", lambda self, scores, batch: scores.student_logits.mean(1))
+    (finding,) = check_identical(patient(tmp_path))
+    assert finding.verdict is Verdict.FAIL
+    assert "theory says 0" in finding.evidence
+
+
+def test_a_gradient_against_theory_fails_although_the_value_is_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "at_the_teacher", lambda loss: "")
+    (finding,) = check_identical(patient(tmp_path, loss=SupportMatching(k=8, outside="ignore")))
+    assert finding.verdict is Verdict.FAIL
+    assert finding.evidence.startswith("loss 0.0e+00 nats")
+
+
+def wrote(one: Patient, text: str, end: bool = True) -> Any:
+    """A play in which the student always writes `text`."""
+    tokenizer = one.student.tokenizer
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * end
+
+    def play(_: Patient, task: str) -> list[Trajectory]:
+        turn = Turn(
+            prompt_ids=tokenizer("go", add_special_tokens=False)["input_ids"],
+            completion_ids=ids,
+            sampled_logprobs=[0.0] * len(ids),
+            finish_reason="stop" if end else "length",
+            policy_version=0,
+            reward=0.0,
+        )
+        return [Trajectory(task=task, group=i, seed=i, turns=[turn], reward=0, status=Status.FAILURE) for i in range(3)]
+
+    return play
+
+
+class Opinionated(Teacher):
+    """Log q is −0.1 for every token, and another value for some."""
+
+    def __init__(self, model: str, others: dict[int, float]) -> None:
+        super().__init__(model)
+        self.others = others
+
+    def score(self, batch: TokenBatch, **ask: Any) -> TeacherScores:
+        return TeacherScores(sampled=torch.tensor([self.others.get(t, -0.1) for t in batch.target_ids.tolist()]))
+
+
+def judged(
+    folder: Path, others: dict[str, float], text: str = "go to north", *, end: bool = True, **changes: Any
+) -> Finding:
+    one = patient(folder, **changes)
+    vocabulary = one.student.tokenizer.get_vocab()
+    teacher = Opinionated(str(folder / "teacher"), {vocabulary[t]: x for t, x in others.items()})
+    one = replace(one, teachers={"errand": teacher})
+    (pair,) = one.pairs
+    (finding,) = check_answers(one, pair, wrote(one, text, end))
+    return finding
+
+
+def test_answers_that_the_teacher_would_give_pass(tmp_path: Path) -> None:
+    finding = judged(tmp_path, {})
+    assert finding.verdict is Verdict.PASS
+    assert finding.evidence.startswith("mean log q -0.10 nats a token over ")
+    assert "0 of 3 were cut" in finding.evidence
+
+
+def test_a_refused_end_is_named_and_masked(tmp_path: Path) -> None:
+    finding = judged(tmp_path, {"<|im_end|>": -9.0})
+    assert finding.verdict is Verdict.WARN
+    assert "worst tokens: '<|im_end|>' -9.0 (3×)" in finding.evidence
+    assert finding.repair == """mask.tokens='["<|im_end|>"]'"""
+    mask = SpecialTokenMask(tokens=["<|im_end|>"]).resolve(tiny_tokenizer())
+    assert judged(tmp_path / "again", {"<|im_end|>": -9.0}, mask=mask).verdict is Verdict.PASS
+
+
+def test_another_way_of_speaking_is_not_masked(tmp_path: Path) -> None:
+    finding = judged(tmp_path, {"go": -8.0, "<|im_end|>": -6.0}, "go to north, then take the red key")
+    assert finding.verdict is Verdict.WARN
+    assert "'go' '<|im_end|>'" in finding.evidence
+    assert "python -m opdlight.sft task=errand" in finding.repair
+
+
+def test_answers_that_never_end_warn(tmp_path: Path) -> None:
+    finding = judged(tmp_path, {}, end=False)
+    assert (finding.verdict, finding.repair) == (Verdict.WARN, "task.tasks.errand.turn_tokens=24")
+    assert "3 of 3 were cut" in finding.evidence
+
+
+def test_a_teacher_of_something_else_fails(tmp_path: Path) -> None:
+    one = patient(tmp_path)
+    everything = dict.fromkeys(one.student.tokenizer.get_vocab(), -5.5)
+    assert judged(tmp_path / "b", everything).verdict is Verdict.FAIL
+    nothing = judged(tmp_path / "c", {}, mask=SpecialTokenMask(tokens=list(range(400)), occurrence="every"))
+    assert (nothing.verdict, nothing.repair) == (Verdict.FAIL, "mask.tokens=[]")
+
+
+def test_greedy_first_turns_are_the_students(tmp_path: Path) -> None:
+    one = patient(tmp_path)
+    trajectories = first_turns(one, "errand")
+    assert len(trajectories) == 4
+    for trajectory in trajectories:
+        (turn,) = trajectory.turns
+        assert 1 <= len(turn.completion_ids) <= 12
+        ids = turn.prompt_ids
+        for token in turn.completion_ids:  # the slow reference
+            assert int(one.student.model(torch.tensor([ids])).logits[0, -1].argmax()) == token
+            ids = [*ids, token]
+        assert (turn.finish_reason == "stop") == (turn.completion_ids[-1] == 2)
+    same = examined(check_answers, one)  # a random model is its own teacher: its greedy tokens are its most probable
+    assert same.verdict is not Verdict.FAIL
+
+
+def test_memory_adds_up(tmp_path: Path) -> None:
+    one = patient(tmp_path, micro_batch_tokens=100, optimizer="torch.optim.AdamW")
+    numbers = sum(p.numel() for p in one.student.parameters())
+    parts = estimate(one, gpu=False, there=1 << 40)
+    assert parts["weights"] == parts["gradients"] == parts["teachers"] == parts["engine"] == 4 * numbers
+    assert parts["optimizer"] == 8 * numbers
+    assert parts["activations"] == 100 * 2 * (10 * 64 + 4 * 128) * 4
+    assert estimate(replace(one, optimizer="torch.optim.SGD"), False, 0)["optimizer"] == 4 * numbers
+    vllm = {"_target_": "opdlight.rollout.VLLMEngine", "kv_cache_gib": 2}
+    assert estimate(replace(one, engine=vllm), False, 0)["engine"] == 4 * numbers + 2 * 2**30
+    assert estimate(replace(one, engine=vllm), True, 1000)["engine"] == pytest.approx(400)  # the default share
+    full = replace(one, loss=SupportMatching(support="full_vocabulary"))
+    assert estimate(full, False, 0)["logits"] > parts["logits"]
+    one.student.model.gradient_checkpointing_enable()
+    assert estimate(one, False, 0)["activations"] < parts["activations"]
+
+
+def test_the_formula_for_activations_fits_what_autograd_keeps(tmp_path: Path) -> None:
+    one = patient(tmp_path, micro_batch_tokens=124)
+    own = {p.untyped_storage().data_ptr() for p in one.student.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    (batch,) = as_batches([[5] * 200], shared=300, micro_batch_tokens=1000)  # 100 and 24 tokens
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        one.student.hidden(batch)
+    measured = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)
+    assert measured == pytest.approx(estimate(one, False, 0)["activations"], rel=0.1)
+
+
+def test_memory_that_is_there_passes_and_what_is_not_there_is_repaired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = patient(tmp_path, micro_batch_tokens=10_000)
+    assert check_memory(one)[0].verdict is Verdict.PASS
+    parts = estimate(one, False, 0)
+    whole = sum(parts.values())
+    monkeypatch.setattr(memory, "capacity", lambda gpu: int(whole))
+    (tight,) = check_memory(one)
+    assert tight.verdict is Verdict.WARN
+    fewer = pasted(tight)["cfg"].micro_batch_tokens
+    assert 64 <= fewer < 10_000
+    assert check_memory(replace(one, micro_batch_tokens=fewer))[0].verdict is Verdict.PASS
+    monkeypatch.setattr(memory, "capacity", lambda gpu: int(parts["weights"]))
+    (full,) = check_memory(one)
+    assert (full.verdict, full.repair) == (Verdict.FAIL, "model.dtype=bfloat16 +model.student.lora.r=8")
+    assert pasted(full)["cfg"].model.student.lora.r == 8
+    sharded = replace(one, trainer={"accelerator": "cpu", "strategy": "fsdp"})
+    assert check_memory(sharded)[0].verdict is Verdict.PASS
+    monkeypatch.setattr(memory, "capacity", lambda gpu: int(whole * 2))
+    (twice,) = check_memory(replace(one, trainer={"accelerator": "cpu", "devices": 2}))
+    assert (twice.verdict, "× 2 processes" in twice.evidence) == (Verdict.WARN, True)
+
+
+def test_a_healthy_patient_passes_everything(tmp_path: Path) -> None:
+    found = examine(patient(tmp_path))
+    assert worst(found) is Verdict.PASS, found
+    assert len({f.check for f in found}) == len(found) == 9
+
+
+def test_overrides_survive_shell_and_hydra() -> None:
+    tokens = ["<think>", "a'b", 'say "x"', "back\\slash", "${seed}", "a,b]", "</s>\n", 7, [1, "<"]]
+    line = override("mask.tokens", tokens)
+    cfg = compose("train", TrainConfig, ["task=sums", *shlex.split(line)])
+    assert list(cfg.mask.tokens) == tokens
+    with pytest.raises(ConfigError):
+        compose("train", TrainConfig, ["task=sums", "mask.tokens=[a'b]"])
