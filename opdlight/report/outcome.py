@@ -6,6 +6,7 @@ from matplotlib.ticker import PercentFormatter
 
 from opdlight.report.draw import INK, MUTED, RUNS, TEACHER, Chart, canvas, chart
 from opdlight.report.read import Run
+from opdlight.report.text import shortened
 
 
 def draw_outcome(runs: Sequence[Run]) -> Iterator[Chart]:
@@ -28,7 +29,7 @@ def draw_outcome(runs: Sequence[Run]) -> Iterator[Chart]:
         axis.plot([before["success"], after["success"]], [y - shift, y + shift], color=colour, lw=1, alpha=0.45)
     axis.plot([], [], "o", color=INK, mfc="#fefefe", mew=1.6, label="before")
     axis.plot([], [], "o", color=INK, label="after")
-    names = [f"{task} · {run.letter}" if len(runs) > 1 else task for _, run, task, _ in rows]
+    names = [shortened(task) + (f" · {run.letter}" if len(runs) > 1 else "") for _, run, task, _ in rows]
     axis.set_yticks(range(len(rows)), names, color=INK)
     axis.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
     axis.xaxis.set_major_formatter(PercentFormatter(1))

@@ -49,3 +49,12 @@ def script_json(value: object) -> str:
     """
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def shortened(name: str, most: int = 24) -> str:
+    """A name that leaves room for the figure beside it.
+
+    >>> shortened("alfworld"), shortened("a" * 30, 5)
+    ('alfworld', 'aaaa…')
+    """
+    return name if len(name) <= most else name[: most - 1] + "…"
