@@ -134,7 +134,7 @@ class OnPolicyDistillation(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Forget the figures of the step before: Lightning would log them again for a task that this step lacks."""
-        self.trainer.fit_loop._results.clear()
+        self.trainer.fit_loop._results.reset()
 
     def training_step(self, requests: list[RolloutRequest], batch_idx: int) -> dict[str, Any]:
         """One update. The weights travel to the engine after it, in `publish.PublishWeights`."""

@@ -114,6 +114,9 @@ def test_the_tabs_work_by_keys(small: Path, visit: Any) -> None:
     seen.press("ArrowRight")
     assert seen.page.is_visible("#view-inspector")
     assert seen.page.evaluate("document.activeElement.id") == "tab-inspector"
+    seen.press("n")  # the inspector's own keys work from here too
+    assert seen.count('.tok[aria-current="true"]') == 1
+    seen.page.focus("#tab-inspector")
     seen.press("ArrowLeft")
     assert seen.page.is_visible("#view-report")
 

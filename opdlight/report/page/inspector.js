@@ -234,7 +234,7 @@
   };
   document.addEventListener("keydown", (event) => {
     if ($("view-inspector").hidden || $("help").open || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target.closest("select, [role=tab]") || !(event.key in KEYS)) return;
+    if (event.target.closest("select") || !(event.key in KEYS)) return;
     if (event.target.closest("input") && event.key.startsWith("Arrow")) return; // they move among the radio buttons
     event.preventDefault();
     KEYS[event.key]();
