@@ -159,7 +159,7 @@ GLOSSARY: dict[str, Entry] = {
         "share of Σ|log q(y)/π(y)| with a negative sign", "share", "sampled positions", "falls from 1 to 0.5"
     ),
     "signal/top_1/{task}": Entry(
-        "share of Σ|log q(y)/π(y)| on the top 1 % of the tokens", "share", "sampled positions", "under 0.5"
+        "share of Σ|log q(y)/π(y)| on the top 1 % of the tokens", "share", "sampled positions", "under 0.9"
     ),
     "signal/top_10/{task}": Entry(
         "share of Σ|log q(y)/π(y)| on the top 10 % of the tokens", "share", "sampled positions", "under 0.95"

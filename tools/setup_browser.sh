@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make sure that there is a Chromium for the browser tests: `tools/setup_browser.sh`. Installs Debian's or Ubuntu's package
-# where it is missing; where that cannot be done it says so and fails, so that the tests are not skipped unseen.
+# where it is missing; where that cannot be done it says so and fails.
 set -euo pipefail
 
 for browser in chromium chromium-browser google-chrome; do
