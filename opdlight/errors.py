@@ -39,5 +39,9 @@ class CheckpointError(OpdError, OSError):
     """A model folder or checkpoint cannot be used."""
 
 
+class TrainingError(OpdError, ArithmeticError):
+    """Training cannot go on: too many updates were not finite."""
+
+
 class EngineError(OpdError, RuntimeError):
     """The rollout engine refused a request or answered with something unusable."""

@@ -200,6 +200,9 @@ GLOSSARY: dict[str, Entry] = {
     ),
     "optimizer/learning_rate": Entry("learning rate of this update", "1", "exact", "as scheduled"),
     "optimizer/skipped": Entry("update skipped: no loss position in the batch", "0 or 1", "exact", "0"),
+    "optimizer/not_finite": Entry(
+        "updates skipped so far because the loss or the gradient was not finite", "updates", "exact", "0"
+    ),
     "time/{stage}": Entry("wall time of a stage of the step", "seconds", "this step", "rollout dominates"),
     "throughput/rollout": Entry("generated tokens per second of the rollout stage", "tokens/s", "this step", "steady"),
     "throughput/train": Entry("loss tokens per second of everything else", "tokens/s", "this step", "steady"),

@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from opdlight.collate import Collate, with_global_tokens, without_tokens
 from opdlight.distributed import gathered, whole
+from opdlight.errors import TrainingError
 from opdlight.losses import Loss, Needs, Remembers
 from opdlight.losses.reduce import token_mean
 from opdlight.models.student import Student
@@ -58,6 +59,7 @@ class OnPolicyDistillation(L.LightningModule):
         evaluation: the policy of the validation loop.
         max_grad_norm: gradients are clipped to this 2-norm.
         reader: where the watching callbacks look.
+        max_not_finite: so many updates whose loss or gradient is not finite end the run; each is skipped.
         mini_batches: updates a rollout; each takes its share of the groups.
         reference: the student as it was at the start, for losses that look at it.
         teacher_placement: where a strategy divides the student: each process has the teachers whole (`replicated`), a
@@ -80,6 +82,7 @@ class OnPolicyDistillation(L.LightningModule):
         max_grad_norm: float,
         seed: int,
         reader: Reader | None = None,
+        max_not_finite: int = 5,
         mini_batches: int = 1,
         reference: Teachers | None = None,
         teacher_placement: Literal["replicated", "sharded", "offloaded"] = "replicated",
@@ -94,7 +97,8 @@ class OnPolicyDistillation(L.LightningModule):
         self.max_grad_norm, self.seed = max_grad_norm, seed
         self.reader = reader or Reader()
         self.mini_batches, self.reference = mini_batches, reference
-        self.teacher_placement = teacher_placement
+        self.teacher_placement, self.max_not_finite = teacher_placement, max_not_finite
+        self.not_finite = 0  # updates that were skipped because of it
         self.success = MetricCollection({task: MeanMetric() for task in collate.tasks}, compute_groups=False)
         self.reward = MetricCollection({task: MeanMetric() for task in collate.tasks}, compute_groups=False)
         self.evaluated: dict[str, list[Trajectory]] = {}  # the last validation loop, by task
@@ -183,7 +187,7 @@ class OnPolicyDistillation(L.LightningModule):
             if reading is not None:
                 self.readings.append(reading)
         with self.stage("update"):
-            self.update(has_gradient=bool(batches))
+            loss = loss if self.update(loss, has_gradient=bool(batches)) else torch.zeros_like(loss)
         return loss
 
     def roll_out(self, requests: Sequence[RolloutRequest], sampling: Sampling, seed: int) -> list[Trajectory]:
@@ -243,13 +247,26 @@ class OnPolicyDistillation(L.LightningModule):
             )
         return replace(batch, rollout_logprobs=scores.student_sampled)
 
-    def update(self, *, has_gradient: bool) -> None:
-        """⑤ One optimizer step; a batch without a single loss position changes nothing and is counted."""
+    def update(self, loss: Tensor, *, has_gradient: bool) -> bool:
+        """⑤ One optimizer step; returns whether the weights have changed.
+
+        A batch without a single loss position, or with a loss or a gradient that is not finite, changes nothing and is
+        counted.
+
+        Raises:
+            TrainingError: when `max_not_finite` updates in all were not finite.
+        """
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
+        finite = True
         if has_gradient:
-            norm = torch.nn.utils.clip_grad_norm_(self.student.trainable_parameters(), self.max_grad_norm)
-            self.log("optimizer/grad_norm", whole(norm))
+            norm = whole(torch.nn.utils.clip_grad_norm_(self.student.trainable_parameters(), self.max_grad_norm))
+            finite = all(gathered(bool(torch.isfinite(loss) & torch.isfinite(norm))))
+        if has_gradient and not finite:
+            optimizer.zero_grad(set_to_none=True)
+            self.not_finite += 1
+        elif has_gradient:
+            self.log("optimizer/grad_norm", norm)
             self.log("optimizer/learning_rate", optimizer.param_groups[0]["lr"])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -260,6 +277,13 @@ class OnPolicyDistillation(L.LightningModule):
             if isinstance(self.loss, Remembers):
                 self.loss.end_update()
         self.log("optimizer/skipped", 0.0 if has_gradient else 1.0)
+        self.log("optimizer/not_finite", float(self.not_finite))
+        if self.not_finite >= self.max_not_finite:
+            raise TrainingError(
+                f"{self.not_finite} updates had a loss or a gradient that is not finite (`max_not_finite`). The weights "
+                "are those of before: lower optimizer.lr, or train in model.dtype=float32."
+            )
+        return has_gradient and finite
 
     def validation_step(self, requests: list[RolloutRequest], batch_idx: int) -> None:
         """Roll out the held-out episodes of one task."""

@@ -91,6 +91,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         reader=instantiate(cfg.reader),
         mini_batches=cfg.rollout.mini_batches,
         reference=reference,
+        max_not_finite=cfg.max_not_finite,
         teacher_placement=cfg.teacher_placement,
     )
 

@@ -16,6 +16,7 @@ from envs.base import TextEnv
 from opdlight.callbacks import RolloutMetrics, TeacherSupportCoverage, Throughput
 from opdlight.collate import Collate
 from opdlight.data import OnPolicyData, Task, TaskMixture
+from opdlight.errors import TrainingError
 from opdlight.losses import SampledToken, SupportMatching
 from opdlight.metrics import describe
 from opdlight.models import Student, Teachers
@@ -232,6 +233,39 @@ def test_several_updates_a_rollout_share_its_groups_and_remember_its_policy(
     torch.testing.assert_close(second.rollout_logprobs, before.detach())
     after = token_logprobs(module.student.hidden(second), module.student.head(), second.target_ids)
     assert not torch.allclose(after, before, atol=1e-3)
+
+
+class Broken:
+    """A loss that is not a number in some of its calls."""
+
+    needs = SupportMatching(k=8).needs
+
+    def __init__(self, bad: set[int]) -> None:
+        self.bad, self.calls = bad, 0
+
+    def __call__(self, scores: SupportScores, batch: TokenBatch) -> torch.Tensor:
+        self.calls += 1
+        loss = SupportMatching(k=8)(scores, batch)
+        return loss * float("nan") if self.calls - 1 in self.bad else loss
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted(folders: tuple[str, str], tmp_path: Path) -> None:
+    module, data, engine = parts(folders, loss=Broken({1}))
+    trainer = fit(module, data, tmp_path)
+    assert module.updates == 2
+    assert float(trainer.callback_metrics["optimizer/not_finite"]) == 1
+    assert [e for e in engine.events if e[0] == "update"] == [("update", 1), ("update", 2)]
+    assert all(p.isfinite().all() for p in module.student.parameters())
+    assert float(trainer.callback_metrics["loss/train"]) > 0
+
+
+def test_too_many_updates_that_are_not_finite_end_the_run(folders: tuple[str, str], tmp_path: Path) -> None:
+    module, data, _ = parts(folders, loss=Broken({1, 2}))
+    module.max_not_finite = 2
+    with pytest.raises(TrainingError, match="2 updates had a loss or a gradient that is not finite"):
+        fit(module, data, tmp_path)
+    assert module.updates == 1
+    assert all(p.isfinite().all() for p in module.student.parameters())
 
 
 def test_shares_hold_whole_groups() -> None:

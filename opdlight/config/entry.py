@@ -22,10 +22,16 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from opdlight.config.checks import check_config
 from opdlight.config.explain import explain_composition, explain_interpolation
 from opdlight.config.help import help_text
-from opdlight.errors import CheckpointError, ConfigError, MissingDependencyError, VocabularyError
+from opdlight.errors import CheckpointError, ConfigError, MissingDependencyError, TrainingError, VocabularyError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-USER_ERRORS = (ConfigError, MissingDependencyError, VocabularyError, CheckpointError)  # a traceback would not help
+USER_ERRORS = (
+    ConfigError,
+    MissingDependencyError,
+    VocabularyError,
+    CheckpointError,
+    TrainingError,
+)  # a traceback would not help
 
 
 def check(cfg: DictConfig, schema: type) -> None:

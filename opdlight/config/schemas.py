@@ -62,6 +62,7 @@ class TrainConfig(RunConfig):
     trainer: Node
     callbacks: dict[str, Node]
     reader: Node
+    max_not_finite: int
     teacher_placement: Literal["replicated", "sharded", "offloaded"]
     optimizer: Node
     schedule: Node
