@@ -187,8 +187,8 @@ class OnPolicyDistillation(L.LightningModule):
             if reading is not None:
                 self.readings.append(reading)
         with self.stage("update"):
-            loss = loss if self.update(loss, has_gradient=bool(batches)) else torch.zeros_like(loss)
-        return loss
+            changed = self.update(loss, has_gradient=bool(batches))
+        return loss if changed else torch.zeros_like(loss)
 
     def roll_out(self, requests: Sequence[RolloutRequest], sampling: Sampling, seed: int) -> list[Trajectory]:
         """① The student acts. Every turn carries the policy version that produced it."""
@@ -280,8 +280,8 @@ class OnPolicyDistillation(L.LightningModule):
         self.log("optimizer/not_finite", float(self.not_finite))
         if self.not_finite >= self.max_not_finite:
             raise TrainingError(
-                f"{self.not_finite} updates had a loss or a gradient that is not finite (`max_not_finite`). The weights "
-                "are those of before: lower optimizer.lr, or train in model.dtype=float32."
+                f"{self.not_finite} updates had a loss or a gradient that is not finite (`max_not_finite`). Each was "
+                "skipped, so the weights are sound: lower optimizer.lr, or train in model.dtype=float32."
             )
         return has_gradient and finite
 

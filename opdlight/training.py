@@ -116,6 +116,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         group_size=cfg.rollout.group_size,
         seed=cfg.seed,
     )
+    if trainer.world_size == 1:
+        _ = module.collector  # its engine starts now; with several processes only once they have found each other
     seconds = {"set-up": time.perf_counter() - started}
     try:
         examine_quickly(cfg, mixture, module)

@@ -25,13 +25,8 @@ from opdlight.config.help import help_text
 from opdlight.errors import CheckpointError, ConfigError, MissingDependencyError, TrainingError, VocabularyError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-USER_ERRORS = (
-    ConfigError,
-    MissingDependencyError,
-    VocabularyError,
-    CheckpointError,
-    TrainingError,
-)  # a traceback would not help
+# a traceback would not help
+USER_ERRORS = (ConfigError, MissingDependencyError, VocabularyError, CheckpointError, TrainingError)
 
 
 def check(cfg: DictConfig, schema: type) -> None:
