@@ -275,7 +275,7 @@ class OnPolicyDistillation(L.LightningModule):
             scheduler.step()
             self.updates += 1
             if isinstance(self.loss, Remembers):
-                self.loss.end_update()
+                self.loss.end_update(gathered)
         self.log("optimizer/skipped", 0.0 if has_gradient else 1.0)
         self.log("optimizer/not_finite", float(self.not_finite))
         if self.not_finite >= self.max_not_finite:

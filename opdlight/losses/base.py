@@ -1,5 +1,6 @@
 """What every loss looks like."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -52,12 +53,20 @@ class Loss(Protocol):
         """Unreduced loss [N] in nats, with graph; smaller is better."""
 
 
+Shared = Callable[[Any], list[Any]]
+
+
+def alone(value: Any) -> list[Any]:
+    """What each process has of a value, where there is one process."""
+    return [value]
+
+
 @runtime_checkable
 class Remembers(Protocol):
     """A loss that carries something from update to update."""
 
-    def end_update(self) -> None:
-        """An update is over."""
+    def end_update(self, shared: Shared = alone) -> None:
+        """An update is over; `shared` gives what each process has of a value."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold."""

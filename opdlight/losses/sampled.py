@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from opdlight.losses.base import Needs
+from opdlight.losses.base import Needs, Shared, alone
 from opdlight.losses.divergences import reverse_kl
 from opdlight.losses.outside import renormalised
 from opdlight.types import SupportScores, TokenBatch
@@ -78,9 +78,11 @@ class RunningMean:
         self.new_total += float(values.sum())
         self.new_count += values.numel()
 
-    def end_update(self) -> None:
-        """What was added becomes part of the mean."""
-        self.total, self.count = self.total + self.new_total, self.count + self.new_count
+    def end_update(self, shared: Shared = alone) -> None:
+        """What was added, by every process, becomes part of the mean."""
+        added = shared((self.new_total, self.new_count))
+        self.total += sum(total for total, _ in added)
+        self.count += sum(count for _, count in added)
         self.new_total, self.new_count = 0.0, 0
 
 
@@ -190,9 +192,9 @@ class SampledToken:
             return reverse_kl(log_p, renormalised(scores.support.teacher_logprobs.to(log_p.dtype), valid))
         return 0.0
 
-    def end_update(self) -> None:
+    def end_update(self, shared: Shared = alone) -> None:
         """An update is over."""
-        self.running.end_update()
+        self.running.end_update(shared)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold."""

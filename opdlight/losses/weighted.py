@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdlight.losses.base import Loss, Needs, Remembers
+from opdlight.losses.base import Loss, Needs, Remembers, Shared, alone
 from opdlight.losses.divergences import forward_kl
 from opdlight.losses.outside import absolute, renormalised
 from opdlight.losses.sampled import SampledToken
@@ -61,10 +61,10 @@ class _Around:
 
     loss: Loss
 
-    def end_update(self) -> None:
+    def end_update(self, shared: Shared = alone) -> None:
         """An update is over."""
         if isinstance(self.loss, Remembers):
-            self.loss.end_update()
+            self.loss.end_update(shared)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold."""

@@ -265,6 +265,13 @@ def test_running_mean_counts_from_the_next_update_on_and_survives_a_checkpoint()
     assert around.state() == again.state()
 
 
+def test_running_mean_is_that_of_every_process() -> None:
+    loss = SampledToken(baseline="running_mean")
+    loss.running.add(torch.tensor([1.0, 2.0]))
+    loss.end_update(lambda mine: [mine, (9.0, 2)])  # another process has seen two values that add up to 9
+    assert loss.running.value() == pytest.approx(12 / 4)
+
+
 def test_entropy_gate_adds_the_forward_kl_where_the_teacher_wavers() -> None:
     z, q, y = logits(1, 3), logits(2, 3), torch.tensor([0, 1, 2])
     loss = EntropyAware(k=2, threshold=1.0, weight=0.5)
