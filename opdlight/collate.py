@@ -153,3 +153,10 @@ def with_global_tokens(batches: list[TokenBatch], total: int | None = None) -> l
     """The batches with `global_tokens` set to `total`, by default the number of their own loss positions."""
     total = sum(b.num_tokens for b in batches) if total is None else total
     return [replace(b, global_tokens=total) for b in batches]
+
+
+def in_parts(trajectories: Sequence[Trajectory], parts: int) -> list[list[Trajectory]]:
+    """Shares of whole groups; some are empty if there are fewer groups than parts."""
+    groups = list(dict.fromkeys((t.task, t.group) for t in trajectories))
+    shares = [set(groups[i::parts]) for i in range(parts)]
+    return [[t for t in trajectories if (t.task, t.group) in share] for share in shares]

@@ -24,6 +24,7 @@ class Task:
     weight: float = 1.0  # share of the training batches (alternate) or of each batch (mixed)
     turn_tokens: int = 256  # longest completion of one turn
     trajectory_tokens: int = 2048  # longest context, prompts included
+    env_seconds: float = 300.0  # longest reset or step of the environment; then its trajectory ends as env_error
     episodes: int = 128  # held-out episodes of one evaluation
 
     def make_env(self) -> TextEnv:

@@ -24,7 +24,10 @@ def make_collector(engine: Engine, tokenizer: Any, tasks: Mapping[str, Task], en
         engine=engine,
         renderer=ChatRenderer(tokenizer),
         make_env=lambda task: tasks[task].make_env(),
-        limits={n: Limits(turn_tokens=t.turn_tokens, trajectory_tokens=t.trajectory_tokens) for n, t in tasks.items()},
+        limits={
+            n: Limits(turn_tokens=t.turn_tokens, trajectory_tokens=t.trajectory_tokens, env_seconds=t.env_seconds)
+            for n, t in tasks.items()
+        },
         env_threads=env_threads,
     )
 

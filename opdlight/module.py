@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -14,34 +14,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
-from opdlight.collate import Collate, with_global_tokens, without_tokens
+from opdlight.collate import Collate, in_parts, with_global_tokens, without_tokens
 from opdlight.distributed import gathered, whole
 from opdlight.errors import TrainingError
 from opdlight.losses import Loss, Needs, Remembers
 from opdlight.losses.reduce import token_mean
 from opdlight.models.student import Student
 from opdlight.models.teacher import Teachers
-from opdlight.reading import Reader, Reading, read
+from opdlight.reading import Reader, Reading, WatchesRollouts, WatchesTokens, read
 from opdlight.rollout.collector import Collector
 from opdlight.rollout.engine import Sampling
 from opdlight.types import RolloutRequest, Status, SupportScores, TeacherScores, TokenBatch, Trajectory
-
-
-@runtime_checkable
-class WatchesTokens(Protocol):
-    """A callback that looks at the readings of a step; only for its sake are there any."""
-
-    watches_tokens: bool
-
-
-@runtime_checkable
-class WatchesRollouts(Protocol):
-    """A callback that wants to see trajectories before the student learns from them."""
-
-    def on_trajectories(
-        self, module: "OnPolicyDistillation", trajectories: Sequence[Trajectory], stage: Literal["train", "val"]
-    ) -> None:
-        """Called after each rollout, for training and for validation."""
 
 
 class OnPolicyDistillation(L.LightningModule):
@@ -353,10 +336,3 @@ class OnPolicyDistillation(L.LightningModule):
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, WatchesRollouts):
                     callback.on_trajectories(self, trajectories, stage)
-
-
-def in_parts(trajectories: Sequence[Trajectory], parts: int) -> list[list[Trajectory]]:
-    """Shares of whole groups; some are empty if there are fewer groups than parts."""
-    groups = list(dict.fromkeys((t.task, t.group) for t in trajectories))
-    shares = [set(groups[i::parts]) for i in range(parts)]
-    return [[t for t in trajectories if (t.task, t.group) in share] for share in shares]

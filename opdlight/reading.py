@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from opdlight import metrics
 from opdlight.losses.divergences import reverse_kl
 from opdlight.models.lm_head import LMHead, token_logprobs, top_k, view
-from opdlight.types import Look, TokenBatch, View
+from opdlight.types import Look, TokenBatch, Trajectory, View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +98,21 @@ class Reading:
             columns[field.name] = torch.cat(values) if isinstance(values[0], Tensor) else values[0]
         columns["loss_tokens"] = sum(p.loss_tokens for p in parts)
         return cls(**columns) if len(parts) > 1 else first
+
+
+@runtime_checkable
+class WatchesTokens(Protocol):
+    """A callback that looks at the readings of a step; only for its sake are there any."""
+
+    watches_tokens: bool
+
+
+@runtime_checkable
+class WatchesRollouts(Protocol):
+    """A callback that wants to see trajectories before the student learns from them."""
+
+    def on_trajectories(self, module: Any, trajectories: Sequence[Trajectory], stage: Literal["train", "val"]) -> None:
+        """Called after each rollout, for training and for validation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

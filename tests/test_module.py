@@ -14,14 +14,14 @@ from lightning.pytorch.loggers import CSVLogger
 
 from envs.base import TextEnv
 from opdlight.callbacks import RolloutMetrics, TeacherSupportCoverage, Throughput
-from opdlight.collate import Collate
+from opdlight.collate import Collate, in_parts
 from opdlight.data import OnPolicyData, Task, TaskMixture
 from opdlight.errors import TrainingError
 from opdlight.losses import SampledToken, SupportMatching
 from opdlight.metrics import describe
 from opdlight.models import Student, Teachers
 from opdlight.models.lm_head import token_logprobs
-from opdlight.module import OnPolicyDistillation, in_parts
+from opdlight.module import OnPolicyDistillation
 from opdlight.publish import PublishWeights
 from opdlight.rollout import ChatRenderer, Collector, Limits, Sampling, ScriptedEngine
 from opdlight.schedules import learning_rate

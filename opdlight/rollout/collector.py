@@ -1,6 +1,7 @@
 """Environments × engine → trajectories. Continuous batching: a turn begins the moment its environment has answered."""
 
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ class Limits:
 
     turn_tokens: int  # longest completion of one turn
     trajectory_tokens: int  # longest context: prompt, observations and completions of one conversation
+    env_seconds: float = math.inf  # longest reset or step of the environment; then its trajectory ends as env_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +97,8 @@ class Collector:
             key = f"task.tasks.{task}"
             if limit.turn_tokens < 1:
                 raise ConfigError.wrong(f"{key}.turn_tokens", expected="an integer ≥ 1", got=limit.turn_tokens)
+            if not limit.env_seconds > 0:
+                raise ConfigError.wrong(f"{key}.env_seconds", expected="a positive number", got=limit.env_seconds)
             if not 2 <= limit.trajectory_tokens <= engine.max_model_len:
                 expected = f"between 2 and `engine.max_model_len` = {engine.max_model_len}"
                 raise ConfigError.wrong(f"{key}.trajectory_tokens", expected=expected, got=limit.trajectory_tokens)
@@ -102,7 +106,7 @@ class Collector:
             raise ConfigError.wrong("max_active", expected="an integer ≥ 1", got=max_active)
         self.engine, self.renderer, self.limits, self.max_active = engine, renderer, dict(limits), max_active
         self.last: RolloutStats | None = None  # figures of the last collection
-        self._envs = EnvPool(make_env, env_threads)
+        self._envs = EnvPool(make_env, env_threads, {task: limit.env_seconds for task, limit in limits.items()})
 
     def prepare(self, requests: Sequence[RolloutRequest]) -> None:
         """Hint that these requests will be collected soon: environments build what is slow in the background."""

@@ -2,8 +2,10 @@
 
 import logging
 import queue
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +13,7 @@ from envs.base import TextEnv
 from opdlight.errors import ConfigError, EnvError, MissingDependencyError
 
 log = logging.getLogger(__name__)
+POLL = 0.5  # seconds between looks at the clock while every environment thinks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,23 +36,45 @@ class _Episode:
     env: TextEnv | None  # None until a thread has made it, and after it raised
 
 
+@dataclass(slots=True, eq=False)
+class _Ask:
+    """A reset or an action on its way through a thread."""
+
+    episode: _Episode
+    number: int
+    run: Callable[[TextEnv], Answer]
+    started: float | None = None  # on the monotonic clock; None while it waits for a thread
+    lost: bool = False  # it took too long: the answer, should it come, counts no more
+
+
 class EnvPool:
     """Runs episodes, each under a number of the caller's choice, on `threads` threads; instances are reused by task.
 
-    An instance is touched by one thread at a time: the caller sends the next action only after the last answer.
+    An instance is touched by one thread at a time: the caller sends the next action only after the last answer. One
+    that takes longer than its task's limit is given up with its thread, and another thread takes that one's place.
+
+    Args:
+        make_env: task name → a new environment.
+        threads: how many work at once.
+        seconds: longest reset or step by task; none for a task that is not named.
     """
 
-    def __init__(self, make_env: Callable[[str], TextEnv], threads: int) -> None:
+    def __init__(
+        self, make_env: Callable[[str], TextEnv], threads: int, seconds: Mapping[str, float] | None = None
+    ) -> None:
         if threads < 1:
             raise ConfigError.wrong("env_threads", expected="an integer ≥ 1", got=threads)
-        self._make_env = make_env
-        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="env")
+        self._make_env, self._seconds = make_env, dict(seconds or {})
+        self._asks: queue.SimpleQueue[_Ask | None] = queue.SimpleQueue()
+        self._threads: dict[threading.Thread, _Ask | None] = {}  # and what each is at work on
+        for _ in range(threads):
+            self._start_thread()
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="env-prepare")
         self._prepare_envs: dict[str, TextEnv] = {}  # touched by the preparer only
         self._idle: dict[str, list[TextEnv]] = {}
         self._episodes: dict[int, _Episode] = {}
-        self._answers: queue.SimpleQueue[tuple[_Episode, int, Future[Answer]]] = queue.SimpleQueue()
-        self._in_flight = 0
+        self._answers: queue.SimpleQueue[tuple[_Ask, Answer | BaseException]] = queue.SimpleQueue()
+        self._asked: set[_Ask] = set()
 
     def reset(self, number: int, task: str, seed: int) -> None:
         """Begin episode `number`; its first observation will be among the answers."""
@@ -76,18 +101,25 @@ class EnvPool:
         found: list[tuple[int, Answer]] = []
         while True:
             try:
-                episode, number, future = self._answers.get(block=wait and not found)
+                ask, answer = self._answers.get(block=wait and not found, timeout=POLL)
             except queue.Empty:
-                return found
-            self._in_flight -= 1
-            if self._episodes.get(number) is not episode:
+                found += self._overdue()
+                if found or not wait:
+                    return found
+                continue
+            if ask.lost:
+                continue
+            self._asked.remove(ask)
+            if self._episodes.get(ask.number) is not ask.episode:
                 continue  # of an abandoned collection
-            found.append((number, future.result()))
+            if isinstance(answer, BaseException):
+                raise answer
+            found.append((ask.number, answer))
 
     @property
     def in_flight(self) -> int:
         """Resets and actions whose answers have not been picked up."""
-        return self._in_flight
+        return len(self._asked)
 
     def finish(self, number: int) -> None:
         """End an episode that has answered; its instance becomes free for another one."""
@@ -104,8 +136,14 @@ class EnvPool:
         self._preparer.submit(self._prepare, task, seed)
 
     def close(self) -> None:
-        """Stop the threads and close every instance."""
-        self._workers.shutdown(wait=True, cancel_futures=True)
+        """Stop the threads and close every instance; one that is over its limit is left behind."""
+        while not self._asks.empty():
+            self._asks.get()
+        for _ in self._threads:
+            self._asks.put(None)
+        for thread in list(self._threads):
+            while thread.is_alive() and not self._is_overdue(self._threads.get(thread)):
+                thread.join(POLL)
         self._preparer.shutdown(wait=True, cancel_futures=True)
         running = [e.env for e in self._episodes.values() if e.env is not None]
         for env in [*running, *(e for idle in self._idle.values() for e in idle), *self._prepare_envs.values()]:
@@ -115,9 +153,55 @@ class EnvPool:
         self._prepare_envs.clear()
 
     def _send(self, episode: _Episode, number: int, ask: Callable[[TextEnv], Answer]) -> None:
-        self._in_flight += 1
-        future = self._workers.submit(self._ask, episode, ask)
-        future.add_done_callback(lambda done: self._answers.put((episode, number, done)))
+        sent = _Ask(episode, number, ask)
+        self._asked.add(sent)
+        self._asks.put(sent)
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(
+            target=self._work, name="env", daemon=True
+        )  # the process does not wait for a hung one
+        self._threads[thread] = None
+        thread.start()
+
+    def _work(self) -> None:
+        me = threading.current_thread()
+        while (ask := self._asks.get()) is not None:
+            ask.started = time.monotonic()
+            self._threads[me] = ask
+            try:
+                answer: Answer | BaseException = self._ask(ask.episode, ask.run)
+            except BaseException as error:  # noqa: BLE001  raised where the answers are picked up
+                answer = error
+            if ask.lost:
+                return  # another thread has taken this one's place
+            self._threads[me] = None
+            self._answers.put((ask, answer))
+
+    def _is_overdue(self, ask: _Ask | None) -> bool:
+        if ask is None or ask.started is None:
+            return False
+        return time.monotonic() - ask.started > self._seconds.get(ask.episode.task, float("inf"))
+
+    def _overdue(self) -> list[tuple[int, Answer]]:
+        """Give up what takes too long: its episode ends as if the environment had raised."""
+        found = []
+        for thread, ask in list(self._threads.items()):
+            if ask is None or ask not in self._asked or not self._is_overdue(ask):
+                continue
+            ask.lost = True
+            self._asked.remove(ask)
+            del self._threads[thread]
+            self._start_thread()
+            task, seed, limit = ask.episode.task, ask.episode.seed, self._seconds[ask.episode.task]
+            error = EnvError(
+                f"The environment of task {task!r} took longer than {limit:g} s in the episode of seed {seed}."
+            )
+            log.error("%s It is given up; `task.tasks.%s.env_seconds` is the limit.", error, task)
+            if self._episodes.get(ask.number) is ask.episode:
+                ask.episode.env = None
+                found.append((ask.number, Answer(error=error)))
+        return found
 
     def _ask(self, episode: _Episode, ask: Callable[[TextEnv], Answer]) -> Answer:
         env = episode.env = episode.env or self._make_env(episode.task)

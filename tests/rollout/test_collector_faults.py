@@ -44,6 +44,38 @@ def test_environment_that_raises_ends_only_its_trajectory(where: str, caplog: py
     assert envs.made[1].closed
 
 
+@pytest.mark.parametrize("where", ["reset", "step"])
+def test_environment_that_hangs_is_given_up_with_its_thread(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    free = threading.Event()
+
+    class Hangs(Walk):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            if where == "reset" and seed == 13:
+                free.wait(60)
+            return super().reset(seed=seed)
+
+        def step(self, action: str) -> Any:
+            if where == "step" and self.seed == 13 and self.left == 2:
+                free.wait(60)
+            return super().step(action)
+
+    envs = Envs(Hangs)
+    collecting = collector(ScriptedEngine(lambda prompt: GO), envs, env_threads=1, env_seconds=0.2)
+    with caplog.at_level(logging.ERROR):
+        trajectories = collecting.collect(requests(2, 13, 4, 6), Sampling())
+    assert [t.status for t in trajectories] == [Status.SUCCESS, Status.ENV_ERROR, Status.SUCCESS, Status.SUCCESS]
+    assert "took longer than 0.2 s in the episode of seed 13" in caplog.text
+    (again,) = collecting.collect(requests(4), Sampling())  # the late answer, should it come now, disturbs nobody
+    assert again.status is Status.SUCCESS
+    collecting.close()  # does not wait for the one that hangs
+    free.set()
+
+
+def test_a_limit_of_no_time_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"task\.tasks\.walk\.env_seconds` to be a positive number, but got 0"):
+        collector(ScriptedEngine(lambda prompt: GO), Envs(Walk), env_seconds=0)
+
+
 @pytest.mark.parametrize("answer", [("end", 0.0, True, False, {}), (None, 0.0, False, False, {}), ("x", 0.0)])
 def test_environment_that_breaks_its_contract_is_an_env_error(answer: Any) -> None:
     class Wrong(Walk):

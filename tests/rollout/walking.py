@@ -75,7 +75,8 @@ def collector(
     context: int = 512,
     **kw: Any,
 ) -> Collector:
-    limits = {"walk": Limits(turn_tokens=turn, trajectory_tokens=context)}
+    limit = Limits(turn_tokens=turn, trajectory_tokens=context, env_seconds=kw.pop("env_seconds", 60.0))
+    limits = {"walk": limit}
     return Collector(
         engine, ChatRenderer(character_tokenizer()), envs or Envs(), limits, kw.pop("env_threads", 4), **kw
     )
