@@ -126,7 +126,7 @@ class Reader:
     """
 
     every: int = 1
-    positions: int = 512
+    positions: int = 256
     k: int = 32
 
     def __post_init__(self) -> None:
