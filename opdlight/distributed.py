@@ -16,9 +16,9 @@ def gathered(value: T) -> list[T]:
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
-    found: list[T | None] = [None] * dist.get_world_size()
+    found = [value] * dist.get_world_size()  # each place is overwritten
     dist.all_gather_object(found, value)
-    return [item for item in found if item is not None]
+    return found
 
 
 def rank() -> int:

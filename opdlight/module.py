@@ -134,8 +134,11 @@ class OnPolicyDistillation(L.LightningModule):
         if self.loss.needs.sampled:  # later updates compare the student with what it was when it rolled out
             parts = [parts[0], *([self.with_rollout_logprobs(b) for b in part] for part in parts[1:])]
         losses = [self.learn(part) for part in parts]
-        loss = self.trainer.strategy.reduce(torch.stack(losses).mean(), reduce_op="sum")
-        self.log("loss/train", loss, prog_bar=True)
+        totals = self.trainer.strategy.reduce(torch.stack(losses), reduce_op="sum")
+        finite = totals[torch.isfinite(totals)]  # the others are counted, not averaged
+        loss = finite.mean() if len(finite) else totals.new_zeros(())
+        if len(finite):
+            self.log("loss/train", loss, prog_bar=True)
         shares = [[b.num_tokens / b.global_tokens for b in part] for part in parts]  # of each micro-batch
         tokens = sum(part[0].global_tokens for part in parts if part)
         self.log("rollout/loss_tokens", float(tokens))
@@ -170,8 +173,8 @@ class OnPolicyDistillation(L.LightningModule):
             if reading is not None:
                 self.readings.append(reading)
         with self.stage("update"):
-            changed = self.update(loss, has_gradient=bool(batches))
-        return loss if changed else torch.zeros_like(loss)
+            self.update(loss, has_gradient=bool(batches))
+        return loss
 
     def roll_out(self, requests: Sequence[RolloutRequest], sampling: Sampling, seed: int) -> list[Trajectory]:
         """① The student acts. Every turn carries the policy version that produced it."""
@@ -230,8 +233,8 @@ class OnPolicyDistillation(L.LightningModule):
             )
         return replace(batch, rollout_logprobs=scores.student_sampled)
 
-    def update(self, loss: Tensor, *, has_gradient: bool) -> bool:
-        """⑤ One optimizer step; returns whether the weights have changed.
+    def update(self, loss: Tensor, *, has_gradient: bool) -> None:
+        """⑤ One optimizer step.
 
         A batch without a single loss position, or with a loss or a gradient that is not finite, changes nothing and is
         counted.
@@ -266,7 +269,6 @@ class OnPolicyDistillation(L.LightningModule):
                 f"{self.not_finite} updates had a loss or a gradient that is not finite (`max_not_finite`). Each was "
                 "skipped, so the weights are sound: lower optimizer.lr, or train in model.dtype=float32."
             )
-        return has_gradient and finite
 
     def validation_step(self, requests: list[RolloutRequest], batch_idx: int) -> None:
         """Roll out the held-out episodes of one task."""

@@ -54,6 +54,8 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         reference = Teachers(dict.fromkeys(mixture.names, cfg.model.student.model), student, dtype=cfg.model.dtype)
     if cfg.rollout.mini_batches < 1:
         raise ConfigError.wrong("rollout.mini_batches", expected="at least 1", got=cfg.rollout.mini_batches)
+    if cfg.max_not_finite < 1:
+        raise ConfigError.wrong("max_not_finite", expected="at least 1", got=cfg.max_not_finite)
     if loss.needs.group_advantage and cfg.rollout.group_size < 2:
         raise ConfigError.wrong(
             "rollout.group_size", expected="at least 2 beside `loss.reward_weight`", got=cfg.rollout.group_size

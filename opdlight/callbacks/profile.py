@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from opdlight.callbacks.watch import TokenWatch, by_task
+from opdlight.callbacks.watch import by_task
 from opdlight.failure_metrics import quantiles_by_bucket
 from opdlight.reading import Reading
 
@@ -18,12 +18,14 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class DepthProfile(TokenWatch):
+class DepthProfile(L.Callback):
     """Writes `profile.csv` in the run folder: one line a (step, task, bucket of positions or turn).
 
     Args:
         folder: the run folder.
     """
+
+    watches_tokens = True
 
     def __init__(self, folder: str) -> None:
         self.path = Path(folder) / "profile.csv"

@@ -7,12 +7,12 @@ from typing import Any
 import lightning as L
 import torch
 
-from opdlight.callbacks.watch import TokenWatch, by_task
+from opdlight.callbacks.watch import by_task
 from opdlight.module import OnPolicyDistillation
 from opdlight.reading import Reading
 
 
-class TokenGaps(TokenWatch):
+class TokenGaps(L.Callback):
     """Logs `gap/special_share` by task and writes `token_gaps.jsonl`: the tokens with the largest share of Σ|log q/π|.
 
     Args:
@@ -20,6 +20,8 @@ class TokenGaps(TokenWatch):
         every: a table each `every`-th step.
         rows: tokens a table.
     """
+
+    watches_tokens = True
 
     def __init__(self, folder: str, every: int = 5, rows: int = 20) -> None:
         self.path, self.every, self.rows = Path(folder) / "token_gaps.jsonl", every, rows

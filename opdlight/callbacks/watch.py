@@ -1,5 +1,6 @@
 """What the callbacks that read tokens have in common."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,14 +9,14 @@ import lightning as L
 from opdlight.reading import Reading
 
 
-class TokenWatch(L.Callback):
+class TokenWatch(L.Callback, ABC):
     """Logs `figures` of each task under `<figure>/<task>` when a step ends, from the readings that it returned."""
 
     watches_tokens = True
 
+    @abstractmethod
     def figures(self, seen: Reading) -> dict[str, float]:
         """Key without the task → value, from all that was read of one task in this step."""
-        raise NotImplementedError
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -112,6 +112,7 @@ def test_every_loss_trains(loss: str, tmp_path: Path) -> None:
         ("loss=topk_jsd loss.mix=2.0", r"Cannot build `loss`: Expected `loss.mix` to be in (0, 1), but got 2.0"),
         ("loss=sampled_token_reward", "Expected `rollout.group_size` to be at least 2 beside `loss.reward_weight`"),
         ("loss=importance_weighted sampling.temperature=0.7", "Expected `sampling.temperature` to be 1 for importance"),
+        ("max_not_finite=0", "Expected `max_not_finite` to be at least 1, but got 0"),
         ("rollout.mini_batches=0", "Expected `rollout.mini_batches` to be at least 1, but got 0"),
         ("optimizer.lr=-1", r"Cannot build `optimizer`: Invalid learning rate: -1"),
     ],
