@@ -1,7 +1,7 @@
 """Tasks, their mixture, and the on-policy data set: a batch is a list of rollout requests, not of tokens."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -112,6 +112,29 @@ def held_out(task: str, episodes: int, samples: int = 1) -> list[RolloutRequest]
     ]
 
 
+class Batches:
+    """The items of a data set in order, made in this process when they are asked for; a checkpoint knows the place."""
+
+    def __init__(self, dataset: OnPolicyDataset) -> None:
+        self.dataset, self.at = dataset, 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[list[RolloutRequest]]:
+        for at in range(self.at, len(self.dataset)):
+            self.at = at
+            yield self.dataset[at]
+
+    def state_dict(self) -> dict[str, int]:
+        """The item that is being used: a run that goes on begins with it."""
+        return {"at": self.at}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Begin there."""
+        self.at = state["at"]
+
+
 class OnPolicyData(L.LightningDataModule):
     """Training batches from `OnPolicyDataset`; one validation batch a task, of all its held-out episodes."""
 
@@ -124,9 +147,9 @@ class OnPolicyData(L.LightningDataModule):
         """Requests hold no tensors; the module moves what they become."""
         return batch
 
-    def train_dataloader(self) -> DataLoader[list[RolloutRequest]]:
-        """Batches in order, made in this process the moment they are asked for."""
-        return DataLoader(self.train_set, batch_size=None, num_workers=0)
+    def train_dataloader(self) -> Batches:
+        """Batches in order."""
+        return Batches(self.train_set)
 
     def val_dataloader(self) -> DataLoader[list[RolloutRequest]]:
         """One batch a task."""

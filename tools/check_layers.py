@@ -15,9 +15,9 @@ from pathlib import Path
 LAYERS = (
     ("types", "errors", "config", "distributed"),
     ("losses", "metrics", "failure_metrics", "envs"),
-    ("models", "rollout", "collate", "schedules"),
+    ("models", "rollout", "collate", "schedules", "memory", "preemption", "records", "stages", "checkpointing"),
     ("reading",),
-    ("module", "data", "publish", "callbacks", "demonstrations"),
+    ("module", "state", "data", "publish", "callbacks", "demonstrations"),
     ("training", "evaluation", "supervised", "run_folder", "loggers", "lab", "report", "doctor"),
     ("train", "evaluate", "sft"),
 )
