@@ -38,7 +38,7 @@ class GradientNoise(L.Callback):
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Without a gradient an update begins, or begins again because memory ran out."""
-        if self.at[0][0].grad is None:
+        if all(p.grad is None for p, _ in self.at):
             self.sums.append([])
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 # SGD: AdamW's first steps are sign(gradient), which would hide a wrong scale and blow up roundings of zeros
 FAKE = [
-    "task.schedule=mixed", "trainer.max_steps=2", "evaluate_teachers=false", "+trainer.enable_checkpointing=false",
+    "task.schedule=mixed", "trainer.max_steps=2", "evaluate_teachers=false",
     "task.tasks.sums.episodes=3", "task.tasks.alfworld.episodes=2", "micro_batch_tokens=600", "rollout.group_size=2",
     "optimizer._target_=torch.optim.SGD", "~optimizer.betas", "engine._target_=tests.fakes.AnsweringEngine",
 ]  # fmt: skip
