@@ -148,7 +148,7 @@ def test_importance_weights_are_on(tmp_path: Path) -> None:
     own = loss("staleness=1", "loss=importance_weighted", "loss.cap=3.0")
     assert own.cap == 3.0
     assert not isinstance(own.loss, ImportanceWeighted)
-    with pytest.raises(ConfigError, match=r"Expected .sampling\\.temperature. to be 1 for importance weights"):
+    with pytest.raises(ConfigError, match=r"Expected .sampling\.temperature. to be 1 for importance weights"):
         loss("staleness=1", "sampling.temperature=0.7")
     with pytest.raises(ConfigError, match="`staleness`"):
         loss("staleness=2")
