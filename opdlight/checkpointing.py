@@ -102,13 +102,15 @@ class ShardedStrategy(ModelParallelStrategy):
         return True
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state, on the first rank."""
+        """The whole state, on the first rank, by the parameters' numbers as without sharding."""
         assert self.model is not None
-        return get_optimizer_state_dict(
-            self.model,
-            getattr(optimizer, "_optimizer", optimizer),
-            options=StateDictOptions(full_state_dict=True, cpu_offload=True),
-        )
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_optimizer_state_dict(self.model, getattr(optimizer, "_optimizer", optimizer), options=whole)
+        return _renamed(state, {name: i for i, name in enumerate(self._trained())}) if state else {}
+
+    def _trained(self) -> list[str]:
+        assert self.model is not None
+        return [name for name, weight in self.model.named_parameters() if weight.requires_grad]
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Each rank reads the whole checkpoint."""
@@ -124,10 +126,9 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Each rank keeps its share of the optimizer state."""
         assert self.model is not None
+        whole, names = StateDictOptions(full_state_dict=True), dict(enumerate(self._trained()))
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            set_optimizer_state_dict(
-                self.model, optimizer, state, options=StateDictOptions(full_state_dict=True, cpu_offload=False)
-            )
+            set_optimizer_state_dict(self.model, optimizer, _renamed(state, names), options=whole)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -182,6 +183,12 @@ def newest(run: Path, *, first: bool = True) -> Path | None:
     if errors:
         raise CheckpointError(f"No checkpoint of {run} is sound, so it cannot go on; start a new run. {errors[0]}")
     return None
+
+
+def _renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
+    """An optimizer's state dict with other names for its parameters."""
+    groups = [{**group, "params": [names[p] for p in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[p]: values for p, values in state["state"].items()}, "param_groups": groups}
 
 
 def _hidden(folder: Path) -> Path:

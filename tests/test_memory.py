@@ -97,6 +97,16 @@ def test_training_goes_on_with_half_the_budget(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_the_smaller_budget_is_that_of_a_run_that_goes_on(folders: tuple[str, str], tmp_path: Path) -> None:
+    module, data, _ = parts(folders, loss=Narrow(holds=180))
+    trainer = fit(module, data, tmp_path)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    for budget, expected in ((10**6, module.collate.micro_batch_tokens), (16, 16)):
+        again, _, _ = parts(folders, micro_batch_tokens=budget)
+        again.on_load_checkpoint(torch.load(tmp_path / "last.ckpt", weights_only=True))
+        assert (again.collate.micro_batch_tokens, again.out_of_memory) == (expected, 1)
+
+
 def test_other_errors_are_errors(folders: tuple[str, str], tmp_path: Path) -> None:
     class Wrong(Narrow):
         def fail(self, gradient: torch.Tensor) -> None:

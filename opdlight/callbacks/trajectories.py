@@ -1,7 +1,6 @@
 """A few trajectories token by token, with what both models would rather have said, for the inspector."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -155,5 +154,5 @@ def read_whole(module: OnPolicyDistillation, trajectory: Trajectory) -> Reading 
     return read(batch, look, teacher.view, hidden, head, **ask)
 
 
-def _short(value: float) -> float | None:
-    return float(f"{value:.4g}") if math.isfinite(value) else None
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -1,6 +1,7 @@
 """Small runs through the entry point, in processes that start fast and may be killed."""
 
 import csv
+import json
 import multiprocessing
 import os
 import sys
@@ -53,7 +54,7 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 
 
 def assert_same_run(one: Path, two: Path) -> None:
-    """Everything but the clocks is equal to the last digit: metrics, records, weights."""
+    """Everything but the clocks is equal to the last digit: metrics, records, outcome, weights."""
     rows, others = metrics(one), metrics(two)
     assert len(rows) == len(others) > 3
     for row, other in zip(rows, others, strict=True):
@@ -61,6 +62,9 @@ def assert_same_run(one: Path, two: Path) -> None:
             assert key.startswith(ONLY_CLOCKS) or other[key] == value, (key, row["step"], value, other[key])
     for name in RECORDS:
         assert (one / name).read_text() == (two / name).read_text(), name
+    outcome, other_outcome = (json.loads((f / "summary.json").read_text()) for f in (one, two))
+    assert [outcome[key] == other_outcome[key] for key in ("tasks", "tokens")] == [True, True]
+    assert outcome["seconds"].keys() - {"evaluate before"} == other_outcome["seconds"].keys() - {"evaluate before"}
     weights, theirs = (load_file(f / "student" / "model.safetensors") for f in (one, two))
     start = load_file("opdlight/assets/lab/student/model.safetensors")
     assert any((weights[name] != start[name]).any() for name in weights), "nothing was learnt"

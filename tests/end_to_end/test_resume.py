@@ -89,6 +89,14 @@ def test_it_goes_on_from_any_checkpoint(step: int, whole: tuple[Path, float], tm
     assert f"{folder} goes on after step {step}" in Path(f"{folder}.log").read_text()
 
 
+def test_a_batch_that_was_rolled_out_ahead_is_not_lost(tmp_path: Path) -> None:
+    folders = [tmp_path / "whole", tmp_path / "run"]
+    finish(folders[0], STEPS, "callbacks.checkpoints.keep=9", "callbacks.checkpoints.every=1", "staleness=1")
+    assert [row["rollout/staleness"] for row in metrics(folders[0])[1:-1]] == ["0.0"] + ["1.0"] * 5
+    finish(stopped_after(3, *folders))
+    assert_same_run(*folders)
+
+
 def test_a_damaged_checkpoint_has_a_predecessor(whole: tuple[Path, float], tmp_path: Path) -> None:
     folder = stopped_after(4, whole[0], tmp_path / "run")
     weights = folder / "checkpoints" / "step-00000004" / "weights.safetensors"
