@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -56,16 +57,17 @@ def test_what_a_lack_of_memory_is() -> None:
 
 
 class Narrow:
-    """A loss on a device that holds so many padded tokens: a larger micro-batch fails, in its backward pass."""
+    """A loss on a device whose memory ends at one of its calls, in the backward pass."""
 
     needs = SupportMatching(k=8).needs
 
-    def __init__(self, holds: int) -> None:
-        self.holds, self.failed = holds, 0
+    def __init__(self, ends_at: int) -> None:
+        self.ends_at, self.calls, self.failed = ends_at, 0, 0
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> torch.Tensor:
+        self.calls += 1
         loss = SupportMatching(k=8)(scores, batch)
-        if batch.input_ids.numel() > self.holds:
+        if self.calls == self.ends_at:
             self.failed += 1
             loss.register_hook(self.fail)
         return loss
@@ -74,21 +76,37 @@ class Narrow:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+class Tokens(L.Callback):
+    """How many tokens a step had, and how many its readings are of."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append((outputs["loss_tokens"], sum(r.loss_tokens for r in outputs["readings"])))
+
+
+@pytest.mark.parametrize("ends_at", [1, 2, 3])  # in the first micro-batch, in the second, in the next update
 def test_training_goes_on_with_half_the_budget(
-    folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ends_at: int, folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tokens = Tokens()
+
     def weights(loss: Any) -> tuple[list[torch.Tensor], Any, Any]:
-        module, data, _ = parts(folders, loss=loss)
-        trainer = fit(module, data, tmp_path)
+        module, data, _ = parts(folders, loss=loss, micro_batch_tokens=200)  # two micro-batches a step
+        trainer = fit(module, data, tmp_path, watch=[tokens])
         return [p.detach().clone() for p in module.student.parameters()], module, trainer
 
     plain, module, _ = weights(SupportMatching(k=8))
     assert module.out_of_memory == 0
-    loss = Narrow(holds=180)
+    loss = Narrow(ends_at)
     narrow, module, trainer = weights(loss)
     assert loss.failed == module.out_of_memory == 1  # the smaller budget holds in the steps that follow
     assert float(trainer.callback_metrics["optimizer/out_of_memory"]) == 1
     assert module.updates == 3
+    assert loss.calls > 8
+    assert len(tokens.seen) == 6
+    assert all(there == read > 0 for there, read in tokens.seen)
     assert (
         f"out of memory: micro_batch_tokens is {module.collate.micro_batch_tokens} from now on"
         in capsys.readouterr().out
@@ -98,7 +116,7 @@ def test_training_goes_on_with_half_the_budget(
 
 
 def test_the_smaller_budget_is_that_of_a_run_that_goes_on(folders: tuple[str, str], tmp_path: Path) -> None:
-    module, data, _ = parts(folders, loss=Narrow(holds=180))
+    module, data, _ = parts(folders, loss=Narrow(1))
     trainer = fit(module, data, tmp_path)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     for budget, expected in ((10**6, module.collate.micro_batch_tokens), (16, 16)):
@@ -112,6 +130,6 @@ def test_other_errors_are_errors(folders: tuple[str, str], tmp_path: Path) -> No
         def fail(self, gradient: torch.Tensor) -> None:
             raise RuntimeError("shapes differ")
 
-    module, data, _ = parts(folders, loss=Wrong(holds=1))
+    module, data, _ = parts(folders, loss=Wrong(1))
     with pytest.raises(RuntimeError, match="shapes differ"):
         fit(module, data, tmp_path)

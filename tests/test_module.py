@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -95,11 +96,13 @@ def parts(
     return module, OnPolicyData(mixture, updates=3, groups=2, group_size=2, seed=0), engine
 
 
-def fit(module: OnPolicyDistillation, data: OnPolicyData, folder: Path, **settings: Any) -> L.Trainer:
+def fit(
+    module: OnPolicyDistillation, data: OnPolicyData, folder: Path, watch: Sequence[L.Callback] = (), **settings: Any
+) -> L.Trainer:
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
-        callbacks=[PublishWeights(), TeacherSupportCoverage(), RolloutMetrics(), Throughput()],
+        callbacks=[PublishWeights(), TeacherSupportCoverage(), RolloutMetrics(), Throughput(), *watch],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
