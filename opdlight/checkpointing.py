@@ -158,6 +158,11 @@ def all_of(run: Path) -> list[Path]:
     return sorted((run / FOLDER).glob("step-*"))
 
 
+def steps_of(checkpoint: Path) -> int:
+    """After how many steps it was written."""
+    return int(checkpoint.name.split("-")[1])
+
+
 def newest(run: Path, *, first: bool = True) -> Path | None:
     """The newest checkpoint of a run folder that is what was written; None if the run has written none yet.
 

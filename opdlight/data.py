@@ -1,7 +1,7 @@
 """Tasks, their mixture, and the on-policy data set: a batch is a list of rollout requests, not of tokens."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -113,26 +113,29 @@ def held_out(task: str, episodes: int, samples: int = 1) -> list[RolloutRequest]
 
 
 class Batches:
-    """The items of a data set in order, made in this process when they are asked for; a checkpoint knows the place."""
+    """The items of a data set in order, made in this process when they are asked for.
 
-    def __init__(self, dataset: OnPolicyDataset) -> None:
-        self.dataset, self.at = dataset, 0
+    Args:
+        dataset: the items.
+        done: how many have been trained on; a checkpoint keeps it, and a run that goes on begins there.
+    """
+
+    def __init__(self, dataset: OnPolicyDataset, done: Callable[[], int]) -> None:
+        self.dataset, self.done, self.start = dataset, done, 0
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[list[RolloutRequest]]:
-        for at in range(self.at, len(self.dataset)):
-            self.at = at
-            yield self.dataset[at]
+        return (self.dataset[at] for at in range(self.start, len(self.dataset)))
 
     def state_dict(self) -> dict[str, int]:
-        """The item that is being used: a run that goes on begins with it."""
-        return {"at": self.at}
+        """Where a run that goes on begins."""
+        return {"start": self.done()}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Begin there."""
-        self.at = state["at"]
+        self.start = state["start"]
 
 
 class OnPolicyData(L.LightningDataModule):
@@ -149,7 +152,9 @@ class OnPolicyData(L.LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         """Batches in order."""
-        return Batches(self.train_set)
+        trainer = self.trainer
+        assert trainer is not None
+        return Batches(self.train_set, lambda: trainer.fit_loop.epoch_loop.batch_progress.current.completed)
 
     def val_dataloader(self) -> DataLoader[list[RolloutRequest]]:
         """One batch a task."""

@@ -137,6 +137,7 @@ class OnPolicyDistillation(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Forget the figures of the step before: Lightning would log them again for a task that this step lacks."""
         self.trainer.fit_loop._results.reset()
+        self.evaluated = {}  # of a student that there will be no more
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = batch_idx  # Lightning miscounts in a run that goes on
 
     def training_step(self, requests: list[RolloutRequest], batch_idx: int) -> dict[str, Any]:

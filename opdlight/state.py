@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def add_state(module: "OnPolicyDistillation", checkpoint: dict[str, Any]) -> None:
-    """Complete a checkpoint of Lightning's, so that it is the state between two steps; leave out what is frozen."""
+    """Complete a checkpoint of Lightning's, so that it is the state between two steps; leave out what is frozen.
+
+    One that is made in a validation loop is the state before that loop.
+    """
     checkpoint |= {
         "updates": module.updates,
         "not_finite": module.not_finite,
@@ -30,9 +33,12 @@ def add_state(module: "OnPolicyDistillation", checkpoint: dict[str, Any]) -> Non
         checkpoint["ahead"] = [_plain(t) for rank in gathered(module.ahead.peek()) for t in rank]
     frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
     checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n not in frozen}
-    for progress in checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"].values():
-        if isinstance(progress, dict):  # the step that has begun has changed nothing yet
-            progress.update(dict.fromkeys(("ready", "started", "processed"), progress["completed"]))
+    loops = checkpoint["loops"]["fit_loop"]
+    for which in ("total", "current"):
+        step = loops["epoch_loop.batch_progress"][which]  # one that has begun has changed nothing yet
+        step.update(dict.fromkeys(("ready", "started", "processed"), step["completed"]))
+        if module.trainer.validating:  # Lightning begins a validation loop again that was left in its first batch
+            loops["epoch_loop.val_loop.batch_progress"][which].update(ready=1, started=1, processed=0, completed=0)
 
 
 def restore_state(module: "OnPolicyDistillation", checkpoint: Mapping[str, Any]) -> None:

@@ -132,7 +132,11 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     if cfg.resume:
         if first:
             records.rewind(folder, checkpointing.read_manifest(checkpoint)["records"] if checkpoint else {})
-        where = f"after step {int(checkpoint.name[5:])}" if checkpoint else "at the start: it has no checkpoint yet"
+        where = (
+            f"after step {checkpointing.steps_of(checkpoint)}"
+            if checkpoint
+            else "at the start: it has no checkpoint yet"
+        )
         run_folder.say(f"{folder} goes on {where}")
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
@@ -141,7 +145,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     callbacks = list(instantiate(cfg.callbacks).values())
     for keeper in (c for c in callbacks if isinstance(c, Checkpoints)):
         keeper.check_space(module.student)
-    loggers = open_loggers(cfg, folder, step=int(checkpoint.name[5:]) if checkpoint else None)
+    loggers = open_loggers(cfg, folder, step=checkpointing.steps_of(checkpoint) if checkpoint else None)
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         callbacks=callbacks,

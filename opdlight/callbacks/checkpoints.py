@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from opdlight import records
 from opdlight.checkpointing import FOLDER, CheckpointFolder, all_of
@@ -17,7 +18,7 @@ from opdlight.preemption import Preempted
 
 
 class Checkpoints(Checkpoint):
-    """Writes `checkpoints/step-…` between two steps: before the first, every so many, before and after the last.
+    """Writes `checkpoints/step-…`: before the first step, after every so many, before each validation, at the end.
 
     On SIGTERM another one is written and the run ends. A checkpoint that cannot be written (the disk is full) is
     reported and counted in `checkpoint/failed`; the run and its older checkpoints go on.
@@ -59,9 +60,11 @@ class Checkpoints(Checkpoint):
                 CheckpointFolder().remove_checkpoint(left)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen in validation, too."""
+        """Listen in validation, too, and write what precedes it: it may last."""
         assert isinstance(pl_module, OnPolicyDistillation)
         pl_module.preemption.listen()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.save(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -70,7 +73,7 @@ class Checkpoints(Checkpoint):
         assert isinstance(pl_module, OnPolicyDistillation)
         if any(gathered(pl_module.preemption.asked)):
             raise Preempted(between_steps=True)
-        if batch_idx % self.every == 0 or batch_idx + 1 == trainer.num_training_batches:
+        if batch_idx % self.every == 0:
             self.save(trainer)
 
     def on_train_batch_end(
@@ -83,7 +86,7 @@ class Checkpoints(Checkpoint):
         """Write the end of training, the figures after it included."""
         assert isinstance(pl_module, OnPolicyDistillation)
         pl_module.preemption.busy = False
-        self.save(trainer)
+        self.save(trainer, "-end")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write what SIGTERM found."""
@@ -94,10 +97,10 @@ class Checkpoints(Checkpoint):
         """Note how long the records are."""
         checkpoint["records"] = records.lengths(self.run)
 
-    def save(self, trainer: L.Trainer) -> None:
+    def save(self, trainer: L.Trainer, suffix: str = "") -> None:
         """Write a checkpoint, unless this very one is there; forget the oldest."""
         done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        path = self.run / FOLDER / f"step-{done:08d}"
+        path = self.run / FOLDER / f"step-{done:08d}{suffix}"
         if path.exists():
             return
         trainer.save_checkpoint(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from opdlight.checkpointing import all_of, steps_of
 from opdlight.train import main
 from tests.end_to_end.runs import SMALL, assert_same_run, finish, metrics, processes, start, train
 
@@ -29,8 +30,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
 def stopped_after(step: int, whole: Path, folder: Path) -> Path:
     """A copy of the run as if it had been killed some time after a step."""
     shutil.copytree(whole, folder)
-    for checkpoint in sorted((folder / "checkpoints").iterdir())[step + 1 :]:
-        shutil.rmtree(checkpoint)
+    for checkpoint in all_of(folder):
+        if steps_of(checkpoint) > step or checkpoint.name.endswith("-end"):
+            shutil.rmtree(checkpoint)
     for name in ("student", "report"):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "summary.json").unlink()
@@ -67,6 +69,8 @@ def test_sigterm_writes_a_checkpoint_and_exits_with_0(whole: tuple[Path, float],
             stops += 1
         process.join(60)
         assert process.exitcode == 0, Path(f"{folder}.log").read_text()[-3000:]
+        newest = steps_of(all_of(folder)[-1])
+        assert newest == sum(bool(row["loss/train"]) for row in metrics(folder)), "a finished step was lost"
     finish(folder)
     assert_same_run(whole[0], folder)
     said = Path(f"{folder}.log").read_text()
