@@ -1,6 +1,7 @@
 """`staleness: 1`: the next batch is rolled out while this one trains, by a student one update older."""
 
 import threading
+import time
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,11 @@ def test_the_rollout_goes_on_while_the_student_learns(folders: tuple[str, str], 
 
 
 def test_a_validation_loop_between_sees_the_newest_weights(folders: tuple[str, str], tmp_path: Path) -> None:
-    module, data, engine = ahead(folders)
+    def slow(prompt: list[int]) -> list[int]:  # still at it when validation begins
+        time.sleep(0.05 if threading.current_thread().name.startswith("rollout") else 0.0)
+        return [7, 8, 2]
+
+    module, data, engine = ahead(folders, answer=slow)
     steps = fit_watched(module, data, tmp_path, val_check_interval=1)
     assert steps.versions == [(0, {0}), (1, {0}), (2, {1})]
     assert [e[1] for e in engine.events if e[0] == "update"] == [1, 2, 3]
