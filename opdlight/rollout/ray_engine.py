@@ -32,6 +32,7 @@ _SETTINGS = {
 _START_SECONDS = 1800.0  # longest that an actor may take to be placed, to load its model and to be ready
 _MOST_DEATHS = 3  # of one place in a row without a completion, or with the same request
 _BLOCK = 32  # tokens; prompts that agree in whole blocks are taken for cached
+_PREFILL = 256  # so many tokens of a prompt that are not cached weigh as much as a request that runs
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -52,9 +53,10 @@ class _Member:
 class RayEngine:
     """A pool of engines as Ray actors: requests are spread by load, weights travel once to each node.
 
-    A request goes to the actor that has most of its prompt cached, unless that one is half as busy again as the least
-    busy one. An error of an engine is raised as it is. An actor that dies is replaced by one with the current weights,
-    and what it had not answered is answered by another: the same completion where requests have seeds, and never twice.
+    A request goes to the actor with the fewest unfinished ones; 256 tokens of its prompt that an actor has not cached
+    weigh as much as one of them, so that a long conversation stays where it is. An error of an engine is raised as it
+    is. An actor that dies is replaced by one with the current weights, and what it had not answered is answered by
+    another: the same completion where requests have seeds, and never twice.
 
     Every machine needs opdlight, the environment's packages, and `model` under the same path; a shared folder or a Hub
     name gives that. Each process of `trainer=ddp` or `fsdp` has a pool of its own: let them share one Ray by
@@ -100,13 +102,7 @@ class RayEngine:
         self._ray = _import_ray()
         self._owns_ray = not self._ray.is_initialized()
         if self._owns_ray:
-            with _process_state_kept():
-                self._ray.init(
-                    address=address or "local",
-                    include_dashboard=None if address else False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
+            self._join(address)
         try:
             self._check_room(actors, {"CPU": num_cpus, "GPU": num_gpus}, final=address is None)
             options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": "SPREAD"}
@@ -185,17 +181,24 @@ class RayEngine:
             self._ray.shutdown()
             self._owns_ray = False
 
+    def _join(self, address: str | None) -> None:
+        own = {} if address else {"include_dashboard": False}
+        try:
+            with _process_state_kept():
+                self._ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+        except ConnectionError as error:
+            expected = "of a Ray cluster that runs (`ray start --head` starts one), or null"
+            raise ConfigError.wrong("engine.address", expected=expected, got=address) from error
+
     def _new_member(self, deaths: int) -> _Member:
         actor = self._actor_class.remote()
         calls = deque([actor.start.remote(self._make_engine, self._model)])
         return _Member(actor=actor, calls=calls, deaths=deaths, since=time.monotonic())
 
     def _assign(self, request: Request, ready: list[_Member]) -> None:
-        """Give a request to one of these actors: a cached prefix counts, but not more than half as much work again."""
-        least = min(len(m.running) for m in ready)
-        blocks = list(_block_ends(request.prompt_ids))
-        near = [m for m in ready if len(m.running) <= 1.5 * least + 1]
-        member = max(near, key=lambda m: (len(m.cached.intersection(blocks)), -len(m.running)))
+        """Give a request to the one of these actors that has the least to do with it."""
+        blocks = set(_block_ends(request.prompt_ids))
+        member = min(ready, key=lambda m: len(m.running) + len(blocks - m.cached) * _BLOCK / _PREFILL)
         member.running.add(request.request_id)
         member.queued.append(request)
         member.cached.update(blocks)
@@ -256,9 +259,9 @@ class RayEngine:
             place = f"on {member.report.place}"
         if member.deaths + 1 >= _MOST_DEATHS or any(self._deaths[request] >= _MOST_DEATHS for request in sent):
             raise EngineError(
-                f"Rollout actors keep dying: {_MOST_DEATHS} in a row without a completion or with the same request, the "
-                f"last one {place}. Actors write to /tmp/ray/session_latest/logs on their machine; engine=vllm runs "
-                f"an engine in this process. Ray says: {error}"
+                f"Rollout actors keep dying: {_MOST_DEATHS} in a row without a completion or with the same request, "
+                f"the last one {place}. Actors write to /tmp/ray/session_latest/logs on their machine; engine=vllm "
+                f"runs an engine in this process. Ray says: {error}"
             ) from error
         log.warning("A rollout actor died %s; it is replaced, and %d requests are repeated.", place, len(sent))
         self._waiting.extendleft(reversed([r for r in self._requests if r in member.running]))

@@ -3,42 +3,39 @@
 import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 from torch import Tensor
 
 from opdlight.errors import EngineError
 from opdlight.rollout.engine import Completion, Request, ScriptedEngine
 
-DEADLY, REFUSED = 666, 667  # tokens of a prompt
+DEADLY, REFUSED = 9998, 9999  # tokens of a prompt
+
+
+class Died(BaseException):
+    """Ends a process that is only played."""
 
 
 class SlowEngine(ScriptedEngine):
-    """A completion follows from prompt, seed and weights; its log-probs are the number of the process.
+    """A token a step; the completion follows from prompt, seed and weights, its log-probs are the process's number."""
 
-    Args:
-        model: ignored.
-        seconds: of one decoding step.
-        trap: while this file exists, an engine does not start: its process ends, or it raises what the file says.
-    """
-
-    def __init__(self, model: str, *, seconds: float = 0.0, trap: Path | None = None) -> None:
-        if trap and trap.exists():
-            if text := trap.read_text():
-                raise EngineError(text)
-            os._exit(1)
-        super().__init__(lambda prompt: prompt, steps=lambda r: r.max_tokens, max_model_len=256)
+    def __init__(self, model: str, *, seconds: float = 0.0) -> None:
+        super().__init__(lambda prompt: prompt, steps=lambda request: request.max_tokens, max_model_len=4096)
+        if model == "refused":
+            raise EngineError("The model is refused.")
         self.seconds = seconds
 
     def add_request(self, request: Request) -> None:
+        """Queue a request."""
         if REFUSED in request.prompt_ids:
             raise EngineError(f"Request {request.request_id} is refused.")
         super().add_request(request)
 
     def step(self) -> list[Completion]:
+        """Take a while."""
         time.sleep(self.seconds)
         if any(DEADLY in request.prompt_ids for request, _ in self._running.values()):
-            os._exit(1)
+            raise Died
         return super().step()
 
     def _complete(self, request: Request) -> Completion:
@@ -52,6 +49,7 @@ class SlowEngine(ScriptedEngine):
         )
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        """Keep a copy: the object store's memory is not the engine's."""
         named = {name: weight.clone() for name, weight in weights}
         if "unknown" in named:
             raise EngineError("The engine's model has no weight 'unknown'.")
