@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from collections import Counter, deque
@@ -183,12 +184,17 @@ class RayEngine:
 
     def _join(self, address: str | None) -> None:
         own = {} if address else {"include_dashboard": False}
+        host, _, port = (address or "").rpartition(":")
         try:
+            if port.isdigit():  # Ray would try for many minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
             with _process_state_kept():
                 self._ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
-        except ConnectionError as error:
+        except OSError as error:
+            if address is None:
+                raise
             expected = "of a Ray cluster that runs (`ray start --head` starts one), or null"
-            raise ConfigError.wrong("engine.address", expected=expected, got=address) from error
+            raise ConfigError.wrong("engine.address", expected=f"{expected} ({error})", got=address) from error
 
     def _new_member(self, deaths: int) -> _Member:
         actor = self._actor_class.remote()

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -140,7 +141,7 @@ def test_a_conversation_stays_where_its_prefix_is_unless_that_actor_is_too_busy(
     assert set.union(*homes.values()) == {0, 1}
     for i in range(20):  # all want the same actor
         pool.add_request(request(f"busy {i}", prompt=turns[0]))
-    pool.step()
+    answers(pool, [])
     shares = [sum("busy" in r.request_id for r in handle.actor.engine.requests) for handle in ray.handles]
     assert shares == [10, 10]
     answers(pool, [])
@@ -248,6 +249,7 @@ def test_patience_with_a_start_ends(played: Any, monkeypatch: pytest.MonkeyPatch
         ({"num_cpus": 3}, r"`engine\.actors` to be at most 8 CPUs of this machine / `engine\.num_cpus` = 3, but got 3"),
         ({"num_gpus": 0.5}, r"`engine\.actors` to be at most 0 GPUs"),
         ({"address": "auto"}, r"`engine\.address` to be of a Ray cluster that runs.*'auto'"),
+        ({"address": "127.0.0.1:1"}, r"`engine\.address` .*refused.*'127\.0\.0\.1:1'"),
     ],
 )
 def test_arguments_name_their_key(played: Any, arguments: dict[str, Any], message: str) -> None:
@@ -256,9 +258,11 @@ def test_arguments_name_their_key(played: Any, arguments: dict[str, Any], messag
 
 
 def test_a_cluster_may_grow_and_is_not_shut_down(played: Any, caplog: pytest.LogCaptureFixture) -> None:
-    pool, ray = played(address="ray-head:6379", num_cpus=4)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        pool, ray = played(address=address, num_cpus=4)
     assert "Waiting for 3 actors × 4 CPUs: the cluster has 8." in caplog.text
-    assert ray.address == "ray-head:6379"
+    assert ray.address == address
     pool.close()
     assert not ray.initialised  # this process has left it
     pool, ray = played()
