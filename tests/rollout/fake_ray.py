@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from tests.rollout.slow_engine import Died
 
-Fate = Literal["answers", "waits", "dies before", "dies after"]
+Fate = Literal["answers", "waits", "is out of reach", "dies before", "dies after"]
 
 
 class RayError(Exception):
@@ -71,6 +71,8 @@ class Handle:
             return None
         if fate == "dies before":
             return self.end()
+        if fate == "is out of reach":
+            return self.calls.popleft().answer(error=RayError(f"actor {self.number} cannot be reached"))
         call = self.calls[0]
         arguments = [a.value if isinstance(a, Ref) else a for a in call.arguments]
         try:
@@ -94,6 +96,7 @@ class FakeRay:
         self.handles: list[Handle] = []
         self.initialised = False
         self.rounds = 0
+        self.broken = {"auto"}  # addresses that do not answer
         self.address: str | None = None
         self.exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
@@ -101,8 +104,8 @@ class FakeRay:
         return self.initialised
 
     def init(self, *, address: str, **ignored: Any) -> None:
-        if address == "auto":
-            raise ConnectionError("Could not find any running Ray instance.")
+        if address in self.broken:
+            raise OSError(f"Ray does not start: {address}")
         self.initialised, self.address = True, address
 
     def shutdown(self) -> None:

@@ -33,13 +33,15 @@ def answers(
 ) -> list[Answer]:
     """Sorted; requests join while others run."""
     found: list[Completion] = []
-    waiting = list(asked)
+    waiting, steps = list(asked), 0
     while waiting or engine.has_unfinished():
         for one in waiting[:5]:
             engine.add_request(one)
         del waiting[:5]
         found += engine.step()
         meanwhile(found)
+        steps += 1
+        assert steps < 5_000, "requests were lost"
     return sorted((c.request_id, c.token_ids, c.policy_version) for c in found)
 
 
@@ -109,10 +111,24 @@ def test_only_what_died_is_repeated_and_the_counters_of_the_dead_stay(played: An
         pool.add_request(one)
     assert answers(pool, []) == alone(asked)
     stats = pool.stats()
-    assert (stats["restarts"], stats["repeated_requests"]) == (1, 4)
+    assert (stats["restarts"], stats["repeated_requests"]) == (1, 4)  # those that its second call had brought
     assert stats["requests"] == 8 + 8  # what the dead one did last, it could not tell
     did = [{r.request_id for r in handle.actor.engine.requests} for handle in ray.handles[:2]]
     assert did[0] & did[1] == {r.request_id for r in ray.handles[0].actor.engine.requests[4:]}
+
+
+def test_what_an_actor_was_not_told_yet_is_no_repeat_and_one_out_of_reach_is_ended(played: Any) -> None:
+    fates: dict[int, Fate] = {0: "answers"}
+    pool, ray = played(lambda handle, method: fates.get(handle.number, "answers"), actors=1)
+    fates[0] = "waits"
+    asked = requests(5)
+    for one in asked:
+        pool.add_request(one)
+        pool.step()  # the first one travels in a call, the second call is under way too
+    fates[0] = "is out of reach"
+    assert answers(pool, []) == alone(asked)
+    assert pool.stats()["repeated_requests"] == 1
+    assert not ray.handles[0].alive
 
 
 def test_requests_are_spread_evenly_and_queued_in_one_call(played: Any) -> None:
@@ -166,6 +182,9 @@ def test_an_actor_that_starts_again_gets_requests_only_when_it_is_ready(played: 
 
 def test_refused_weights_change_nothing_anywhere(played: Any) -> None:
     pool, ray = played()
+    with pytest.raises(EngineError, match="no weight 'unknown'"):
+        pool.update_weights([("unknown", torch.ones(1))], 4)
+    assert answers(pool, requests(9)) == alone(requests(9))
     pool.update_weights(weights(1.0), 3)
     for _ in range(2):
         with pytest.raises(EngineError, match="no weight 'unknown'"):
@@ -225,6 +244,15 @@ def test_a_first_start_that_fails_is_the_engines_own_error_and_leaves_no_ray(pla
     assert not any(handle.alive for handle in made[0].handles)
 
 
+def test_a_pool_is_ready_when_all_its_actors_are(played: Any) -> None:
+    luck = random.Random(0)
+    pool, ray = played(lambda handle, method: luck.choice(["answers", "waits", "waits", "waits"]))
+    for one in requests(3):
+        pool.add_request(one)
+    pool.step()
+    assert [handle.asked[1:2] for handle in ray.handles] == [["advance"]] * 3
+
+
 def test_patience_with_a_start_ends(played: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_engine, "_START_SECONDS", 0.0)
     with pytest.raises(EngineError, match=r"not started within 0 s.*'CPU': 8"):
@@ -265,10 +293,20 @@ def test_a_cluster_may_grow_and_is_not_shut_down(played: Any, caplog: pytest.Log
     assert ray.address == address
     pool.close()
     assert not ray.initialised  # this process has left it
+    pool.close()
     pool, ray = played()
     assert ray.address == "local"
-    ray.shutdown()
     pool.close()
+    ray.init(address="local")  # by another
+    pool.close()
+    assert ray.initialised
+    theirs = RayEngine("any", SlowEngine)
+    theirs.close()
+    assert ray.initialised
+    ray.shutdown()
+    ray.broken.add("local")
+    with pytest.raises(OSError, match="does not start: local"):
+        RayEngine("any", SlowEngine)
 
 
 def test_missing_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
