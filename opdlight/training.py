@@ -21,7 +21,7 @@ from opdlight.loggers import close_loggers, open_loggers
 from opdlight.losses import ImportanceWeighted, Loss
 from opdlight.metrics import Result
 from opdlight.models import Student, Teachers, resolve_model
-from opdlight.models.checkpoints import load_tokenizer, whole_model
+from opdlight.models.checkpoints import load_tokenizer
 from opdlight.module import OnPolicyDistillation
 from opdlight.preemption import Preempted, Preemption
 from opdlight.rollout import Collector
@@ -76,8 +76,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         )
 
     def collector() -> Collector:
-        with whole_model(cfg.model.student.model, cfg.model.dtype) as model:
-            engine = instantiate(cfg.engine, model=model)
+        engine = instantiate(cfg.engine, model=cfg.model.student.model)
         return make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads)
 
     return OnPolicyDistillation(
@@ -207,8 +206,7 @@ def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[T
     for name, task in mixture.tasks.items():
         by_model.setdefault(str(resolve_model(task.teacher)), []).append(name)
     for model, names in by_model.items():
-        with whole_model(model, cfg.model.dtype) as whole:
-            engine = instantiate(cfg.engine, model=whole)
+        engine = instantiate(cfg.engine, model=model)
         try:
             tasks = {n: mixture.tasks[n] for n in names}
             collector = make_collector(engine, load_tokenizer(model), tasks, cfg.rollout.env_threads)
