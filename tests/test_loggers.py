@@ -3,11 +3,13 @@
 import importlib.util
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from opdlight.config import CONF, TrainConfig, compose
 from opdlight.errors import MissingDependencyError
@@ -54,6 +56,26 @@ def test_the_default_is_csv_and_tensorboard(tmp_path: Path) -> None:
     close_loggers(loggers)
     assert [type(x).__name__ for x in loggers] == ["MetricsFile", "TensorBoardLogger"]
     assert [Path(x.log_dir) for x in loggers] == [tmp_path] * 2
+
+
+def test_tensorboard_forgets_what_a_run_that_goes_on_does_again(tmp_path: Path) -> None:
+    for start, steps in ((None, range(5)), (3, range(3, 7))):  # killed after step 4; its checkpoint is that of step 3
+        loggers = open_loggers(config(tmp_path), tmp_path, step=start)
+        for step in steps:
+            loggers[1].log_metrics({"a": step + (start or 0) / 10}, step=step)
+        close_loggers(loggers)
+        loggers[1].finalize("success")
+        time.sleep(1.1)  # the files of a folder are read in the order of their seconds
+    events = EventAccumulator(str(tmp_path), purge_orphaned_data=True).Reload().Scalars("a")
+    assert [(e.step, round(e.value, 1)) for e in events] == [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (3, 3.3),
+        (4, 4.3),
+        (5, 5.3),
+        (6, 6.3),
+    ]
 
 
 @needs_wandb

@@ -15,7 +15,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from envs.base import TextEnv
-from opdlight.callbacks import RolloutMetrics, TeacherSupportCoverage, Throughput, TrajectoryRecorder
+from opdlight.callbacks import Checkpoints, RolloutMetrics, TeacherSupportCoverage, Throughput, TrajectoryRecorder
+from opdlight.checkpointing import CheckpointFolder, all_of
 from opdlight.collate import Collate, in_parts
 from opdlight.data import OnPolicyData, Task, TaskMixture
 from opdlight.errors import TrainingError
@@ -346,6 +347,30 @@ def test_what_a_loss_remembers_is_in_the_checkpoint(folders: tuple[str, str], tm
     assert isinstance(again.loss, SampledToken)
     assert again.loss.state() == module.loss.state()
     assert again.updates == 3
+
+
+def test_a_checkpoint_that_cannot_be_written_is_counted_and_the_run_goes_on(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, data, _ = parts(folders)
+    save, calls = torch.save, itertools.count()
+
+    def sometimes_full(*args: Any, **kwargs: Any) -> None:
+        if next(calls) == 1:
+            raise OSError(28, "No space left on device")
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", sometimes_full)
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=1, callbacks=[PublishWeights(), Checkpoints(str(tmp_path), every=1, keep=9)],
+        logger=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        plugins=[CheckpointFolder()],
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    assert module.updates == 3
+    assert float(trainer.callback_metrics["checkpoint/failed"]) == 1
+    assert [p.name for p in all_of(tmp_path)] == ["step-00000000", "step-00000002", "step-00000003-end"]
+    assert "step-00000001 could not be written ([Errno 28] No space left on device)" in capsys.readouterr().out
 
 
 def test_every_logged_key_is_in_the_glossary(folders: tuple[str, str], tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""The command line of a run that goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from opdlight.config.resume import resume_command, with_resumed
+from opdlight.errors import ConfigError
+
+
+def run(folder: Path, *overrides: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "overrides.json").write_text(json.dumps(overrides))
+    return folder
+
+
+def test_without_resume_it_is_as_it_was_typed() -> None:
+    for overrides in (["task=sums"], ["resume=null", "task=sums"], ["this is no override"]):
+        assert with_resumed(overrides) == overrides
+
+
+def test_the_run_s_own_come_first_and_what_is_given_again_replaces_them(tmp_path: Path) -> None:
+    folder = run(tmp_path / "one", "task=sums", "loss=topk_rkl", "+a.b=1", "~optimizer.betas", "resume=old", "seed=3")
+    given = [f"resume={folder}", "loss=k2", "a.b=2", "seed=4"]
+    assert with_resumed(given) == ["task=sums", "~optimizer.betas", *given, f"hydra.run.dir={folder}"]
+
+
+def test_a_link_is_followed_and_odd_names_are_quoted(tmp_path: Path) -> None:
+    folder = run(tmp_path / "it's a=b, {c}", "task=sums")
+    (tmp_path / "latest").symlink_to(folder.name)
+    found = with_resumed([f"resume={tmp_path / 'latest'}"])
+    assert found[-1] == f"hydra.run.dir='{tmp_path}/it\\'s a=b, {{c}}'"
+    assert with_resumed(found)[-1] == found[-1]  # as a process that Lightning starts does
+    assert resume_command("runs/a") == "python -m opdlight.train resume=runs/a"
+    (again,) = [o for o in with_resumed([resume_command(str(folder)).split(" ", 3)[3]]) if o.startswith("hydra")]
+    assert again == found[-1]
+
+
+def test_what_is_no_run_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Expected `resume` to be the folder of a run of opdlight\.train"):
+        with_resumed([f"resume={tmp_path}"])
