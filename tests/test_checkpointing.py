@@ -1,16 +1,23 @@
 """Checkpoint folders: what goes in comes out, whole or not at all, and nothing of it is run."""
 
+import itertools
 import json
 import os
 import pickle
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
-from opdlight.checkpointing import CheckpointFolder, newest, read_manifest, verify
+from opdlight.callbacks import Checkpoints
+from opdlight.checkpointing import CheckpointFolder, all_of, newest, read_manifest, verify
 from opdlight.errors import CheckpointError
+from opdlight.publish import PublishWeights
+from tests.steps import folders, parts
+
+__all__ = ["folders"]
 
 
 def content() -> dict[str, Any]:
@@ -104,3 +111,27 @@ def test_a_full_disk_leaves_a_message_and_nothing_else(
     CheckpointFolder().save_checkpoint(content(), tmp_path / "step-2")
     assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
     assert "step-2 could not be written ([Errno 28] No space left on device)" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_cannot_be_written_is_counted_and_the_run_goes_on(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, data, _ = parts(folders)
+    save, calls = torch.save, itertools.count()
+
+    def sometimes_full(*args: Any, **kwargs: Any) -> None:
+        if next(calls) == 1:
+            raise OSError(28, "No space left on device")
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", sometimes_full)
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=1, callbacks=[PublishWeights(), Checkpoints(str(tmp_path), every=1, keep=9)],
+        logger=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        plugins=[CheckpointFolder()],
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    assert module.updates == 3
+    assert float(trainer.callback_metrics["checkpoint/failed"]) == 1
+    assert [p.name for p in all_of(tmp_path)] == ["step-00000000", "step-00000002", "step-00000003-end"]
+    assert "step-00000001 could not be written ([Errno 28] No space left on device)" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from opdlight.publish import PublishWeights
 from opdlight.rollout import ScriptedEngine
 from opdlight.training import build
 from opdlight.types import SupportScores, TokenBatch, Trajectory
-from tests.test_module import fit, folders, parts
+from tests.steps import fit, folders, parts
 
 __all__ = ["folders"]
 
