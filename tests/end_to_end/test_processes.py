@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,23 @@ FAKE = [
 ]  # fmt: skip
 
 
-def run(folder: Path, *overrides: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *overrides: str, timeout: float = 240, stop_after: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run to the end, or until SIGTERM comes to the first process when so many steps are in metrics.csv."""
     command = [sys.executable, "-m", "opdlight.train", *overrides, f"hydra.run.dir={folder}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+    output = subprocess.PIPE
+    with subprocess.Popen(command, stdout=output, stderr=output, text=True, env=environment) as process:
+        while stop_after and process.poll() is None:
+            time.sleep(0.1)
+            if (folder / "metrics.csv").exists() and len(metrics(folder)) > stop_after:
+                process.terminate()
+                break
+        try:
+            out, error = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, error)
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
@@ -74,6 +88,15 @@ def test_a_divided_student_goes_on_divided_or_whole(tmp_path: Path) -> None:
         assert made.returncode == 0, made.stderr[-3000:]
         assert f"{folder} goes on after step 1" in made.stdout
         assert_same(whole, folder)
+
+
+def test_sigterm_stops_all_processes_at_the_same_step(tmp_path: Path) -> None:
+    overrides = [*FAKE, "trainer=ddp", "trainer.accelerator=cpu", "rollout.groups=3", "trainer.max_steps=500"]
+    made = run(tmp_path, *overrides, stop_after=2, timeout=60)
+    assert made.returncode == 0, made.stderr[-3000:]
+    assert "SIGTERM: stopped. To go on:" in made.stdout
+    done = sum(bool(row["loss/train"]) for row in metrics(tmp_path))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir())[-1] == f"step-{done:08d}"
 
 
 def test_nobody_waits_for_a_rank_that_failed(tmp_path: Path) -> None:
