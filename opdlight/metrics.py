@@ -211,7 +211,12 @@ GLOSSARY: dict[str, Entry] = {
     ),
     "checkpoint/failed": Entry("checkpoints that could not be written", "count", "exact", "0"),
     "time/{stage}": Entry("wall time of a stage of the step", "seconds", "this step", "rollout dominates"),
-    "throughput/rollout": Entry("generated tokens per second of the rollout stage", "tokens/s", "this step", "steady"),
+    "throughput/rollout": Entry(
+        "generated tokens per second of the rollout stage; with staleness: 1 of the wait for it",
+        "tokens/s",
+        "this step",
+        "steady",
+    ),
     "throughput/train": Entry("loss tokens per second of everything else", "tokens/s", "this step", "steady"),
 }
 
