@@ -28,9 +28,10 @@ from rich.table import Table
 from envs.base import TextEnv
 
 RUN = [
-    "task=agent_math", "loss=topk_rkl", "evaluate_teachers=false", "rollout.groups=16", "engine=ray",
+    "task=agent_math", "loss=topk_rkl", "evaluate_teachers=false", "rollout.groups=16",
     "callbacks.checkpoints.every=5", "task.tasks.sums.episodes=16", "task.tasks.alfworld.episodes=16",
 ]  # fmt: skip
+POOL = ["engine=ray", "+engine.engine.kv_cache_gib=0.1"]  # a small cache is full before growth is measured
 FAULTS = ("kill", "kill actor", "kill actor", "SIGTERM")
 WARM_UP = 60.0  # seconds of a process that say nothing about growth
 
@@ -74,9 +75,8 @@ def faulty_tasks() -> list[str]:
 def start(folder: Path, updates: int, extra: list[str]) -> psutil.Popen:
     """Start the run, or go on with it."""
     begun = (folder / "overrides.json").exists()
-    given = {o.partition("=")[0] for o in extra}
-    fixed = [o for o in RUN if o.partition("=")[0] not in given]
-    new = [*fixed, f"trainer.max_steps={updates}", *faulty_tasks(), *extra, f"hydra.run.dir={folder}"]
+    engine = [] if any(o.startswith("engine=") for o in extra) else POOL
+    new = [*RUN, *engine, f"trainer.max_steps={updates}", *faulty_tasks(), *extra, f"hydra.run.dir={folder}"]
     command = [sys.executable, "-m", "opdlight.train", *([f"resume={folder}"] if begun else new)]
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     with Path(f"{folder}.log").open("a") as log:
@@ -118,12 +118,19 @@ def break_something(kind: str, process: psutil.Popen, draw: random.Random) -> bo
 
 
 def slope(samples: list[dict[str, float]], key: str) -> float | None:
-    """Least-squares growth a minute of one segment after its warm-up; None if it was too short."""
-    begin = samples[0]["seconds"] + WARM_UP if samples else 0.0
-    kept = [s for s in samples if s["seconds"] > begin]
-    if len(kept) < 10 or kept[-1]["seconds"] - begin < 2 * WARM_UP:
+    """Growth a minute of one segment: least squares through the lowest value of each half minute; None if too short.
+
+    The lowest, because within a step the memory goes up and down by half of it.
+    """
+    begin = samples[0]["seconds"] + WARM_UP
+    lowest: dict[int, float] = {}
+    for sample in samples:
+        if sample["seconds"] > begin:
+            window = int((sample["seconds"] - begin) // 30)
+            lowest[window] = min(sample[key], lowest.get(window, sample[key]))
+    if len(lowest) < 5:
         return None
-    return 60 * statistics.linear_regression([s["seconds"] for s in kept], [s[key] for s in kept]).slope
+    return 2 * statistics.linear_regression(list(lowest), list(lowest.values())).slope
 
 
 def main() -> int:
@@ -147,7 +154,7 @@ def main() -> int:
     faults, samples, exits = dict.fromkeys(FAULTS, 0), list[dict[str, float]](), list[int]()
     segment, family, unexpected = 0, set[int](), 0
     process = start(folder, arguments.updates, extra)
-    due = time.monotonic() + draw.expovariate(1 / arguments.between)
+    due = begin + 20 * arguments.minutes  # a third of the time in peace, to see whether anything grows
     expected: int | None = None
     while True:
         time.sleep(2.0)
@@ -159,7 +166,7 @@ def main() -> int:
                 break
             segment, expected = segment + 1, None
             process = start(folder, arguments.updates, extra)
-            due = time.monotonic() + draw.expovariate(1 / arguments.between)
+            due = max(due, time.monotonic() + draw.expovariate(1 / arguments.between))
             continue
         try:
             family |= {c.pid for c in process.children(recursive=True)}
