@@ -191,6 +191,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
             teacher=Result.of(teachers[name]) if name in teachers else None,
         )
         for name in mixture.names
+        if name in module.before and name in module.evaluated  # trainer.limit_val_batches=0 measures none
     }
     if first:
         run_folder.close_run(
