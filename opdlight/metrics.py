@@ -203,6 +203,18 @@ GLOSSARY: dict[str, Entry] = {
     "optimizer/not_finite": Entry(
         "updates skipped so far because the loss or the gradient was not finite", "updates", "exact", "0"
     ),
+    "server/retries/{role}": Entry(
+        "requests to the teachers' or the engine's server that were sent again after a fault", "requests", "total", "0"
+    ),
+    "server/waited/{role}": Entry(
+        "pauses before these, summed over requests that wait side by side", "seconds", "total", "0"
+    ),
+    "server/restarts/engine": Entry(
+        "times that the student's server had lost its weights and got them again", "restarts", "total", "0"
+    ),
+    "server/resent/engine": Entry(
+        "completions that were thrown away and asked for again because of that", "completions", "total", "0"
+    ),
     "time/{stage}": Entry("wall time of a stage of the step", "seconds", "this step", "rollout dominates"),
     "throughput/rollout": Entry("generated tokens per second of the rollout stage", "tokens/s", "this step", "steady"),
     "throughput/train": Entry("loss tokens per second of everything else", "tokens/s", "this step", "steady"),

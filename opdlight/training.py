@@ -61,6 +61,9 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         raise ConfigError.wrong(
             "rollout.group_size", expected="at least 2 beside `loss.reward_weight`", got=cfg.rollout.group_size
         )
+    if cfg.evaluate_teachers and "url" in cfg.engine:
+        expected = "false beside engine=vllm_server, which holds the student"
+        raise ConfigError.wrong("evaluate_teachers", expected=expected, got=True)
     if loss.needs.engine_logprobs and cfg.sampling.temperature != 1:
         raise ConfigError.wrong(
             "sampling.temperature",

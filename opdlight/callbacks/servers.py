@@ -1,0 +1,21 @@
+"""How well the servers of a run answer."""
+
+from typing import Any
+
+import lightning as L
+
+from opdlight.module import OnPolicyDistillation
+
+
+class ServerFaults(L.Callback):
+    """Logs `server/*` of the teachers and of the engine, totals since the start; nothing where neither is a server."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the counters after this step."""
+        assert isinstance(pl_module, OnPolicyDistillation)
+        for role, stats in (("teacher", pl_module.teachers.stats()), ("engine", pl_module.collector.engine.stats())):
+            for name in ("retries", "waited", "restarts", "resent"):
+                if name in stats:
+                    pl_module.log(f"server/{name}/{role}", stats[name])
