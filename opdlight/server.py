@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
@@ -51,7 +52,7 @@ class VLLMServer:
     ) -> None:
         parsed = httpx2.URL(url)
         if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
-            got = str(parsed.copy_with(username="…", password=None)) if parsed.userinfo else url
+            got = f"{parsed.scheme}://…@{parsed.host}" if parsed.userinfo else url
             raise ConfigError.wrong(
                 f"{group}.url", expected="like http://host:8000, without user and password", got=got
             )
@@ -70,6 +71,7 @@ class VLLMServer:
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             limits=httpx2.Limits(max_connections=concurrency, keepalive_expiry=KEEP_SECONDS),
         )
+        weakref.finalize(self, self._client.close)
         self._random = random.Random()  # jitter: no seeded stream may move when a server is slow
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._stats = {"retries": 0.0, "waited": 0.0}

@@ -84,6 +84,12 @@ class Answer:
         place = torch.searchsorted(known, ids.contiguous()).clamp(max=known.shape[1] - 1)
         return logprobs.gather(1, place).masked_fill(known.gather(1, place) != ids, torch.nan)
 
+    def difference(self, later: "Answer") -> float:
+        """Mean |Δ log q| in nats of the tokens and the better half of the top-K; 1 for an id that is told no more."""
+        logprobs, places = self.top_logprobs.topk(self.top_ids.shape[1] // 2, dim=-1)
+        moved = later.at(self.top_ids.gather(1, places)) - logprobs
+        return float(torch.cat([(later.sampled - self.sampled)[:, None], moved], 1).abs().nan_to_num(1.0).mean())
+
     def entropy(self) -> Tensor | None:
         """−Σ_v q log q [n] in nats; None without the full vocabulary."""
         return None if self.table is None else -(self.table.exp() * self.table).sum(-1)

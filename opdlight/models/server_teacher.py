@@ -7,7 +7,7 @@ for the full vocabulary and the entropy.
 """
 
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -57,16 +57,11 @@ class ServerTeacher(Teacher):
         self.name, self.tokenizer = model, load_tokenizer(model)
         skeleton = load_skeleton(model)
         self._hidden_from_torch = (FrozenModel(skeleton),)
-        servers = [
-            VLLMServer(u, "teacher", concurrency=concurrency, timeout=timeout, retries=retries, api_key_env=api_key_env)
-            for u in ([url] if isinstance(url, str) else url)
-        ]
+        how: Any = {"concurrency": concurrency, "timeout": timeout, "retries": retries, "api_key_env": api_key_env}
+        servers = [VLLMServer(u, "teacher", **how) for u in ([url] if isinstance(url, str) else url)]
         self._server, self._served, self._context = find_model(servers, resolve_model(model))
-        config = skeleton.config.get_text_config()
-        made_for = getattr(config, "max_position_embeddings", None)
-        config.max_position_embeddings = min(
-            made_for or self._context, self._context - 1
-        )  # one is for the token that it generates
+        config, room = skeleton.config.get_text_config(), self._context - 1  # one is for the token that it generates
+        config.max_position_embeddings = min(getattr(config, "max_position_embeddings", None) or room, room)
         ids = self._probe_ids()
         self._probe = Question(ids=ids, columns=torch.arange(len(ids) - 1), k=PROBE_K)
         self._names_ids = self._can_name_ids()
@@ -99,14 +94,15 @@ class ServerTeacher(Teacher):
         if temperature != 1:
             expected = "1 beside teacher=vllm_server, whose log-probs are at temperature 1"
             raise ConfigError.wrong("sampling.temperature", expected=expected, got=temperature)
-        named = self._probe.columns.new_zeros((len(self._probe.columns), max(needs.k, look_k, 1)))
+        chosen = needs.k if _student_chooses(needs) else 0
+        named = self._probe.columns.new_zeros((len(self._probe.columns), chosen + look_k)) if chosen + look_k else None
         question = self._question(self._probe.ids, self._probe.columns, needs, named, limit=limit, look_k=look_k)
         try:
             self._ask(question)
         except ServerError as error:
-            if error.status is None:
+            if error.status != 400:
                 raise
-            most = -1 if question.whole else max(question.k, named.shape[1])
+            most = -1 if question.whole else max(question.k, chosen + look_k)
             other = ", or use a loss on the teacher's top-K" if question.whole else ""
             raise ConfigError(
                 f"The teacher's server does not give what `loss` and `reader` need. {error} "
@@ -134,7 +130,7 @@ class ServerTeacher(Teacher):
             raise ValueError(f"Expected `temperature` to be 1, but got {temperature}.")
         look_k = 0 if look is None else look.student_ids.shape[1]
         found = self._look_up(batch, needs, chosen, limit, look, look_k)
-        k = max(self._own_k(needs), look_k)
+        k = max(_own_k(needs), look_k)
         top_ids, top = found.top(k, limit)
         if bool(torch.isneginf(top).any()):
             raise ServerError(
@@ -189,24 +185,14 @@ class ServerTeacher(Teacher):
             return Answer.empty(self.head().width, device)
         return Answer.join(answers, torch.argsort(torch.cat(places)), device)
 
-    def _own_k(self, needs: Needs) -> int:
-        """How many ids the teacher itself names for the loss."""
-        names = (
-            needs.support is not None
-            and not needs.support.startswith("student_")
-            and needs.support != "full_vocabulary"
-        )
-        return needs.k if names else 0
-
     def _question(
         self, ids: list[int], columns: Tensor, needs: Needs, named: Tensor | None, *, limit: int, look_k: int
     ) -> Question:
-        width, k = self.head().width, max(self._own_k(needs), look_k)
+        width, k = self.head().width, max(_own_k(needs), look_k)
         if k > limit:
             raise ConfigError.wrong("loss.k", expected=f"from 1 to the {limit} ids both models share", got=k)
-        student_chooses = needs.support is not None and needs.support.startswith("student_")
         whole = needs.support == "full_vocabulary" or needs.teacher_entropy
-        if whole or (student_chooses and not self._names_ids):
+        if whole or (_student_chooses(needs) and not self._names_ids):
             return Question(ids=ids, columns=columns, whole=True)
         spare = min(SPARE, width - limit) if k else 0
         return Question(ids=ids, columns=columns, k=k + spare, named=named if self._names_ids else None)
@@ -248,13 +234,19 @@ class ServerTeacher(Teacher):
 
     def _check_unchanged(self, now: Answer) -> None:
         """Raise ServerError if another model answers than at the start."""
-        then = self._first
-        ids, logprobs = then.top(PROBE_K // 2, self.head().width)
-        moved = [(now.sampled - then.sampled).abs(), (now.at(ids) - logprobs).abs().flatten()]
-        difference = float(torch.cat(moved).nan_to_num(1.0).mean())  # an id that is no longer among the best
+        difference = self._first.difference(now)
         if difference > OTHER_MODEL:
             raise ServerError(
                 f"{self._server.url} answers with another model than at the start: the log-probs of the same "
                 f"{len(self._probe.ids)} tokens differ by {difference:.2f} nats in the mean. Restart it with "
                 f"{self.name!r}, and the run."
             )
+
+
+def _student_chooses(needs: Needs) -> bool:
+    return needs.support is not None and needs.support.startswith("student_")
+
+
+def _own_k(needs: Needs) -> int:
+    """How many ids the teacher itself names for the loss."""
+    return 0 if needs.support in (None, "full_vocabulary") or _student_chooses(needs) else needs.k
