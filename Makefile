@@ -20,8 +20,8 @@ $(READY): pyproject.toml tools/setup_env.sh
 train: $(READY) ## distil the maths and ALFWorld agent; ARGS="loss=sampled_token" adds options
 	.venv/bin/python -m opdlight.train task=agent_math loss=topk_rkl $(ARGS)
 
-test: $(READY) ## every test; ARGS="tests/losses" narrows it
-	.venv/bin/python -m pytest $(ARGS)
+test: $(READY) ## every test, on two cores; ARGS="tests/losses" narrows it
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: $(READY) ## lint, format, types, layers
 	.venv/bin/ruff check .

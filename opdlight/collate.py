@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, pstdev
 
 import torch
+from torch import Tensor
 
 from opdlight.types import TokenBatch, Trajectory
 
@@ -160,3 +161,29 @@ def in_parts(trajectories: Sequence[Trajectory], parts: int) -> list[list[Trajec
     groups = list(dict.fromkeys((t.task, t.group) for t in trajectories))
     shares = [set(groups[i::parts]) for i in range(parts)]
     return [[t for t in trajectories if (t.task, t.group) in share] for share in shares]
+
+
+def at_positions(batch: TokenBatch, at: Tensor) -> TokenBatch:
+    """The loss positions `at` [n] of a batch, the rows that they lie in, and no more columns than those rows fill."""
+    rows, row_index = torch.unique(batch.row_index[at], return_inverse=True)
+    columns = int(batch.attention_mask[rows].sum(1).max())
+    flat = (
+        "col_index",
+        "target_ids",
+        "sampled_logprobs",
+        "turn_index",
+        "token_position",
+        "trajectory_index",
+        "task_index",
+        "group_advantage",
+    )
+    found = {name: getattr(batch, name)[at] for name in flat}
+    if batch.rollout_logprobs is not None:
+        found["rollout_logprobs"] = batch.rollout_logprobs[at]
+    wide = ("input_ids", "attention_mask", "position_ids")
+    return replace(
+        batch,
+        row_index=row_index,
+        **found,
+        **{name: getattr(batch, name)[rows, :columns] for name in wide},
+    )

@@ -1,7 +1,7 @@
 """Tasks, their mixture, and the on-policy data set: a batch is a list of rollout requests, not of tokens."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -112,6 +112,32 @@ def held_out(task: str, episodes: int, samples: int = 1) -> list[RolloutRequest]
     ]
 
 
+class Batches:
+    """The items of a data set in order, made in this process when they are asked for.
+
+    Args:
+        dataset: the items.
+        done: how many have been trained on; a checkpoint keeps it, and a run that goes on begins there.
+    """
+
+    def __init__(self, dataset: OnPolicyDataset, done: Callable[[], int]) -> None:
+        self.dataset, self.done, self.start = dataset, done, 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[list[RolloutRequest]]:
+        return (self.dataset[at] for at in range(self.start, len(self.dataset)))
+
+    def state_dict(self) -> dict[str, int]:
+        """Where a run that goes on begins."""
+        return {"start": self.done()}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Begin there."""
+        self.start = state["start"]
+
+
 class OnPolicyData(L.LightningDataModule):
     """Training batches from `OnPolicyDataset`; one validation batch a task, of all its held-out episodes."""
 
@@ -124,9 +150,11 @@ class OnPolicyData(L.LightningDataModule):
         """Requests hold no tensors; the module moves what they become."""
         return batch
 
-    def train_dataloader(self) -> DataLoader[list[RolloutRequest]]:
-        """Batches in order, made in this process the moment they are asked for."""
-        return DataLoader(self.train_set, batch_size=None, num_workers=0)
+    def train_dataloader(self) -> Batches:
+        """Batches in order."""
+        trainer = self.trainer
+        assert trainer is not None
+        return Batches(self.train_set, lambda: trainer.fit_loop.epoch_loop.batch_progress.current.completed)
 
     def val_dataloader(self) -> DataLoader[list[RolloutRequest]]:
         """One batch a task."""

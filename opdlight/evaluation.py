@@ -13,7 +13,7 @@ from opdlight import run_folder
 from opdlight.config import instantiate
 from opdlight.data import Task, TaskMixture, held_out
 from opdlight.metrics import Result
-from opdlight.models.checkpoints import load_tokenizer, resolve_model, whole_model
+from opdlight.models.checkpoints import load_tokenizer, resolve_model
 from opdlight.rollout import ChatRenderer, Collector, Engine, Limits, Sampling
 from opdlight.types import Status, Trajectory
 
@@ -55,8 +55,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     folder = run_folder.open_run(cfg)
     mixture: TaskMixture = instantiate(cfg.task)
     model = resolve_model(cfg.model.student.model)
-    with whole_model(model, cfg.model.dtype) as whole:
-        engine = instantiate(cfg.engine, model=whole)
+    engine = instantiate(cfg.engine, model=model)
     try:
         collector = make_collector(engine, load_tokenizer(model), mixture.tasks, cfg.env_threads)
         console = Console()

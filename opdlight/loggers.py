@@ -10,9 +10,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from opdlight import run_folder
 from opdlight.config import instantiate
 from opdlight.errors import MissingDependencyError
+from opdlight.records import MetricsFile
 
 HIDDEN = "<hidden>"
 # the last word of a name
@@ -28,19 +28,22 @@ EXTRAS = {
 }
 
 
-def open_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+def open_loggers(cfg: DictConfig, folder: Path, step: int | None = None) -> list[Logger]:
     """`metrics.csv` first, then each logger of the config with the hyper-parameters of the run.
+
+    `step`: of a run that goes on; TensorBoard forgets what it has of it and later.
 
     Raises:
         MissingDependencyError: naming the extra that brings a logger's package.
     """
-    loggers: list[Logger] = [run_folder.csv_logger(folder)]
+    loggers: list[Logger] = [MetricsFile(folder)]
     config = OmegaConf.to_container(cfg, resolve=True)
     for node in cfg.logger.values():
         extra, packages = EXTRAS.get(node.get("_target_"), ("", ()))
         if any(importlib.util.find_spec(package) is None for package in packages):
             raise MissingDependencyError.extra(f"`logger={extra}`", extra)
-        logger: Logger = instantiate(node)
+        again = {"purge_step": step} if step and node.get("_target_", "").endswith("TensorBoardLogger") else {}
+        logger: Logger = instantiate(node, **again)
         logger.log_hyperparams(without_secrets(config))
         loggers.append(logger)
     return loggers

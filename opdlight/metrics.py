@@ -129,7 +129,10 @@ GLOSSARY: dict[str, Entry] = {
         "4-grams of tokens that the trajectory held before", "share", "mean over trajectories", "steady; see the task"
     ),
     "rollout/staleness": Entry(
-        "updates between the student that rolled out and the one that learns", "updates", "mean over turns", "0"
+        "updates between the student that rolled out and the one that learns",
+        "updates",
+        "mean over turns",
+        "0; 1 with staleness: 1",
     ),
     "rollout/row_splits": Entry("extra rows because the rendered history was rewritten", "rows", "sum", "0 or steady"),
     "rollout/loss_tokens": Entry("loss positions of this rank", "tokens", "sum", "steady"),
@@ -215,6 +218,10 @@ GLOSSARY: dict[str, Entry] = {
     "server/resent/engine": Entry(
         "completions that were thrown away and asked for again because of that", "completions", "total", "0"
     ),
+    "optimizer/out_of_memory": Entry(
+        "how often micro_batch_tokens was halved because memory ran out", "times", "exact", "0"
+    ),
+    "checkpoint/failed": Entry("checkpoints that could not be written", "count", "exact", "0"),
     "time/{stage}": Entry("wall time of a stage of the step", "seconds", "this step", "rollout dominates"),
     "throughput/rollout": Entry("generated tokens per second of the rollout stage", "tokens/s", "this step", "steady"),
     "throughput/train": Entry("loss tokens per second of everything else", "tokens/s", "this step", "steady"),

@@ -1,10 +1,9 @@
 """The training step of on-policy distillation: roll out, flatten, score, compare, step."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning as L
 import torch
@@ -19,12 +18,20 @@ from opdlight.distributed import gathered, whole
 from opdlight.errors import TrainingError
 from opdlight.losses import Loss, Needs, Remembers
 from opdlight.losses.reduce import token_mean
+from opdlight.memory import halved, is_out_of_memory
+from opdlight.metrics import Result
 from opdlight.models.student import Student
 from opdlight.models.teacher import Teachers
+from opdlight.preemption import Preemption
 from opdlight.reading import Reader, Reading, WatchesRollouts, WatchesTokens, read
+from opdlight.rollout.ahead import Ahead
 from opdlight.rollout.collector import Collector
 from opdlight.rollout.engine import Sampling
+from opdlight.stages import Stages
+from opdlight.state import add_state, restore_state
 from opdlight.types import RolloutRequest, Status, SupportScores, TeacherScores, TokenBatch, Trajectory
+
+OfGroup = TypeVar("OfGroup", RolloutRequest, Trajectory)
 
 
 class OnPolicyDistillation(L.LightningModule):
@@ -47,6 +54,7 @@ class OnPolicyDistillation(L.LightningModule):
         reference: the student as it was at the start, for losses that look at it.
         teacher_placement: where a strategy divides the student: each process has the teachers whole (`replicated`), a
             share of them (`sharded`), or a share in the CPU's memory (`offloaded`).
+        staleness: 1 rolls the next batch out in a thread while this one trains, by a student that is one update older.
         seed: makes the sampling seeds of the rollouts.
     """
 
@@ -69,9 +77,11 @@ class OnPolicyDistillation(L.LightningModule):
         mini_batches: int = 1,
         reference: Teachers | None = None,
         teacher_placement: Literal["replicated", "sharded", "offloaded"] = "replicated",
+        staleness: Literal[0, 1] = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.strict_loading = not student.has_adapter  # a checkpoint holds what is trained
         self.student, self.teachers, self.loss = student, teachers, loss
         self.make_collector, self.collate = collector, collate
         self._collector: Collector | None = None
@@ -81,15 +91,18 @@ class OnPolicyDistillation(L.LightningModule):
         self.reader = reader or Reader()
         self.mini_batches, self.reference = mini_batches, reference
         self.teacher_placement, self.max_not_finite = teacher_placement, max_not_finite
+        self.staleness = staleness
+        self.ahead = Ahead()
+        self.preemption = Preemption()
         self.not_finite = 0  # updates that were skipped because of it
+        self.out_of_memory = 0  # how often `micro_batch_tokens` was halved
         self.success = MetricCollection({task: MeanMetric() for task in collate.tasks}, compute_groups=False)
         self.reward = MetricCollection({task: MeanMetric() for task in collate.tasks}, compute_groups=False)
-        self.evaluated: dict[str, list[Trajectory]] = {}  # the last validation loop, by task
+        self.before: dict[str, Result] = {}  # the student as it was at the start, by task
+        self.evaluated: dict[str, Result] = {}  # the last validation loop
         self.updates = 0  # the student's version: how often its weights have changed
-        self.stage_name = ""
+        self.stage = Stages()
         self.readings: list[Reading] = []  # of this rank in this step
-        self.stage_seconds: dict[str, float] = {}
-        self._inner_seconds = 0.0  # of the stages inside the one that is going on
         self.on_progress: Callable[[int, int], None] | None = None  # finished and wanted trajectories
 
     @property
@@ -116,24 +129,30 @@ class OnPolicyDistillation(L.LightningModule):
     def close(self) -> None:
         """Stop the environments and the engine."""
         if self._collector is not None:
+            self._collector.cancel()
+            self.ahead.rest()
             self._collector.close()
             self._collector.engine.close()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Forget the figures of the step before: Lightning would log them again for a task that this step lacks."""
         self.trainer.fit_loop._results.reset()
+        self.evaluated = {}  # of a student that there will be no more
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = batch_idx  # Lightning miscounts in a run that goes on
 
     def training_step(self, requests: list[RolloutRequest], batch_idx: int) -> dict[str, Any]:
         """One update. The weights travel to the engine after it, in `publish.PublishWeights`."""
-        self.stage_seconds, version, self.readings = {}, self.updates, []
-        with self.stage("rollout"):
-            trajectories = self.roll_out(self.own(requests), self.sampling, seed=self.seed + 1 + batch_idx)
+        version, not_finite = self.updates, self.not_finite
+        self.stage.seconds, self.readings = {}, []
+        trajectories = self.next_trajectories(requests, batch_idx)
         self._show_trajectories(trajectories, "train")
-        self._prepare_batch(batch_idx + 1)
         parts = [self.flatten(part) for part in in_parts(trajectories, self.mini_batches)]
         if self.loss.needs.sampled:  # later updates compare the student with what it was when it rolled out
             parts = [parts[0], *([self.with_rollout_logprobs(b) for b in part] for part in parts[1:])]
-        losses = [self.learn(part) for part in parts]
+        losses = []
+        for number, part in enumerate(parts):
+            loss, parts[number] = self.learn(part)
+            losses.append(loss)
         totals = self.trainer.strategy.reduce(torch.stack(losses), reduce_op="sum")
         finite = totals[torch.isfinite(totals)]  # the others are counted, not averaged
         loss = finite.mean() if len(finite) else totals.new_zeros(())
@@ -151,16 +170,80 @@ class OnPolicyDistillation(L.LightningModule):
             "shares": shares,
             "readings": readings,
             "version": version,
+            "not_finite": self.not_finite - not_finite,
         }
 
-    def own(self, requests: Sequence[RolloutRequest]) -> list[RolloutRequest]:
-        """This rank's share of the requests, whole groups."""
-        groups = list(dict.fromkeys((r.task, r.group) for r in requests))
-        mine = set(groups[self.global_rank :: self.trainer.world_size])
-        return [r for r in requests if (r.task, r.group) in mine]
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Give up when too many updates were not finite; the callbacks have recorded the last one.
 
-    def learn(self, batches: Sequence[TokenBatch]) -> Tensor:
-        """One update on micro-batches; returns its loss."""
+        Raises:
+            TrainingError: when `max_not_finite` updates in all were not finite.
+        """
+        if self.not_finite >= self.max_not_finite:
+            raise TrainingError(
+                f"{self.not_finite} updates had a loss or a gradient that is not finite (`max_not_finite`). Each was "
+                "skipped, so the weights are sound, and its trajectories are in trajectories.jsonl (see them in "
+                "`python -m opdlight.report`). Lower optimizer.lr, or train in model.dtype=float32."
+            )
+
+    def next_trajectories(self, requests: Sequence[RolloutRequest], step: int) -> list[Trajectory]:
+        """This rank's trajectories of a step; while they train, the next ones are rolled out or prepared."""
+        with self.stage("rollout"), self._interruptible(rolling_out=True):
+            if self.ahead:
+                trajectories = self.ahead.take()
+            else:
+                trajectories = self.roll_out(self.own(requests), self.sampling, seed=self.seed + 1 + step)
+        batches = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
+        if self.staleness:
+            self.publish()
+        if step + 1 < len(batches):
+            following = self.own(batches[step + 1])
+            if self.staleness:
+                self.ahead.start(lambda: self.roll_out(following, self.sampling, seed=self.seed + 2 + step))
+            else:
+                self.collector.prepare(following)  # the environments may build their games
+        return trajectories
+
+    def publish(self) -> None:
+        """⑤ The engine gets the weights, if they have changed and once no rollout goes on."""
+        self.ahead.rest()
+        engine = self.collector.engine
+        if engine.policy_version != self.updates:
+            with self.stage("publish"):
+                engine.update_weights(self.student.named_weights(), self.updates)
+
+    def own(self, batch: Sequence[OfGroup]) -> list[OfGroup]:
+        """This rank's share of a batch of requests or trajectories, whole groups."""
+        groups = list(dict.fromkeys((r.task, r.group) for r in batch))
+        mine = set(groups[self.global_rank :: self.trainer.world_size])
+        return [r for r in batch if (r.task, r.group) in mine]
+
+    def learn(self, batches: list[TokenBatch]) -> tuple[Tensor, list[TokenBatch]]:
+        """One update on micro-batches; returns its loss, and the micro-batches that fitted into memory."""
+        read = len(self.readings)
+        while True:
+            try:
+                loss = self.accumulate(batches)
+                break
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.trainer.world_size > 1:  # the others are waiting in the middle of theirs
+                    error.add_note("Lower `micro_batch_tokens`: of several processes none can do it by itself.")
+                    raise
+            del self.readings[read:]  # only here the tensors are free that the error held
+            self.student.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            batches, budget = halved(batches, self.collate.micro_batch_tokens)
+            self.collate, self.out_of_memory = replace(self.collate, micro_batch_tokens=budget), self.out_of_memory + 1
+            self.print(f"out of memory: micro_batch_tokens is {budget} from now on")
+        with self.stage("update"):
+            self.update(loss, has_gradient=bool(batches))
+        return loss, batches
+
+    def accumulate(self, batches: Sequence[TokenBatch]) -> Tensor:
+        """Score, compare and differentiate each micro-batch; returns the loss of all."""
         loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
             with self.stage("score"):
@@ -172,8 +255,6 @@ class OnPolicyDistillation(L.LightningModule):
             loss += contribution.detach()
             if reading is not None:
                 self.readings.append(reading)
-        with self.stage("update"):
-            self.update(loss, has_gradient=bool(batches))
         return loss
 
     def roll_out(self, requests: Sequence[RolloutRequest], sampling: Sampling, seed: int) -> list[Trajectory]:
@@ -238,9 +319,6 @@ class OnPolicyDistillation(L.LightningModule):
 
         A batch without a single loss position, or with a loss or a gradient that is not finite, changes nothing and is
         counted.
-
-        Raises:
-            TrainingError: when `max_not_finite` updates in all were not finite.
         """
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
@@ -264,20 +342,16 @@ class OnPolicyDistillation(L.LightningModule):
                 self.loss.end_update(gathered)
         self.log("optimizer/skipped", 0.0 if has_gradient else 1.0)
         self.log("optimizer/not_finite", float(self.not_finite))
-        if self.not_finite >= self.max_not_finite:
-            raise TrainingError(
-                f"{self.not_finite} updates had a loss or a gradient that is not finite (`max_not_finite`). Each was "
-                "skipped, so the weights are sound: lower optimizer.lr, or train in model.dtype=float32."
-            )
+        self.log("optimizer/out_of_memory", float(self.out_of_memory))
 
     def validation_step(self, requests: list[RolloutRequest], batch_idx: int) -> None:
         """Roll out the held-out episodes of one task."""
         task = requests[0].task
-        with self.stage(f"evaluate {task}"):
+        with self.stage(f"evaluate {task}"), self._interruptible(rolling_out=False):
             trajectories = self.roll_out(self.own(requests), self.evaluation, seed=0)
         self._show_trajectories(trajectories, "val")
         light = [replace(t, turns=[]) for t in trajectories]
-        self.evaluated[task] = sorted((t for rank in gathered(light) for t in rank), key=lambda t: t.group)
+        self.evaluated[task] = Result.of(sorted((t for rank in gathered(light) for t in rank), key=lambda t: t.group))
         self.success[task].update(torch.tensor([float(t.status is Status.SUCCESS) for t in trajectories]))
         self.reward[task].update(torch.tensor([t.reward for t in trajectories]))
 
@@ -293,38 +367,22 @@ class OnPolicyDistillation(L.LightningModule):
         return [optimizer], [LambdaLR(optimizer, self.schedule)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the student's version. The frozen teachers are no part of a checkpoint."""
-        checkpoint["updates"] = self.updates
-        if isinstance(self.loss, Remembers):
-            checkpoint["loss"] = self.loss.state()
+        """All that a step depends on."""
+        add_state(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the version back."""
-        self.updates = checkpoint["updates"]
-        if isinstance(self.loss, Remembers):
-            self.loss.load_state(checkpoint["loss"])
+        """Take it back."""
+        restore_state(self, checkpoint)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Name what is going on and add up its wall seconds, those of a stage inside it left out."""
-        before, self.stage_name = self.stage_name, name
-        outer, self._inner_seconds = self._inner_seconds, 0.0
-        start = time.perf_counter()
+    def _interruptible(self, *, rolling_out: bool) -> Iterator[None]:
+        """Within, nothing is half done: SIGTERM need not wait, unless other processes would."""
+        before = self.preemption.busy
+        self.preemption.busy, self.preemption.rolling_out = self.trainer.world_size > 1, rolling_out
         try:
             yield
         finally:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            passed = time.perf_counter() - start
-            self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + passed - self._inner_seconds
-            self._inner_seconds = outer + passed
-            self.stage_name = before
-
-    def _prepare_batch(self, number: int) -> None:
-        """While this update is computed, the environments may build the games of the next batch."""
-        requests = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
-        if number < len(requests):
-            self.collector.prepare(self.own(requests[number]))
+            self.preemption.busy = before
 
     def _alone(self, *, last: bool) -> AbstractContextManager[None]:
         """Within, a backward pass keeps its gradient to itself; the last one of an update adds up those of all."""

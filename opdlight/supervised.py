@@ -21,6 +21,7 @@ from opdlight.demonstrations import collect_demonstrations, read_demonstrations,
 from opdlight.losses.reduce import token_mean
 from opdlight.models import Student
 from opdlight.models.lm_head import token_logprobs
+from opdlight.records import MetricsFile
 from opdlight.rollout import ChatRenderer
 from opdlight.training import make_optimizer
 from opdlight.types import TokenBatch, Trajectory
@@ -125,7 +126,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
         schedule=instantiate(cfg.schedule),
         max_grad_norm=cfg.max_grad_norm,
     )
-    trainer: L.Trainer = instantiate(cfg.trainer, logger=run_folder.csv_logger(folder), default_root_dir=str(folder))
+    trainer: L.Trainer = instantiate(cfg.trainer, logger=MetricsFile(folder), default_root_dir=str(folder))
     updates = cfg.trainer.max_steps
     trainer.fit(module, batches(trajectories, collate, batch_size=cfg.batch_size, updates=updates, seed=cfg.seed))
     student.save(folder / "student")

@@ -10,20 +10,21 @@ import lightning as L
 from omegaconf import DictConfig
 from torch.optim import Optimizer
 
-from opdlight import run_folder
-from opdlight.callbacks import Throughput
+from opdlight import checkpointing, records, run_folder
+from opdlight.callbacks import Checkpoints, Throughput
 from opdlight.collate import Collate
-from opdlight.config import instantiate
+from opdlight.config import instantiate, resume_command
 from opdlight.data import OnPolicyData, TaskMixture
 from opdlight.doctor.examination import examine_quickly
 from opdlight.errors import ConfigError
 from opdlight.evaluation import evaluate_tasks, make_collector
 from opdlight.loggers import close_loggers, open_loggers
-from opdlight.losses import Loss
+from opdlight.losses import ImportanceWeighted, Loss
 from opdlight.metrics import Result
 from opdlight.models import Student, Teacher, Teachers, resolve_model
-from opdlight.models.checkpoints import load_tokenizer, whole_model
+from opdlight.models.checkpoints import load_tokenizer
 from opdlight.module import OnPolicyDistillation
+from opdlight.preemption import Preempted, Preemption
 from opdlight.rollout import Collector
 from opdlight.types import Trajectory
 
@@ -55,6 +56,13 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         reference = Teachers(dict.fromkeys(mixture.names, cfg.model.student.model), student, own)
     if cfg.rollout.mini_batches < 1:
         raise ConfigError.wrong("rollout.mini_batches", expected="at least 1", got=cfg.rollout.mini_batches)
+    if cfg.staleness not in (0, 1):
+        raise ConfigError.wrong("staleness", expected="0 or 1", got=cfg.staleness)
+    if cfg.staleness and not loss.needs.engine_logprobs:  # the engine's policy is not the student any more
+        try:
+            loss = ImportanceWeighted(loss=loss)
+        except ValueError as error:
+            raise ConfigError(f"`staleness: 1` weights the loss by importance, but: {error}") from error
     if cfg.max_not_finite < 1:
         raise ConfigError.wrong("max_not_finite", expected="at least 1", got=cfg.max_not_finite)
     if loss.needs.group_advantage and cfg.rollout.group_size < 2:
@@ -67,13 +75,12 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     if loss.needs.engine_logprobs and cfg.sampling.temperature != 1:
         raise ConfigError.wrong(
             "sampling.temperature",
-            expected="1 for importance weights (the engine reports log-probs at temperature 1)",
+            expected="1 for importance weights (the engine reports log-probs at temperature 1), as `staleness: 1` has",
             got=cfg.sampling.temperature,
         )
 
     def collector() -> Collector:
-        with whole_model(cfg.model.student.model, cfg.model.dtype) as model:
-            engine = instantiate(cfg.engine, model=model)
+        engine = instantiate(cfg.engine, model=cfg.model.student.model)
         return make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads)
 
     return OnPolicyDistillation(
@@ -99,22 +106,56 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         reference=reference,
         max_not_finite=cfg.max_not_finite,
         teacher_placement=cfg.teacher_placement,
+        staleness=cfg.staleness,
     )
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
-    """Evaluate, distil, evaluate again, measure the teachers; everything goes to the run folder."""
+    """Evaluate, distil, evaluate again, measure the teachers; everything goes to the run folder.
+
+    With `resume` the run of that folder goes on from its newest checkpoint, or from the start if it had none yet.
+    """
+    with Preemption() as preemption:
+        try:
+            return _train(cfg, preemption)
+        except Preempted:
+            run_folder.say(f"SIGTERM: stopped. To go on: {resume_command(cfg.run_dir)}")
+            raise
+
+
+def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     started = time.perf_counter()
     folder = run_folder.open_run(cfg)
     first = run_folder.is_first_process()
+    if not cfg.resume and checkpointing.all_of(folder):
+        raise ConfigError.wrong("run_dir", expected="a folder without checkpoints, or `resume` it", got=str(folder))
+    checkpoint = checkpointing.newest(folder, first=first) if cfg.resume else None
     if first:
         run_folder.link_latest(folder)
+    if cfg.resume:
+        if first:
+            records.rewind(folder, checkpointing.read_manifest(checkpoint)["records"] if checkpoint else {})
+        where = (
+            f"after step {checkpointing.steps_of(checkpoint)}"
+            if checkpoint
+            else "at the start: it has no checkpoint yet"
+        )
+        run_folder.say(f"{folder} goes on {where}")
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     module = build(cfg, mixture)
+    module.preemption = preemption
     callbacks = list(instantiate(cfg.callbacks).values())
-    loggers = open_loggers(cfg, folder)
-    trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, default_root_dir=str(folder))
+    for keeper in (c for c in callbacks if isinstance(c, Checkpoints)):
+        keeper.check_space(module.student)
+    loggers = open_loggers(cfg, folder, step=checkpointing.steps_of(checkpoint) if checkpoint else None)
+    trainer: L.Trainer = instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=str(folder),
+        plugins=[*instantiate(cfg.trainer.get("plugins") or []), checkpointing.CheckpointFolder()],
+    )
     data = OnPolicyData(
         mixture,
         updates=math.ceil(cfg.trainer.max_steps / cfg.rollout.mini_batches),
@@ -127,11 +168,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
     seconds = {"set-up": time.perf_counter() - started}
     try:
         examine_quickly(cfg, mixture, module)
-        with run_folder.timed(seconds, "evaluate before"):
-            trainer.validate(module, datamodule=data, verbose=False)
-        before, module.evaluated = module.evaluated, {}
+        if checkpoint is None:
+            with run_folder.timed(seconds, "evaluate before"):
+                trainer.validate(module, datamodule=data, verbose=False)
+            module.before, module.evaluated = module.evaluated, {}
         with run_folder.timed(seconds, "train"):
-            trainer.fit(module, datamodule=data)  # ends with the validation loop: the figures after
+            trainer.fit(
+                module, datamodule=data, ckpt_path=checkpoint
+            )  # ends with the validation loop: the figures after
         if not module.evaluated:  # unless a limit such as trainer.max_time stopped it earlier
             trainer.validate(module, datamodule=data, verbose=False)
         module.student.save(folder / "student")
@@ -146,8 +190,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     seconds |= {f"train: {stage}": s for stage, s in throughput.seconds.items()}
     outcome = {
         name: run_folder.Outcome(
-            before=Result.of(before[name]),
-            after=Result.of(module.evaluated[name]),
+            before=module.before[name],
+            after=module.evaluated[name],
             teacher=Result.of(teachers[name]) if name in teachers else None,
         )
         for name in mixture.names
@@ -166,8 +210,7 @@ def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[T
     for name, task in mixture.tasks.items():
         by_model.setdefault(str(resolve_model(task.teacher)), []).append(name)
     for model, names in by_model.items():
-        with whole_model(model, cfg.model.dtype) as whole:
-            engine = instantiate(cfg.engine, model=whole)
+        engine = instantiate(cfg.engine, model=model)
         try:
             tasks = {n: mixture.tasks[n] for n in names}
             collector = make_collector(engine, load_tokenizer(model), tasks, cfg.rollout.env_threads)

@@ -348,6 +348,12 @@ def test_each_shipped_config_passes_its_checks(name: str, schema: type) -> None:
     assert compose(name, schema, ["task=sums"]).seed == 1
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "engine").glob("*.yaml")))
+def test_each_engine_passes_its_checks(name: str) -> None:
+    for main, schema in [("train", TrainConfig), ("evaluate", EvaluateConfig)]:
+        assert compose(main, schema, ["task=sums", f"engine={name}"]).engine.model == "lab/student"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -355,11 +361,15 @@ def test_each_shipped_config_passes_its_checks(name: str, schema: type) -> None:
         ("loss.k=ten", "Expected `loss.k` to be int, but got 'ten' (str)."),
         ("trainer.max_stepz=3", "Unknown key `trainer.max_stepz`. Did you mean `trainer.max_steps`?"),
         ("+trainer.precison=3", "Unknown key `trainer.precison`: lightning.Trainer does not take it. Did you mean"),
+        ("engine=ray engine.engine.dtype=int", "Expected `engine.engine.dtype` to be one of 'float32', 'bfloat16',"),
+        ("engine=ray +engine.engine.thread=1", "Unknown key `engine.engine.thread`: opdlight.rollout.VLLMEngine does"),
+        ("engine=ray engine.actors=two", "Expected `engine.actors` to be int, but got 'two' (str)."),
         ("optimizer.lr=fast", "Expected `optimizer.lr` to be float, but got 'fast' (str)."),
         ("model.dtype=float16", "Expected `model.dtype` to be one of 'float32', 'bfloat16', but got 'float16' (str)."),
     ],
 )
 def test_typical_mistakes_in_the_shipped_config(override: str, message: str) -> None:
+    task = [] if override.startswith("task") else ["task=sums"]
     with pytest.raises(ConfigError) as error:
-        compose("train", TrainConfig, ["task=sums", override] if not override.startswith("task") else [override])
+        compose("train", TrainConfig, [*task, *override.split()])
     assert str(error.value).startswith(message)

@@ -58,6 +58,16 @@ BAD = {
     ),
     "vllm elsewhere": ("opdlight/models/t.py", "def f():\n    import vllm\n", "opdlight/models/t.py:2: imports vllm"),
     "vllm in a tool": ("tools/bench.py", "from vllm import LLM\n", "tools/bench.py:1: imports vllm"),
+    "ray elsewhere": (
+        "opdlight/rollout/vllm_engine.py",
+        "def f():\n    import ray\n",
+        "opdlight/rollout/vllm_engine.py:2: imports ray; only opdlight/rollout/ray_engine.py",
+    ),
+    "ray at the top": (
+        "opdlight/rollout/ray_engine.py",
+        "import ray\n",
+        "opdlight/rollout/ray_engine.py:1: imports ray at the top",
+    ),
     "vllm at the top": (
         "opdlight/rollout/vllm_engine.py",
         "import vllm.config\n",

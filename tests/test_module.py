@@ -2,6 +2,8 @@
 
 import csv
 import itertools
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from envs.base import TextEnv
-from opdlight.callbacks import RolloutMetrics, TeacherSupportCoverage, Throughput
+from opdlight.callbacks import RolloutMetrics, TeacherSupportCoverage, Throughput, TrajectoryRecorder
 from opdlight.collate import Collate, in_parts
 from opdlight.data import OnPolicyData, Task, TaskMixture
 from opdlight.errors import TrainingError
@@ -23,6 +25,7 @@ from opdlight.models import Student, Teachers
 from opdlight.models.lm_head import token_logprobs
 from opdlight.module import OnPolicyDistillation
 from opdlight.publish import PublishWeights
+from opdlight.report.rows import trajectory_row
 from opdlight.rollout import ChatRenderer, Collector, Limits, Sampling, ScriptedEngine
 from opdlight.schedules import learning_rate
 from opdlight.types import Status, SupportScores, TokenBatch, Trajectory
@@ -93,11 +96,13 @@ def parts(
     return module, OnPolicyData(mixture, updates=3, groups=2, group_size=2, seed=0), engine
 
 
-def fit(module: OnPolicyDistillation, data: OnPolicyData, folder: Path, **settings: Any) -> L.Trainer:
+def fit(
+    module: OnPolicyDistillation, data: OnPolicyData, folder: Path, watch: Sequence[L.Callback] = (), **settings: Any
+) -> L.Trainer:
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
-        callbacks=[PublishWeights(), TeacherSupportCoverage(), RolloutMetrics(), Throughput()],
+        callbacks=[PublishWeights(), TeacherSupportCoverage(), RolloutMetrics(), Throughput(), *watch],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -275,6 +280,29 @@ def test_too_many_updates_that_are_not_finite_end_the_run(folders: tuple[str, st
         fit(module, data, tmp_path)
     assert module.updates == 1
     assert all(p.isfinite().all() for p in module.student.parameters())
+
+
+def test_a_batch_that_was_not_finite_is_kept_for_the_inspector(folders: tuple[str, str], tmp_path: Path) -> None:
+    module, data, _ = parts(folders, loss=Broken({1, 2}))
+    module.max_not_finite = 2
+    seen: list[list[Trajectory]] = []
+
+    class Watch(TrajectoryRecorder):
+        def on_trajectories(self, module: Any, trajectories: Any, stage: Any) -> None:
+            seen.append(trajectories)
+
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=1, callbacks=[PublishWeights(), Watch(str(tmp_path))], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"its trajectories are in trajectories.jsonl"):
+        trainer.fit(module, datamodule=data)
+    lines = [json.loads(line) for line in (tmp_path / "trajectories.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["update"]) for line in lines] == [("not finite", 1)] * 4 + [("not finite", 2)] * 4
+    assert [line["seed"] for line in lines] == [t.seed for batch in seen[1:] for t in batch]
+    ids = [[turn["ids"] for turn in line["turns"]] for line in lines]
+    assert ids == [[turn.completion_ids for turn in t.turns] for batch in seen[1:] for t in batch]
+    assert all(trajectory_row(line)["turns"] for line in lines)  # the report reads them
 
 
 def test_shares_hold_whole_groups() -> None:

@@ -3,7 +3,8 @@
 - A room of opdlight imports from its own layer or a lower one.
 - `opdlight/losses` imports the standard library, torch and `opdlight.types` only.
 - `envs` imports of opdlight only `types` and `errors`.
-- Only `opdlight/rollout/vllm_engine.py` imports vllm, and inside a function, so that everything else works without it.
+- Only `opdlight/rollout/vllm_engine.py` imports vllm and only `ray_engine.py` beside it ray, and inside a function, so
+  that everything else works without them.
 """
 
 import ast
@@ -15,14 +16,14 @@ from pathlib import Path
 LAYERS = (
     ("types", "errors", "config", "distributed", "server"),
     ("losses", "metrics", "failure_metrics", "envs"),
-    ("models", "rollout", "collate", "schedules"),
+    ("models", "rollout", "collate", "schedules", "memory", "preemption", "records", "stages", "checkpointing"),
     ("reading",),
-    ("module", "data", "publish", "callbacks", "demonstrations"),
+    ("module", "state", "data", "publish", "callbacks", "demonstrations"),
     ("training", "evaluation", "supervised", "run_folder", "loggers", "lab", "report", "doctor"),
     ("train", "evaluate", "sft"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-VLLM_FILE = Path("opdlight/rollout/vllm_engine.py")
+OPTIONAL = {"vllm": Path("opdlight/rollout/vllm_engine.py"), "ray": Path("opdlight/rollout/ray_engine.py")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +70,10 @@ def imports(tree: ast.AST, package: tuple[str, ...], lazy: bool = False) -> Iter
 def _judge(file: Path, room: str | None, item: Import) -> Iterator[str]:
     top = item.name.partition(".")[0]
     target = _room_of_name(item.name)
-    if top == "vllm" and file != VLLM_FILE:
-        yield f"imports vllm; only {VLLM_FILE} may, so that everything else works without it"
-    elif top == "vllm" and not item.lazy:
-        yield "imports vllm at the top of the file; import it inside the function that needs it"
+    if file != OPTIONAL.get(top, file):
+        yield f"imports {top}; only {OPTIONAL[top]} may, so that everything else works without it"
+    elif top in OPTIONAL and not item.lazy:
+        yield f"imports {top} at the top of the file; import it inside the function that needs it"
     if room == "envs" and top == "opdlight" and target not in ("types", "errors"):
         yield f"envs imports {item.name}; of opdlight, environments may import types and errors only"
     elif (

@@ -2,6 +2,7 @@
 
 from opdlight.callbacks.alarms import Alarms, Rule
 from opdlight.callbacks.balance import SignalBalance
+from opdlight.callbacks.checkpoints import Checkpoints
 from opdlight.callbacks.coverage import TeacherSupportCoverage
 from opdlight.callbacks.entropy import ModelEntropy
 from opdlight.callbacks.gap import TeacherGap
@@ -18,6 +19,7 @@ from opdlight.callbacks.watch import TokenWatch
 
 __all__ = [
     "Alarms",
+    "Checkpoints",
     "DepthProfile",
     "EngineMismatch",
     "GradientNoise",

@@ -61,6 +61,14 @@ class Alarms(L.Callback):
         self.count: dict[tuple[str, str], int] = {}  # rule and key → bad values in a row
         self.on: dict[tuple[str, str], dict[str, Any]] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What has been counted, and which alarms are on."""
+        return {"count": dict(self.count), "on": dict(self.on)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.count, self.on = dict(state_dict["count"]), dict(state_dict["on"])
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -22,7 +22,7 @@ class GradientNoise(L.Callback):
         self.places = places
         self.at: list[tuple[torch.nn.Parameter, Tensor]] = []
         self.scale = 1.0
-        self.sums: list[Tensor] = []  # after each backward pass of this step: the gradient so far
+        self.sums: list[list[Tensor]] = []  # by update of this step, after each backward pass: the gradient so far
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose the weights, each parameter by its size."""
@@ -36,21 +36,30 @@ class GradientNoise(L.Callback):
             self.at.append((p, torch.randint(p.numel(), (count,), generator=generator).to(p.device)))
         self.scale = total / sum(len(places) for _, places in self.at)
 
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Without a gradient an update begins, or begins again because memory ran out."""
+        if all(p.grad is None for p, _ in self.at):
+            self.sums.append([])
+
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep what the gradient is now."""
         if trainer.world_size == 1:
             parts = [
                 torch.zeros(len(i), device=i.device) if p.grad is None else p.grad.flatten()[i] for p, i in self.at
             ]
-            self.sums.append(torch.cat([part.float() for part in parts]))
+            self.sums[-1].append(torch.cat([part.float() for part in parts]))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the mean over the updates of this step."""
         sums, self.sums, found = self.sums, [], []
-        for shares in outputs["shares"] if sums else []:  # update by update
-            grown, sums = sums[: len(shares)], sums[len(shares) :]
+        for shares in outputs["shares"] if trainer.world_size == 1 else []:  # update by update
+            if not shares:  # without a single loss position
+                continue
+            while len(sums[0]) != len(shares):  # begun, and begun again in more micro-batches
+                del sums[0]
+            grown = sums.pop(0)
             grown = [now - before for now, before in zip(grown, [torch.zeros_like(grown[0]), *grown[:-1]], strict=True)]
             if len(shares) > 1:
                 found.append(self._noise(shares, grown))

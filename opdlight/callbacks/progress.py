@@ -79,7 +79,7 @@ class StageProgress(ProgressBar):
 
     def _progress(self, finished: int, total: int) -> None:
         if self.bar and self.module:
-            self.bar.update(self.stage, description=self.module.stage_name, completed=finished, total=total)
+            self.bar.update(self.stage, description=self.module.stage.name, completed=finished, total=total)
 
     def _note(self, trainer: L.Trainer) -> str:
         shown = trainer.progress_bar_metrics

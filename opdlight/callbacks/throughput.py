@@ -16,12 +16,20 @@ class Throughput(L.Callback):
         self.generated = 0
         self.trained = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """The totals so far."""
+        return {"seconds": dict(self.seconds), "generated": self.generated, "trained": self.trained}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from them."""
+        self.seconds, self.generated, self.trained = (state_dict[n] for n in ("seconds", "generated", "trained"))
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log this step. Runs after publication, so that its time is in."""
         assert isinstance(pl_module, OnPolicyDistillation)
-        seconds = dict(pl_module.stage_seconds)
+        seconds = dict(pl_module.stage.seconds)
         generated = sum(gathered(sum(len(turn.completion_ids) for t in outputs["trajectories"] for turn in t.turns)))
         trained = int(outputs["loss_tokens"])
         for stage, value in seconds.items():

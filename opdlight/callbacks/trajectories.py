@@ -25,7 +25,7 @@ class TrajectoryRecorder(L.Callback):
     Args:
         folder: the run folder.
         every: training trajectories are recorded in each `every`-th step.
-        train: trajectories a task of such a step.
+        train: trajectories a task of such a step; of an update that was not finite all are recorded.
         val: held-out trajectories a task of each validation.
         candidates: most probable tokens of either model that are recorded beside each token.
     """
@@ -34,6 +34,14 @@ class TrajectoryRecorder(L.Callback):
         self.path = Path(folder) / "trajectories.jsonl"
         self.every, self.counts, self.candidates = every, {"train": train, "val": val}, candidates
         self.steps = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many steps there were."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.steps = state_dict["steps"]
 
     def on_trajectories(
         self, module: OnPolicyDistillation, trajectories: Sequence[Trajectory], stage: Literal["train", "val"]
@@ -46,7 +54,19 @@ class TrajectoryRecorder(L.Callback):
         chosen: list[Trajectory] = []
         for task in dict.fromkeys(t.task for t in trajectories):
             chosen += [t for t in trajectories if t.task == task][: self.counts[stage]]
-        chosen = gathered(chosen)[0]  # a sharded model is read by all ranks together
+        self._write(module, step, stage, gathered(chosen)[0])
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Record the whole batch of an update that was skipped because its loss or gradient was not finite."""
+        assert isinstance(pl_module, OnPolicyDistillation)
+        if outputs["not_finite"]:
+            found = [t for rank in gathered(outputs["trajectories"]) for t in rank]
+            self._write(pl_module, batch_idx, "not finite", found)
+
+    def _write(self, module: OnPolicyDistillation, step: int, stage: str, chosen: Sequence[Trajectory]) -> None:
+        # a sharded model is read by all ranks together
         lines = [{"update": step, "stage": stage, **self.record(module, t)} for t in chosen]
         if not module.trainer.is_global_zero:
             return

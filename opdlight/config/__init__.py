@@ -5,6 +5,7 @@ import functools
 import hydra.utils
 
 from opdlight.config.entry import CONF, check, compose, hydra_entry
+from opdlight.config.resume import resume_command
 from opdlight.config.schemas import (
     DoctorConfig,
     EstimatorsConfig,
@@ -31,4 +32,5 @@ __all__ = [
     "compose",
     "hydra_entry",
     "instantiate",
+    "resume_command",
 ]

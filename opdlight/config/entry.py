@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from opdlight.config.checks import check_config
 from opdlight.config.explain import explain_composition, explain_interpolation
 from opdlight.config.help import help_text
+from opdlight.config.resume import with_resumed
 from opdlight.errors import (
     CheckpointError,
     ConfigError,
@@ -123,6 +125,8 @@ def hydra_entry(
                 return
             own = not (args.hydra_help or args.shell_completion or args.experimental_rerun or args.config_path)
             try:
+                if any(field.name == "resume" for field in fields(schema)):
+                    args.overrides = _resumed(args.overrides, multirun=args.multirun)
                 for overrides in _jobs(args.overrides, multirun=args.multirun) if own else ():
                     # to look at a config needs no types, so no slow imports either
                     compose(name, None if args.cfg or args.info else schema, overrides, conf=conf, extra=extra)
@@ -171,6 +175,16 @@ def _hydra_config(full: DictConfig) -> Iterator[None]:
         yield
     finally:
         holder.cfg = before
+
+
+def _resumed(overrides: list[str], *, multirun: bool) -> list[str]:
+    """With `resume=` the command line of that run comes first, for Hydra too."""
+    found = with_resumed(overrides)
+    if found != overrides:
+        if multirun:
+            raise ConfigError.wrong("resume", expected="of one run", got="--multirun")
+        sys.argv = [*(a for a in sys.argv if a not in overrides), *found]
+    return found
 
 
 def _jobs(overrides: list[str], *, multirun: bool) -> list[list[str]]:

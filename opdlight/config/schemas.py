@@ -64,6 +64,8 @@ class TrainConfig(RunConfig):
     callbacks: dict[str, Node]
     reader: Node
     max_not_finite: int
+    staleness: Literal[0, 1]
+    resume: str | None
     teacher_placement: Literal["replicated", "sharded", "offloaded"]
     optimizer: Node
     schedule: Node

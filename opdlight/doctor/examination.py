@@ -27,7 +27,6 @@ from opdlight.errors import ConfigError, OpdError
 from opdlight.evaluation import make_collector
 from opdlight.losses import Loss
 from opdlight.models import Student, Teacher, resolve_model
-from opdlight.models.checkpoints import whole_model
 from opdlight.module import OnPolicyDistillation
 
 OF_PAIR: Mapping[str, Callable[[Patient, Pair], list[Finding]]] = {
@@ -175,8 +174,7 @@ def _answers(cfg: DictConfig, patient: Patient) -> list[Finding]:
             return [f for pair, run in pairs for f in attempt("greedy answers", pair.name, run)]
 
     def play() -> list[Finding]:
-        with whole_model(cfg.model.student.model, cfg.model.dtype) as model:
-            engine = instantiate(cfg.engine, model=model)
+        engine = instantiate(cfg.engine, model=cfg.model.student.model)
         try:
             collector = make_collector(engine, patient.student.tokenizer, patient.tasks, cfg.rollout.env_threads)
             episodes = whole_episodes(collector)

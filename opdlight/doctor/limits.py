@@ -13,7 +13,7 @@ def check_context(patient: Patient, task: str) -> list[Finding]:
     limits, student = patient.tasks[task], patient.student
     renderer = ChatRenderer(student.tokenizer)
     prompts = [len(renderer.start(o.system_prompt, o.observation).prompt_ids) for o in patient.openings(task)]
-    engine = patient.engine.get("max_model_len")
+    engine = patient.one_engine.get("max_model_len")
     made_for = {"student": _positions(student.model)}
     if task in patient.teachers:
         made_for["teacher"] = _positions(patient.teachers[task].model)
@@ -67,7 +67,7 @@ def check_support(patient: Patient) -> list[Finding]:
     key = next((k for k in _keys(patient.loss_config) if k.rpartition(".")[2] == "k"), "k")
     if needs.k > patient.shared:
         return found(Verdict.FAIL, f"{evidence}: there are not so many", override(f"loss.{key}", patient.shared))
-    reported = patient.engine.get("max_logprobs")
+    reported = patient.one_engine.get("max_logprobs")
     if reported is not None and needs.k > reported:
         return found(
             Verdict.FAIL, f"{evidence}; the engine reports {reported}", override("engine.max_logprobs", needs.k)

@@ -114,11 +114,15 @@ def _bytes(model: torch.nn.Module) -> int:
 
 
 def _engine(patient: Patient, own: int, gpu: bool, there: int) -> float:
-    """The engine's copy of the weights and its cache; defaults are those of its class."""
+    """The copies of the weights and the caches of the engines beside the trainer; defaults are those of their class."""
+    pool, node = patient.engine, patient.one_engine
+    if pool.get("num_gpus") or pool.get("address"):  # its engines are elsewhere
+        return 0.0
     defaults: Mapping[str, inspect.Parameter] = {}
-    if "_target_" in patient.engine:
-        defaults = inspect.signature(locate("engine._target_", patient.engine["_target_"])).parameters
-    setting = {n: p.default for n, p in defaults.items() if isinstance(p.default, int | float)} | dict(patient.engine)
+    if "_target_" in node:
+        defaults = inspect.signature(locate("engine._target_", node["_target_"])).parameters
+    setting = {n: p.default for n, p in defaults.items() if isinstance(p.default, int | float)} | dict(node)
+    each = own + float(setting.get("kv_cache_gib", 0.0)) * GIB
     if gpu:
-        return float(setting.get("gpu_memory_utilization", 0.0)) * there
-    return own + float(setting.get("kv_cache_gib", 0.0)) * GIB
+        each = float(setting.get("gpu_memory_utilization", 0.0)) * there
+    return float(pool.get("actors", 1) * each)

@@ -118,6 +118,12 @@ class Patient:
         """The ids that a support may hold."""
         return min((p.shared for p in self.pairs), default=self.student.head().width)
 
+    @property
+    def one_engine(self) -> Mapping[str, Any]:
+        """The node of an engine itself, which a pool of engines holds as its `engine`."""
+        node: Mapping[str, Any] = self.engine.get("engine", self.engine)
+        return node
+
     def openings(self, task: str) -> list[Opening]:
         """The first prompts of a few episodes; they are made once."""
         if task not in self._openings:

@@ -27,7 +27,6 @@ from opdlight.lab.mismatch import Spoken, arm_figures, by_token, distil, listed_
 from opdlight.lab.other_tokens import taught_student
 from opdlight.losses import SpecialTokenMask
 from opdlight.models import Student, Teacher, Teachers
-from opdlight.models.checkpoints import whole_model
 from opdlight.rollout import Collector
 from opdlight.types import Status, Trajectory
 
@@ -48,8 +47,7 @@ class Other:
 @contextmanager
 def collecting(cfg: DictConfig, model: str, student: Student, tasks: Mapping[str, Task]) -> Iterator[Collector]:
     """A collector with its own engine, which ends with the block."""
-    with whole_model(model, cfg.model.dtype) as whole:
-        engine = instantiate(cfg.engine, model=whole)
+    engine = instantiate(cfg.engine, model=model)
     try:
         collector = make_collector(engine, student.tokenizer, tasks, cfg.env_threads)
         yield collector

@@ -17,7 +17,6 @@ from opdlight.evaluation import make_collector
 from opdlight.lab.intervals import student_t
 from opdlight.losses import Loss
 from opdlight.models import Student, Teacher, Teachers
-from opdlight.models.checkpoints import whole_model
 from opdlight.rollout import Sampling
 from opdlight.types import Trajectory
 
@@ -36,8 +35,7 @@ class Real:
 
 def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[str, list[Trajectory]]:
     """`episodes` held-out episodes a task at temperature 1, top-p 1: the policy that the estimators assume."""
-    with whole_model(cfg.model.student.model, cfg.model.dtype) as whole:
-        engine = instantiate(cfg.engine, model=whole)
+    engine = instantiate(cfg.engine, model=cfg.model.student.model)
     try:
         collector = make_collector(engine, student.tokenizer, mixture.tasks, cfg.env_threads)
         sampling = Sampling(temperature=1.0, top_p=1.0)

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from opdlight.collate import at_positions
 from opdlight.errors import ConfigError
 from opdlight.losses import Needs, complete
 from opdlight.models.backbone import check_head, divide, head_of, hidden_at
@@ -260,7 +261,7 @@ class Teachers(nn.Module):
                 looked.append(here)
                 mine = Look(at=torch.searchsorted(at, look.at[here]), student_ids=look.student_ids[here])
             chosen = None if named is None else named[at]
-            parts.append(teacher.score(_positions(batch, at), chosen=chosen, look=mine, **ask))
+            parts.append(teacher.score(at_positions(batch, at), chosen=chosen, look=mine, **ask))
         back = torch.argsort(torch.cat(places))
         support = None
         if parts[0].support is not None:
@@ -295,26 +296,3 @@ def kind_of(needs: Needs, chosen: Tensor | None) -> str:
     if needs.support == "full_vocabulary":
         return needs.support
     return "teacher_top_k" if chosen is None else "student_top_k"
-
-
-def _positions(batch: TokenBatch, at: Tensor) -> TokenBatch:
-    """The loss positions `at` [n] of a batch, the rows that they lie in, and no more columns than those rows fill."""
-    rows, row_index = torch.unique(batch.row_index[at], return_inverse=True)
-    columns = int(batch.attention_mask[rows].sum(1).max())
-    flat = (
-        "col_index",
-        "target_ids",
-        "sampled_logprobs",
-        "turn_index",
-        "token_position",
-        "trajectory_index",
-        "task_index",
-        "group_advantage",
-    )
-    wide = ("input_ids", "attention_mask", "position_ids")
-    return replace(
-        batch,
-        row_index=row_index,
-        **{name: getattr(batch, name)[at] for name in flat},
-        **{name: getattr(batch, name)[rows, :columns] for name in wide},
-    )

@@ -121,7 +121,7 @@ def _turn(raw: Any) -> dict[str, Any]:
         "kept": [bool(k) for k in raw["kept"]],
         **{name: [number(v) for v in raw[name]] for name in COLUMNS},
         **{
-            name: [[[visible(t), number(a), number(b)] for t, a, b in candidates] for candidates in raw[name]]
+            name: [[[visible(t), number(a), number(b)] for t, a, b in candidates or []] for candidates in raw[name]]
             for name in ("student_top", "teacher_top")
         },
     }

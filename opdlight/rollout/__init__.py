@@ -2,6 +2,7 @@
 
 from opdlight.rollout.collector import Collector, Limits
 from opdlight.rollout.engine import Completion, Engine, Request, Sampling, ScriptedEngine
+from opdlight.rollout.ray_engine import RayEngine
 from opdlight.rollout.rendering import ChatRenderer
 from opdlight.rollout.server_engine import VLLMServerEngine
 from opdlight.rollout.vllm_engine import VLLMEngine
@@ -12,6 +13,7 @@ __all__ = [
     "Completion",
     "Engine",
     "Limits",
+    "RayEngine",
     "Request",
     "Sampling",
     "ScriptedEngine",

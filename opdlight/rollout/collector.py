@@ -5,6 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 
 from envs.base import TextEnv
@@ -106,6 +107,7 @@ class Collector:
             raise ConfigError.wrong("max_active", expected="an integer ≥ 1", got=max_active)
         self.engine, self.renderer, self.limits, self.max_active = engine, renderer, dict(limits), max_active
         self.last: RolloutStats | None = None  # figures of the last collection
+        self._cancelled = False
         self._envs = EnvPool(make_env, env_threads, {task: limit.env_seconds for task, limit in limits.items()})
 
     def prepare(self, requests: Sequence[RolloutRequest]) -> None:
@@ -148,6 +150,8 @@ class Collector:
 
         try:
             while waiting or live:
+                if self._cancelled:
+                    raise CancelledError("the rollout was given up")
                 while waiting and len(live) < self.max_active:
                     number, request = waiting.popleft()
                     live[number] = _Episode(request)
@@ -166,6 +170,10 @@ class Collector:
         trajectories = [finished[number] for number in range(len(requests))]
         self.last = _stats(trajectories, seconds=time.perf_counter() - start, splits=splits)
         return trajectories
+
+    def cancel(self) -> None:
+        """Let a `collect` of another thread end with CancelledError; from then on nothing is collected."""
+        self._cancelled = True
 
     def close(self) -> None:
         """Stop the threads and close the environments; the engine belongs to the caller."""

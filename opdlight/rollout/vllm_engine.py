@@ -20,6 +20,7 @@ from torch import Tensor
 
 from opdlight.distributed import whole
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
+from opdlight.models.checkpoints import whole_model
 from opdlight.rollout.checkpoint import checkpoint_shapes, complete_weights, stop_token_ids
 from opdlight.rollout.engine import Completion, Request
 
@@ -41,7 +42,7 @@ class VLLMEngine:
     end-of-sequence ids of the tokenizer and of the generation config; the stop token is their last token.
 
     Args:
-        model: folder or Hub name of a Hugging Face causal LM with its tokenizer.
+        model: folder or Hub name of a Hugging Face causal LM with its tokenizer; of a LoRA adapter, which is merged.
         dtype: of weights, activations and cache; weights that arrive in another one are converted.
         max_model_len: longest context in tokens.
         max_num_seqs: how many requests decode at once.
@@ -70,13 +71,10 @@ class VLLMEngine:
         self.policy_version = 0
         self.max_model_len = max_model_len
         self.threads = threads
-        self._stop_ids = stop_token_ids(model)
-        self._shapes = checkpoint_shapes(model)
         self._running: set[str] = set()
         self._stats = dict.fromkeys(_COUNTERS, 0.0)
         self._owns_group = bool(_alive) or not torch.distributed.is_initialized()
         arguments: dict[str, Any] = {
-            "model": model,
             "dtype": dtype,
             "seed": seed,
             "max_model_len": max_model_len,
@@ -91,13 +89,14 @@ class VLLMEngine:
             "use_tqdm_on_load": False,
         }
         start = time.perf_counter()
-        with _process_state_kept(), self._engine_threads():
+        with whole_model(model, dtype) as folder, _process_state_kept(), self._engine_threads():
+            self._stop_ids, self._shapes = stop_token_ids(folder), checkpoint_shapes(folder)
             self._vllm = _import_vllm()
             if self._vllm.platforms.current_platform.is_cpu():
                 arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
                 # after a part of a prompt vLLM winds a request's random generator back, which a CPU generator cannot do
                 arguments["enable_chunked_prefill"] = False
-            self._engine: Any = self._vllm.LLMEngine.from_engine_args(self._vllm.EngineArgs(**arguments))
+            self._engine: Any = self._vllm.LLMEngine.from_engine_args(self._vllm.EngineArgs(folder, **arguments))
         self._vocabulary_size = self._engine.model_config.get_vocab_size()
         self._stats["start_seconds"] = time.perf_counter() - start
         _alive.add(id(self))

@@ -50,7 +50,7 @@ def module_of(folders: tuple[str, str]) -> OnPolicyDistillation:
 
 def test_throughput_divides_tokens_by_the_seconds_of_their_stage(folders: tuple[str, str]) -> None:
     module, watch = module_of(folders), Throughput()
-    module.stage_seconds = {"rollout": 2.0, "score": 0.5, "backward": 1.5}
+    module.stage.seconds = {"rollout": 2.0, "score": 0.5, "backward": 1.5}
     outputs = {"trajectories": [trajectory("a", [1], [1] * 10)], "loss_tokens": 8}
     for _ in range(2):
         watch.on_train_batch_end(None, module, outputs, None, 0)  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ def test_progress_on_a_terminal_shows_stage_and_trajectories(folders: tuple[str,
         num_training_batches=3, progress_bar_metrics={"loss/train": 0.25}, is_global_zero=True
     )
     bar.setup(trainer, module, "fit")
-    module.stage_name = "rollout"
+    module.stage.name = "rollout"
     assert module.on_progress is not None
     module.on_progress(3, 8)
     bar.on_train_batch_end(trainer, module, {}, None, 0)

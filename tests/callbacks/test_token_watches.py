@@ -166,11 +166,15 @@ def test_gradient_noise_is_the_variance_between_micro_batches() -> None:
     true = torch.randn(4000, generator=generator)
     estimates, exact = [], 4000 * 4.0 / 100  # each token's gradient has variance 4 a weight; 100 tokens a step
     for update in range(40):
-        module.weight.grad = torch.zeros(4000)
-        for n in tokens:
-            each = true + 2.0 * torch.randn(4000, generator=generator) / n**0.5
-            module.weight.grad += n / 100 * each
-            watch.on_after_backward(ALONE, module)  # type: ignore[arg-type]
+        out_of_memory = [[60], [30, 50], tokens] if update % 2 else [tokens]  # begun again in more micro-batches
+        for attempt in out_of_memory:
+            module.weight.grad = None
+            for n in attempt:
+                watch.on_before_backward(ALONE, module, torch.zeros(()))  # type: ignore[arg-type]
+                each = true + 2.0 * torch.randn(4000, generator=generator) / n**0.5
+                so_far = torch.zeros(4000) if module.weight.grad is None else module.weight.grad
+                module.weight.grad = so_far + n / 100 * each
+                watch.on_after_backward(ALONE, module)  # type: ignore[arg-type]
         outputs = {"shares": [[n / 100 for n in tokens]]}
         watch.on_train_batch_end(ALONE, module, outputs, None, update)  # type: ignore[arg-type]
         estimates.append(module.values["optimizer/gradient_variance"])
@@ -182,8 +186,10 @@ def test_gradient_noise_is_the_variance_between_micro_batches() -> None:
 def test_gradient_noise_needs_two_micro_batches_of_one_update() -> None:
     module, watch = Linear(10), GradientNoise(places=4)
     watch.on_fit_start(ALONE, module)  # type: ignore[arg-type]
-    module.weight.grad = torch.ones(10)
     for _ in range(2):  # two updates of a rollout, one micro-batch each
+        module.weight.grad = None
+        watch.on_before_backward(ALONE, module, torch.zeros(()))  # type: ignore[arg-type]
+        module.weight.grad = torch.ones(10)
         watch.on_after_backward(ALONE, module)  # type: ignore[arg-type]
     watch.on_train_batch_end(ALONE, module, {"shares": [[1.0], [1.0]]}, None, 0)  # type: ignore[arg-type]
     assert module.values == {}

@@ -69,6 +69,7 @@ def test_a_context_of_the_engine_that_is_too_small_is_repaired(tmp_path: Path) -
     one = patient(tmp_path, engine={"max_model_len": 100})
     finding = context(one)
     assert (finding.verdict, finding.repair) == (Verdict.FAIL, "model.max_model_len=256")
+    assert context(replace(one, engine={"actors": 2, "engine": {"max_model_len": 100}})) == finding
     assert context(replace(one, engine={"max_model_len": pasted(finding)["engine"].max_model_len})).repair == ""
     both = context(replace(one, engine={"max_model_len": 20}, tasks={"errand": errand(trajectory_tokens=20)}))
     assert "trajectory_tokens=" in both.repair
@@ -314,6 +315,11 @@ def test_memory_adds_up(tmp_path: Path) -> None:
     vllm = {"_target_": "opdlight.rollout.VLLMEngine", "kv_cache_gib": 2}
     assert estimate(replace(one, engine=vllm), False, 0)["engine"] == 4 * numbers + 2 * 2**30
     assert estimate(replace(one, engine=vllm), True, 1000)["engine"] == pytest.approx(400)  # the default share
+    pool = {"actors": 3, "num_gpus": 0, "address": None, "engine": vllm}
+    assert estimate(replace(one, engine=pool), False, 0)["engine"] == 3 * (4 * numbers + 2 * 2**30)
+    assert estimate(replace(one, engine=pool), True, 1000)["engine"] == pytest.approx(3 * 400)
+    for elsewhere in ({"num_gpus": 1}, {"address": "auto"}):
+        assert estimate(replace(one, engine=pool | elsewhere), True, 1000)["engine"] == 0
     full = replace(one, loss=SupportMatching(support="full_vocabulary"))
     assert estimate(full, False, 0)["logits"] > parts["logits"]
     one.student.model.gradient_checkpointing_enable()

@@ -17,7 +17,7 @@ from opdlight.supervised import sft
 from opdlight.train import main
 from opdlight.training import train
 
-SMALL = ["rollout.groups=2", "rollout.group_size=2", "trainer.max_steps=2", "+trainer.enable_checkpointing=false"]
+SMALL = ["rollout.groups=2", "rollout.group_size=2", "trainer.max_steps=2"]
 EPISODES = ["task.tasks.sums.episodes=4", "task.tasks.alfworld.episodes=4"]
 
 

@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 # SGD: AdamW's first steps are sign(gradient), which would hide a wrong scale and blow up roundings of zeros
 FAKE = [
-    "task.schedule=mixed", "trainer.max_steps=2", "evaluate_teachers=false", "+trainer.enable_checkpointing=false",
+    "task.schedule=mixed", "trainer.max_steps=2", "evaluate_teachers=false",
     "task.tasks.sums.episodes=3", "task.tasks.alfworld.episodes=2", "micro_batch_tokens=600", "rollout.group_size=2",
     "optimizer._target_=torch.optim.SGD", "~optimizer.betas", "engine._target_=tests.fakes.AnsweringEngine",
 ]  # fmt: skip
@@ -56,6 +57,23 @@ def test_two_processes_learn_what_one_learns(groups: int, placement: str, traine
         assert made.returncode == 0, made.stderr[-3000:]
     for trainer in trainers:
         assert_same(tmp_path / "cpu", tmp_path / trainer)
+
+
+def test_a_divided_student_goes_on_divided_or_whole(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    overrides = [*FAKE, "rollout.groups=3", "optimizer._target_=torch.optim.AdamW", "callbacks.checkpoints.every=1"]
+    overrides += ["callbacks.checkpoints.keep=9", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.max_steps=3"]
+    assert run(whole, *overrides).returncode == 0
+    for trainer in ("fsdp", "cpu"):
+        folder = tmp_path / trainer
+        shutil.copytree(whole, folder)
+        shutil.rmtree(folder / "student")
+        for step in (2, 3):
+            shutil.rmtree(folder / "checkpoints" / f"step-0000000{step}")
+        made = run(folder, f"resume={folder}", f"trainer={trainer}")
+        assert made.returncode == 0, made.stderr[-3000:]
+        assert f"{folder} goes on after step 1" in made.stdout
+        assert_same(whole, folder)
 
 
 def test_nobody_waits_for_a_rank_that_failed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 from envs.base import TextEnv
 from opdlight.collate import count_splits
 from opdlight.errors import EngineError
+from opdlight.models import Student
 from opdlight.rollout.collector import Collector, Limits
 from opdlight.rollout.engine import Completion, Request, Sampling
 from opdlight.rollout.rendering import ChatRenderer
@@ -142,6 +143,23 @@ def test_first_weights_are_those_of_the_folder(folder: Path) -> None:
     assert torch.allclose(expected, torch.tensor(completion.logprobs), atol=1e-3)
     engine.close()
     engine.close()  # closing twice is harmless
+
+
+def test_an_adapter_is_merged_into_its_base(folder: Path, tmp_path: Path) -> None:
+    adapted = Student(str(folder), lora={"r": 2, "lora_alpha": 4})
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
+    adapted.save_adapter(tmp_path)
+    engine = start(tmp_path, max_num_seqs=4)
+    (completion,) = generate(engine, [[5, 6, 7]])
+    engine.close()
+    expected = forward_logprobs(adapted.model, [5, 6, 7], completion.token_ids)
+    assert torch.allclose(expected, torch.tensor(completion.logprobs), atol=1e-3)
+    base = forward_logprobs(student(0), [5, 6, 7], completion.token_ids)
+    assert (base - expected).abs().max() > 0.1
 
 
 def test_cached_prefixes_do_not_survive_an_update(engine: VLLMEngine) -> None:

@@ -11,6 +11,7 @@ from numpy.random import default_rng
 from opdlight.errors import ConfigError
 from opdlight.report.build import Section, page, report
 from opdlight.report.read import WITHOUT, read_run
+from opdlight.report.rows import trajectory_row
 from opdlight.report.text import number, script_json, visible
 
 
@@ -111,6 +112,17 @@ def test_lists_of_different_lengths_and_numbers_that_are_none(tmp_path: Path) ->
     assert found["turns"][0]["teacher"][:3] == [-99.0, None, None]
     assert "NaN" not in script_json(found)
     assert report(str(tmp_path)).is_file()
+
+
+def test_a_token_that_was_not_scored_has_no_candidates() -> None:
+    names = ("ids", "text", "kept", "student", "teacher", "engine", "mass", "divergence")
+    turn = {name: [None, None] for name in names} | {"ids": [5, 6], "text": ["a", "b"], "kept": [True, True]}
+    tops = {"student_top": [None, [["a", -0.1, None]]], "teacher_top": [None, None]}
+    facts = {"prompt": "", "split": True, "finish_reason": "stop", "policy_version": 0, "reward": 0.0}
+    line = {"update": 0, "stage": "train", "task": "a", "seed": 1, "group": 0, "status": "success", "reward": 1.0}
+    (read,) = trajectory_row({**line, "metrics": {}, "turns": [{**facts, **turn, **tops}]})["turns"]
+    assert read["student_top"] == [[], [["a", -0.1, None]]]
+    assert read["teacher_top"] == [[], []]
 
 
 def test_what_is_no_run_is_one_message_that_names_the_key(tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""Checkpoints in the run folder, from which `resume=` goes on as if the run had never stopped."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from opdlight import records
+from opdlight.checkpointing import FOLDER, CheckpointFolder, all_of
+from opdlight.distributed import gathered
+from opdlight.errors import ConfigError
+from opdlight.models.student import Student
+from opdlight.module import OnPolicyDistillation
+from opdlight.preemption import Preempted
+
+
+class Checkpoints(Checkpoint):
+    """Writes `checkpoints/step-…`: before the first step, after every so many, before each validation, at the end.
+
+    On SIGTERM another one is written and the run ends. A checkpoint that cannot be written (the disk is full) is
+    reported and counted in `checkpoint/failed`; the run and its older checkpoints go on.
+
+    Args:
+        folder: the run folder.
+        every: steps from one to the next.
+        keep: so many are kept, so that a damaged one has a predecessor.
+    """
+
+    def __init__(self, folder: str, every: int = 10, keep: int = 2) -> None:
+        for name, value in (("every", every), ("keep", keep)):
+            if value < 1:
+                raise ValueError(f"Expected `callbacks.checkpoints.{name}` to be at least 1, but got {value!r}.")
+        self.run, self.every, self.keep = Path(folder), every, keep
+        self.failed = 0
+
+    def check_space(self, student: Student) -> None:
+        """Raise ConfigError unless the disk has room for the checkpoints: weights, and two moments of what is trained.
+
+        One more than `keep`, since the oldest goes only when the newest is there.
+        """
+        trained = student.trainable_parameters()
+        needed = (self.keep + 1) * sum(p.numel() * (p.element_size() + 2 * 4) for p in trained)
+        needed += sum(p.numel() * p.element_size() for p in student.parameters())  # the student at the end
+        free = shutil.disk_usage(self.run).free
+        if free < needed:
+            got = f"{free / 2**30:.2f} GiB free for checkpoints and student, which need {needed / 2**30:.2f}"
+            expected = "on a disk with more room (or lower callbacks.checkpoints.keep)"
+            raise ConfigError.wrong("run_dir", expected=expected, got=got)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on something may be half done. Clear away what a killed run was writing."""
+        assert isinstance(pl_module, OnPolicyDistillation)
+        pl_module.preemption.busy = True
+        pl_module.preemption.listen()
+        if trainer.is_global_zero:
+            for left in (self.run / FOLDER).glob(".step-*"):
+                CheckpointFolder().remove_checkpoint(left)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen in validation, too, and write what precedes it: it may last."""
+        assert isinstance(pl_module, OnPolicyDistillation)
+        pl_module.preemption.listen()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.save(trainer)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the state after `batch_idx` steps; stop if someone was asked to."""
+        assert isinstance(pl_module, OnPolicyDistillation)
+        if any(gathered(pl_module.preemption.asked)):
+            raise Preempted(between_steps=True)
+        if batch_idx % self.every == 0:
+            self.save(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log how many could not be written."""
+        pl_module.log("checkpoint/failed", float(self.failed))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the end of training, the figures after it included."""
+        assert isinstance(pl_module, OnPolicyDistillation)
+        pl_module.preemption.busy = False
+        self.save(trainer, "-end")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Write what SIGTERM found."""
+        if isinstance(exception, Preempted) and exception.between_steps:
+            self.save(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note how long the records are."""
+        checkpoint["records"] = records.lengths(self.run)
+
+    def save(self, trainer: L.Trainer, suffix: str = "") -> None:
+        """Write a checkpoint, unless this very one is there; forget the oldest."""
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        path = self.run / FOLDER / f"step-{done:08d}{suffix}"
+        if path.exists():
+            return
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero and not path.exists():
+            self.failed += 1
+            return
+        if trainer.is_global_zero:
+            for old in all_of(self.run)[: -self.keep]:
+                CheckpointFolder().remove_checkpoint(old)

@@ -1,0 +1,224 @@
+"""Checkpoints of a run: folders that appear whole or not at all, are verified when loaded, and run no code of theirs.
+
+`checkpoints/step-00000020/` is the run after twenty steps: `weights.safetensors` (what is trained), `state.pt`
+(optimizer, schedule, loops, callbacks; read by torch's weights-only loader) and `manifest.json` (size and SHA-256 of
+both, and how long the records of the run folder were).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.strategies import ModelParallelStrategy
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from opdlight.errors import CheckpointError
+
+FOLDER = "checkpoints"
+WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+
+
+class CheckpointFolder(CheckpointIO):
+    """How Lightning writes and reads a checkpoint: a folder that is complete and on disk before it has its name."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write to a hidden folder beside `path`, flush it to the disk, rename it.
+
+        A full disk leaves a message and no folder: an error here, on the one rank that writes, would let the others
+        wait for ever.
+        """
+        folder = Path(path)
+        try:
+            self._write(checkpoint, folder)
+        except OSError as error:
+            self.remove_checkpoint(_hidden(folder))
+            print(f"Checkpoint {folder} could not be written ({error}); the older ones are kept.")
+
+    def _write(self, checkpoint: dict[str, Any], folder: Path) -> None:
+        temporary = _hidden(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(_apart(checkpoint["state_dict"]), temporary / WEIGHTS)
+        torch.save({k: v for k, v in checkpoint.items() if k != "state_dict"}, temporary / STATE)
+        files = {name: _fingerprint(temporary / name) for name in (WEIGHTS, STATE)}
+        manifest = {"updates": checkpoint.get("updates"), "records": checkpoint.get("records", {}), "files": files}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        for place in (*(temporary / name for name in (*files, MANIFEST)), temporary):
+            _to_disk(place)
+        temporary.rename(folder)
+        _to_disk(folder.parent)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Verify, then read; tensors arrive on the CPU.
+
+        Raises:
+            CheckpointError: if a file is missing or is not what was written.
+        """
+        folder = Path(path)
+        verify(folder)
+        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        return {**state, "state_dict": load_file(folder / WEIGHTS)}
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete the folder; its manifest goes first, so that a half-deleted one is known as such."""
+        (Path(path) / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 whose checkpoints are those of one process: put together on the first rank, divided when they are loaded.
+
+    So a run may go on with another number of processes, or with one. The first rank holds the whole student and its
+    optimizer state in the CPU's memory for a moment.
+
+    The student is divided over all processes, of all machines.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        """Every process of every machine takes a share."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning hands the optimizer state over, as it does without sharding."""
+        return True
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The whole state, on the first rank, by the parameters' numbers as without sharding."""
+        assert self.model is not None
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_optimizer_state_dict(self.model, getattr(optimizer, "_optimizer", optimizer), options=whole)
+        return _renamed(state, {name: i for i, name in enumerate(self._trained())}) if state else {}
+
+    def _trained(self) -> list[str]:
+        assert self.model is not None
+        return [name for name, weight in self.model.named_parameters() if weight.requires_grad]
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Each rank reads the whole checkpoint."""
+        return self.checkpoint_io.load_checkpoint(checkpoint_path)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Each rank keeps its share of the weights."""
+        assert self.model is not None
+        set_model_state_dict(
+            self.model, checkpoint["state_dict"], options=StateDictOptions(full_state_dict=True, strict=strict)
+        )
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Each rank keeps its share of the optimizer state."""
+        assert self.model is not None
+        whole, names = StateDictOptions(full_state_dict=True), dict(enumerate(self._trained()))
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            set_optimizer_state_dict(self.model, optimizer, _renamed(state, names), options=whole)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself.
+
+    Raises:
+        CheckpointError: if there is none, or it cannot be read.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"The checkpoint {folder} has no readable {MANIFEST}: {error}") from error
+    return manifest
+
+
+def verify(folder: Path) -> None:
+    """Raise CheckpointError unless every file is there with the size and the SHA-256 that the manifest names."""
+    for name, expected in read_manifest(folder)["files"].items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f"The checkpoint {folder} lacks {name}.")
+        if (found := _fingerprint(folder / name)) != expected:
+            raise CheckpointError(f"The checkpoint {folder} is damaged: expected {name} to be {expected}, got {found}.")
+
+
+def all_of(run: Path) -> list[Path]:
+    """The checkpoints of a run folder, oldest first."""
+    return sorted((run / FOLDER).glob("step-*"))
+
+
+def steps_of(checkpoint: Path) -> int:
+    """After how many steps it was written."""
+    return int(checkpoint.name.split("-")[1])
+
+
+def newest(run: Path, *, first: bool = True) -> Path | None:
+    """The newest checkpoint of a run folder that is what was written; None if the run has written none yet.
+
+    The `first` process sets damaged ones aside, as `damaged-step-…`, and says so.
+
+    Raises:
+        CheckpointError: if there are checkpoints, but none is sound.
+    """
+    found, errors = all_of(run), []
+    for folder in reversed(found):
+        try:
+            verify(folder)
+        except CheckpointError as error:
+            errors.append(str(error))
+            if not first:
+                continue
+            aside = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            print(f"{error} It was set aside as {aside.name}; the one before it is tried.")
+        else:
+            return folder
+    if errors:
+        raise CheckpointError(f"No checkpoint of {run} is sound, so it cannot go on; start a new run. {errors[0]}")
+    return None
+
+
+def _renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
+    """An optimizer's state dict with other names for its parameters."""
+    groups = [{**group, "params": [names[p] for p in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[p]: values for p, values in state["state"].items()}, "param_groups": groups}
+
+
+def _hidden(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}")
+
+
+def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each weight in memory of its own, as safetensors wants it: of tied ones the second is a copy."""
+    seen: set[int] = set()
+    found = {}
+    for name, weight in weights.items():
+        tensor = weight.detach().contiguous()
+        found[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return found
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,71 @@
+"""Small runs through the entry point, in processes that start fast and may be killed."""
+
+import csv
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+SMALL = [
+    "task.schedule=mixed", "evaluate_teachers=false", "task.tasks.sums.episodes=2", "task.tasks.alfworld.episodes=2",
+    "rollout.groups=4", "micro_batch_tokens=600", "engine._target_=tests.fakes.AnsweringEngine",
+    "callbacks.checkpoints.every=2",
+]  # fmt: skip
+ONLY_CLOCKS = ("time/", "throughput/")
+RECORDS = ("trajectories.jsonl", "token_gaps.jsonl", "profile.csv")
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["opdlight.training", "tests.fakes", "opdlight.train"])
+
+
+def train(arguments: list[str], log: str) -> None:
+    """`python -m opdlight.train` with these arguments, in a process of its own; the terminal is a file."""
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["opdlight.train", *arguments]
+    from opdlight.train import main
+
+    main()
+
+
+def start(folder: Path, *overrides: str) -> multiprocessing.context.ForkServerProcess:
+    """Start a run in `folder`, or go on with the one that is there."""
+    begun = (folder / "overrides.json").exists()
+    arguments = [f"resume={folder}"] if begun else [*SMALL, *overrides, f"hydra.run.dir={folder}"]
+    process = processes.Process(target=train, args=(arguments, f"{folder}.log"))
+    process.start()
+    return process
+
+
+def finish(folder: Path, *overrides: str) -> None:
+    """Run to the end."""
+    process = start(folder, *overrides)
+    process.join(240)
+    assert process.exitcode == 0, Path(f"{folder}.log").read_text()[-3000:]
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Everything but the clocks is equal to the last digit: metrics, records, outcome, weights."""
+    rows, others = metrics(one), metrics(two)
+    assert len(rows) == len(others) > 3
+    for row, other in zip(rows, others, strict=True):
+        for key, value in row.items():
+            assert key.startswith(ONLY_CLOCKS) or other[key] == value, (key, row["step"], value, other[key])
+    for name in RECORDS:
+        assert (one / name).read_text() == (two / name).read_text(), name
+    outcome, other_outcome = (json.loads((f / "summary.json").read_text()) for f in (one, two))
+    assert [outcome[key] == other_outcome[key] for key in ("tasks", "tokens")] == [True, True]
+    assert outcome["seconds"].keys() - {"evaluate before"} == other_outcome["seconds"].keys() - {"evaluate before"}
+    weights, theirs = (load_file(f / "student" / "model.safetensors") for f in (one, two))
+    start = load_file("opdlight/assets/lab/student/model.safetensors")
+    assert any((weights[name] != start[name]).any() for name in weights), "nothing was learnt"
+    assert all((weights[name] == theirs[name]).all() for name in weights)

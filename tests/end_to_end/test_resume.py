@@ -1,0 +1,172 @@
+"""A run that was killed, stopped or damaged goes on as if nothing had happened."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from opdlight.checkpointing import all_of, steps_of
+from opdlight.train import main
+from tests.end_to_end.runs import SMALL, assert_same_run, finish, metrics, processes, start, train
+
+STEPS = ["trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.check_val_every_n_epoch=null"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A run that nothing happened to, and the seconds that one takes when everything is imported."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    finish(folder, *STEPS, "callbacks.checkpoints.keep=9", "callbacks.checkpoints.every=1")
+    begin = time.perf_counter()
+    finish(folder.parent / "again", *STEPS)
+    assert_same_run(folder, folder.parent / "again")
+    return folder, time.perf_counter() - begin
+
+
+def stopped_after(step: int, whole: Path, folder: Path) -> Path:
+    """A copy of the run as if it had been killed some time after a step."""
+    shutil.copytree(whole, folder)
+    for checkpoint in all_of(folder):
+        if steps_of(checkpoint) > step or checkpoint.name.endswith("-end"):
+            shutil.rmtree(checkpoint)
+    for name in ("student", "report"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "summary.json").unlink()
+    return folder
+
+
+def test_twenty_kills_at_random_moments_change_nothing(whole: tuple[Path, float], tmp_path: Path) -> None:
+    draw, kills, runs = random.Random(0), 0, 0
+    while kills < 20:
+        folder, runs = tmp_path / str(runs), runs + 1
+        while True:
+            process = start(folder, *STEPS)
+            process.join(draw.uniform(0.0, 0.8 * whole[1]))
+            if process.exitcode is not None:
+                break
+            process.kill()
+            process.join()
+            kills += 1
+        assert process.exitcode == 0, Path(f"{folder}.log").read_text()[-3000:]
+        assert_same_run(whole[0], folder)
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_with_0(whole: tuple[Path, float], tmp_path: Path) -> None:
+    folder, draw, stops = tmp_path / "run", random.Random(1), 0
+    for _ in range(3):
+        had = len(metrics(folder)) if folder.exists() else 0
+        process = start(folder, *STEPS, "callbacks.checkpoints.every=100")
+        while process.exitcode is None and (not (folder / "metrics.csv").exists() or len(metrics(folder)) <= had):
+            process.join(0.01)
+        process.join(draw.uniform(0.0, 0.5))
+        if process.exitcode is None:
+            assert process.pid
+            os.kill(process.pid, signal.SIGTERM)
+            stops += 1
+        process.join(60)
+        assert process.exitcode == 0, Path(f"{folder}.log").read_text()[-3000:]
+        newest = steps_of(all_of(folder)[-1])
+        assert newest == sum(bool(row["loss/train"]) for row in metrics(folder)), "a finished step was lost"
+    finish(folder)
+    assert_same_run(whole[0], folder)
+    said = Path(f"{folder}.log").read_text()
+    assert stops > 1
+    assert f"SIGTERM: stopped. To go on: python -m opdlight.train resume={folder}" in said
+    assert "goes on after step" in said
+
+
+@pytest.mark.parametrize("step", [0, 3, 6])
+def test_it_goes_on_from_any_checkpoint(step: int, whole: tuple[Path, float], tmp_path: Path) -> None:
+    folder = stopped_after(step, whole[0], tmp_path / "run")
+    (folder / "checkpoints" / ".step-00000009").mkdir()  # half a checkpoint, from a kill while it was written
+    with (folder / "trajectories.jsonl").open("a") as file:
+        file.write('{"half a li')
+    finish(folder)
+    assert_same_run(whole[0], folder)
+    assert sorted(p.name for p in folder.iterdir() if "events" not in p.name) == sorted(
+        p.name for p in whole[0].iterdir() if "events" not in p.name
+    )
+    assert f"{folder} goes on after step {step}" in Path(f"{folder}.log").read_text()
+
+
+def test_a_batch_that_was_rolled_out_ahead_is_not_lost(tmp_path: Path) -> None:
+    folders = [tmp_path / "whole", tmp_path / "run"]
+    finish(folders[0], *STEPS, "callbacks.checkpoints.keep=9", "callbacks.checkpoints.every=1", "staleness=1")
+    assert [row["rollout/staleness"] for row in metrics(folders[0]) if row["loss/train"]] == ["0.0"] + ["1.0"] * 5
+    finish(stopped_after(3, *folders))
+    assert_same_run(*folders)
+
+
+def test_a_damaged_checkpoint_has_a_predecessor(whole: tuple[Path, float], tmp_path: Path) -> None:
+    folder = stopped_after(4, whole[0], tmp_path / "run")
+    weights = folder / "checkpoints" / "step-00000004" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    finish(folder)
+    assert_same_run(whole[0], folder)
+    said = Path(f"{folder}.log").read_text()
+    assert "step-00000004 is damaged: expected weights.safetensors to be" in said
+    assert f"{folder} goes on after step 3" in said
+    assert (folder / "checkpoints" / "damaged-step-00000004").is_dir()
+
+
+def test_what_has_changed_is_said_and_holds(whole: tuple[Path, float], tmp_path: Path) -> None:
+    folder = stopped_after(2, whole[0], tmp_path / "run")
+    for extra in (["trainer.max_steps=4"], []):  # the second goes on with what the first was given
+        arguments = [f"resume={folder}", *extra]
+        process = processes.Process(target=train, args=(arguments, f"{folder}.log"))
+        process.start()
+        process.join(120)
+        assert process.exitcode == 0, Path(f"{folder}.log").read_text()[-3000:]
+    said = Path(f"{folder}.log").read_text()
+    assert said.count("changed since: trainer.max_steps: 6 → 4") == said.count("trainer.max_steps: ") == 1
+    assert [row["step"] for row in metrics(folder) if row["loss/train"]] == ["0", "1", "2", "3"]
+
+
+def stop_of(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setattr("sys.argv", ["train", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def test_what_cannot_go_on_is_one_message(
+    whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*arguments: str) -> str:
+        return stop_of(list(arguments), monkeypatch, capsys)
+
+    assert "Expected `resume` to be the folder of a run of opdlight.train, which has a overrides.json" in said(
+        f"resume={tmp_path}"
+    )
+    assert "Expected `resume` to be of one run, but got '--multirun'" in said(f"resume={whole[0]}", "--multirun")
+    assert "Expected `run_dir` to be a folder without checkpoints, or `resume` it" in said(
+        *SMALL, f"hydra.run.dir={whole[0]}"
+    )
+    folder = stopped_after(1, whole[0], tmp_path / "run")
+    for state in folder.glob("checkpoints/*/state.pt"):
+        state.unlink()
+    error = said(f"resume={folder}")
+    assert f"No checkpoint of {folder} is sound, so it cannot go on; start a new run." in error
+    assert "step-00000001 lacks state.pt" in error
+
+
+def test_a_full_disk_or_a_closed_folder_is_an_error_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10 * 2**20))
+    error = stop_of([*SMALL, f"hydra.run.dir={tmp_path / 'full'}"], monkeypatch, capsys)
+    assert "Expected `run_dir` to be on a disk with more room" in error
+    assert "'0.01 GiB free for checkpoints and student, which need 0.04'" in error
+    assert not list((tmp_path / "full").glob("checkpoints/*"))
+    (tmp_path / "file").write_text("in the way")
+    error = stop_of([*SMALL, f"run_dir={tmp_path / 'file'}", f"hydra.run.dir={tmp_path / 'h'}"], monkeypatch, capsys)
+    assert "Expected `run_dir` to be a folder that can be written" in error

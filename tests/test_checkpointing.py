@@ -1,0 +1,106 @@
+"""Checkpoint folders: what goes in comes out, whole or not at all, and nothing of it is run."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from opdlight.checkpointing import CheckpointFolder, newest, read_manifest, verify
+from opdlight.errors import CheckpointError
+
+
+def content() -> dict[str, Any]:
+    tied = torch.arange(6.0).reshape(2, 3)
+    return {
+        "state_dict": {"a": tied, "b": tied, "c": torch.randn(3, 2).T},  # tied, and not contiguous
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}}],
+        "callbacks": {"Alarms": {"count": {("rule", "key"): 2}}},
+        "updates": 7,
+        "records": {"metrics.csv": 4},
+    }
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    written = content()
+    CheckpointFolder().save_checkpoint(written, tmp_path / "step-1")
+    found = CheckpointFolder().load_checkpoint(tmp_path / "step-1")
+    assert found.keys() == written.keys()
+    for name, weight in written["state_dict"].items():
+        assert torch.equal(found["state_dict"][name], weight)
+    assert found["callbacks"] == written["callbacks"]
+    state = found["optimizer_states"][0]["state"][0]
+    assert torch.equal(state["exp_avg"], torch.ones(2)) and state["step"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
+    manifest = read_manifest(tmp_path / "step-1")
+    assert (manifest["updates"], manifest["records"]) == (7, {"metrics.csv": 4})
+
+
+class Attack:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch /tmp/should-not-exist",)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    folder = tmp_path / "step-1"
+    CheckpointFolder().save_checkpoint(content(), folder)
+    torch.save({"updates": Attack()}, folder / "state.pt")
+    manifest = read_manifest(folder)
+    with pytest.raises(CheckpointError, match=r"step-1 is damaged: expected state.pt to be"):
+        CheckpointFolder().load_checkpoint(folder)
+    del manifest["files"]["state.pt"]  # whoever can write the file can write the manifest, too
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        CheckpointFolder().load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.pt"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing"])
+def test_damage_is_found(name: str, damage: str, tmp_path: Path) -> None:
+    folder = tmp_path / "step-1"
+    CheckpointFolder().save_checkpoint(content(), folder)
+    verify(folder)
+    data = (folder / name).read_bytes()
+    if damage == "missing":
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(data[:-1] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=f"lacks {name}" if damage == "missing" else f"expected {name} to be"):
+        verify(folder)
+
+
+def test_the_newest_sound_one_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert newest(tmp_path) is None
+    folders = [tmp_path / "checkpoints" / f"step-0000000{n}" for n in (2, 4, 6)]
+    for folder in folders:
+        CheckpointFolder().save_checkpoint(content(), folder)
+    (folders[2] / "manifest.json").write_text("{")
+    assert newest(tmp_path, first=False) == folders[1]
+    assert capsys.readouterr().out == ""
+    assert newest(tmp_path) == folders[1]
+    assert "step-00000006 has no readable manifest.json" in capsys.readouterr().out
+    assert newest(tmp_path) == folders[1]  # the damaged one is set aside
+    assert capsys.readouterr().out == ""
+    for folder in folders[:2]:
+        (folder / "state.pt").unlink()
+    with pytest.raises(CheckpointError, match="is sound, so it cannot go on"):
+        newest(tmp_path)
+
+
+def test_a_full_disk_leaves_a_message_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    CheckpointFolder().save_checkpoint(content(), tmp_path / "step-1")
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    CheckpointFolder().save_checkpoint(content(), tmp_path / "step-2")
+    assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
+    assert "step-2 could not be written ([Errno 28] No space left on device)" in capsys.readouterr().out
