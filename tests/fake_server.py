@@ -175,7 +175,11 @@ class FakeServer:
             _answer(handler, 200, {"success": True})
         elif path == "/collective_rpc":
             self.loads += 1
-            self.model.load_state_dict(load_file(f"{body['kwargs']['weights_path']}/model.safetensors"))
+            try:
+                self.model.load_state_dict(load_file(f"{body['kwargs']['weights_path']}/model.safetensors"))
+            except RuntimeError as error:
+                _answer(handler, 500, {"error": {"message": f"Call to collective_rpc method failed: {error}"}})
+                return
             self.after_load()
             _answer(handler, 200, {"results": [None]})
         elif path == "/reset_prefix_cache":

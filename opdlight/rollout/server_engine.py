@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from opdlight.errors import ConfigError, EngineError
+from opdlight.models.checkpoints import whole_model
 from opdlight.rollout.checkpoint import named_weights, stop_token_ids
 from opdlight.rollout.engine import Completion, Request, Sampling
 from opdlight.rollout.served_weights import ServedWeights
@@ -42,7 +43,7 @@ class VLLMServerEngine:
     Log-probs are raw, as those of `VLLMEngine`; so are the stop tokens.
 
     Args:
-        model: folder or Hub name of the student as it starts.
+        model: folder or Hub name of the student as it starts; of a LoRA adapter, which is merged.
         max_model_len: longest context in tokens; the server's may be longer.
         url: where the server listens.
         weights_folder: weights are written here; the server must see it under the same path.
@@ -74,8 +75,6 @@ class VLLMServerEngine:
             url, "engine", concurrency=concurrency, timeout=timeout, retries=retries, api_key_env=api_key_env
         )
         self.policy_version, self.max_model_len = 0, max_model_len
-        self._stop_ids = stop_token_ids(model)
-        self._weights = ServedWeights(self._server, model, weights_folder)
         self._flying: dict[Future[dict[str, Any]], Request] = {}
         self._waiting: list[Request] = []  # until the server has its weights again
         self._lost = 0  # restarts without a completion in between
@@ -83,7 +82,10 @@ class VLLMServerEngine:
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="engine")
         start = time.perf_counter()
         self._model = self._check_model()
-        first = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
+        with whole_model(model, "float32") as source:
+            self._stop_ids = stop_token_ids(source)
+            self._weights = ServedWeights(self._server, source, weights_folder)
+            first = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
         self._weights.update(named_weights(first), 0)  # whatever a run before has left there
         self._check_logprobs(first)
         self._stats["start_seconds"] = time.perf_counter() - start
