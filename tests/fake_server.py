@@ -103,7 +103,7 @@ class FakeServer:
 
     def start(self) -> None:
         """Listen, at the same port as before."""
-        outer = self
+        outer, self._away = self, False
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -130,13 +130,15 @@ class FakeServer:
 
     def stop(self) -> None:
         """Be away."""
+        self._away = True  # for the connections that stay open
         self._http.shutdown()
         self._http.server_close()
 
     def restart(self) -> None:
         """Forget everything that was loaded."""
-        self.model.load_state_dict(self.first)
-        self.version = "default"
+        with self._lock:
+            self.model.load_state_dict(self.first)
+            self.version = "default"
 
     def __enter__(self) -> Self:
         return self
@@ -146,6 +148,9 @@ class FakeServer:
 
     def _handle(self, handler: BaseHTTPRequestHandler, body: Any) -> None:
         path = handler.path
+        if self._away:
+            hang_up(handler)
+            return
         self.asked.append((path, body))
         sent = handler.headers.get("Authorization")
         if self.key and path.startswith(("/v1", "/inference")) and sent != f"Bearer {self.key}":
@@ -176,7 +181,8 @@ class FakeServer:
         elif path == "/collective_rpc":
             self.loads += 1
             try:
-                self.model.load_state_dict(load_file(f"{body['kwargs']['weights_path']}/model.safetensors"))
+                with self._lock:
+                    self.model.load_state_dict(load_file(f"{body['kwargs']['weights_path']}/model.safetensors"))
             except RuntimeError as error:
                 _answer(handler, 500, {"error": {"message": f"Call to collective_rpc method failed: {error}"}})
                 return

@@ -127,8 +127,14 @@ class VLLMServerEngine:
             completion = self._completion(request, future.result())
             if completion is None:
                 self._waiting.append(request)
-            else:
-                completions.append(completion)
+                self._stats["resent"] += 1
+                continue
+            completions.append(completion)
+            self._stats["requests"] += 1
+            self._stats["prompt_tokens"] += len(request.prompt_ids)
+            self._stats["generated_tokens"] += len(completion.token_ids)
+        if self._waiting:  # what has not been sent yet need not be answered in vain
+            self._waiting += [self._flying.pop(future) for future in list(self._flying) if future.cancel()]
         self._lost = 0 if completions else self._lost
         self._stats["steps"] += 1
         self._stats["seconds"] += time.perf_counter() - start
@@ -141,7 +147,6 @@ class VLLMServerEngine:
             raise EngineError(f"{self._server.url} has lost its weights {self._lost} times without one completion.")
         self._weights.push()
         self._stats["restarts"] += 1
-        self._stats["resent"] += len(self._waiting)
         waiting, self._waiting = self._waiting, []
         for request in waiting:
             self._send(request)
@@ -161,9 +166,6 @@ class VLLMServerEngine:
                 f"{self._weights.label}: another run publishes to the same server. Give each run its own."
             )
         ids, logprobs = self._tokens(request, choice)
-        self._stats["requests"] += 1
-        self._stats["prompt_tokens"] += len(request.prompt_ids)
-        self._stats["generated_tokens"] += len(ids)
         return Completion(
             request_id=request.request_id,
             token_ids=ids,

@@ -174,7 +174,7 @@ def test_a_restart_in_mid_batch_changes_no_completion(
     stats = engine.stats()
     assert stats["restarts"] == 1
     assert fake.loads == loads + 1
-    assert 1 <= stats["resent"] <= len(PROMPTS) - place
+    assert 1 <= stats["resent"] <= len(PROMPTS)
     assert stats["requests"] - before["requests"] == len(PROMPTS)
     asked = [(tuple(body["token_ids"]), body["sampling_params"]["seed"]) for body in requests(fake)]
     assert set(asked) == {(tuple(p), 100 + i) for i, p in enumerate(PROMPTS)}  # sent again with the same seeds
@@ -182,6 +182,24 @@ def test_a_restart_in_mid_batch_changes_no_completion(
     paths = [path for path, _ in fake.asked]
     loaded = paths.index("/update_weight_version")
     assert paths[loaded : loaded + len(PUSH)] == PUSH  # nothing is asked for while it loads
+
+
+def test_nothing_more_is_sent_to_a_server_that_has_lost_its_weights(
+    fake: FakeServer, start: Callable[..., VLLMServerEngine]
+) -> None:
+    engine = start(concurrency=1)
+    fake.asked.clear()
+    held = threading.Event()
+    fake.faults.extend([partial(forget, fake), lambda handler: not held.wait()])
+    for number in range(len(PROMPTS)):
+        add(engine, number)
+    while not engine._waiting:
+        assert engine.step() == []
+    held.set()
+    finish(engine)
+    paths = [path for path, _ in fake.asked]
+    assert paths.index("/update_weight_version") == engine.stats()["resent"] == 2
+    assert len(requests(fake)) == len(PROMPTS) + 2
 
 
 def test_a_server_that_is_away_for_a_while_gets_the_weights_again(
@@ -252,6 +270,11 @@ def each_logprob(value: object) -> Callable[[dict[str, Any]], None]:
     return lambda reply: [c.update(logprob=value) for c in reply["choices"][0]["logprobs"]["content"]]
 
 
+def another_end(reply: dict[str, Any]) -> None:
+    now = reply["choices"][0]["finish_reason"]
+    reply["choices"][0]["finish_reason"] = {"stop": "length", "length": "stop"}[now]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -264,7 +287,7 @@ def each_logprob(value: object) -> Callable[[dict[str, Any]], None]:
         (each_logprob(0.5), "finite log-probs"),
         (each_logprob(float("nan")), "finite log-probs"),
         (each_logprob(-9999.0), "finite log-probs"),
-        (choice(finish_reason="stop"), r"an end by one of the stop tokens \[2\] or by the length 12"),
+        (another_end, r"an end by one of the stop tokens \[2\] or by the length 12"),
         (choice(finish_reason="error"), "an end by"),
         (choice(weight_versions=None), "the weight versions of a completion"),
         (lambda reply: reply.update(choices=[]), "one choice"),
@@ -304,7 +327,7 @@ def test_what_does_not_fit_changes_nothing(
     ]:
         with pytest.raises(EngineError, match=message):
             engine.update_weights(bad.items(), 1)
-    with pytest.raises(EngineError, match="fit `engine.max_model_len` = 64"):
+    with pytest.raises(EngineError, match=r"fit `engine\.max_model_len` = 64"):
         add(engine, 0, max_tokens=62)
     add(engine, 0)
     with pytest.raises(EngineError, match="already running"):
