@@ -1,13 +1,11 @@
 """A teacher behind a server: the scores of the local one, and nothing from a server that is not what it should be."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from opdlight import server as module
 from opdlight.errors import ConfigError, ServerError, VocabularyError
@@ -17,24 +15,11 @@ from opdlight.models.server_reply import Answer
 from opdlight.types import Look, TeacherScores
 from tests import fake_server
 from tests.fake_server import FakeServer
+from tests.models.scores import BATCH, NEEDS, SHARED, TOP, assert_equal, chosen_for, look
 from tests.models.tiny_models import build, random_batch, save
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-SHARED = len(TOKENIZER)  # of the 330 ids that the teacher has logits for
-BATCH = random_batch([12, 7, 9, 20, 5])
-TOP = Needs(support="teacher_top_k", k=6)
-NEEDS = {
-    "top-K": TOP,
-    "top-K and token": Needs(support="teacher_top_k_and_sampled", k=4, sampled=True),
-    "nucleus": Needs(support="teacher_nucleus", k=9, nucleus=0.7),
-    "token": Needs(sampled=True),
-    "student": Needs(support="student_top_k", k=5),
-    "student and token": Needs(support="student_top_k_and_sampled", k=5),
-    "full vocabulary": Needs(support="full_vocabulary"),
-    "entropy": Needs(support="teacher_top_k", k=3, teacher_entropy=True),
-    "nothing": Needs(),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -67,41 +52,6 @@ def pair(request: pytest.FixtureRequest, folder: str) -> Iterator[tuple[FakeServ
 
 def served(folder: str, *fakes: FakeServer, **changed: Any) -> ServerTeacher:
     return ServerTeacher(folder, url=[f.url for f in fakes], **{"retries": 2, "timeout": 20.0, **changed})
-
-
-def chosen_for(needs: Needs) -> Tensor | None:
-    generator = torch.Generator().manual_seed(3)
-    if needs.support is None or not needs.support.startswith("student"):
-        return None
-    return torch.stack([torch.randperm(SHARED, generator=generator)[: needs.k] for _ in range(BATCH.num_tokens)])
-
-
-def look(k: int = 4) -> Look:
-    generator = torch.Generator().manual_seed(4)
-    at = torch.arange(1, BATCH.num_tokens, 3)
-    return Look(at=at, student_ids=torch.stack([torch.randperm(SHARED, generator=generator)[:k] for _ in at]))
-
-
-def assert_equal(got: TeacherScores, expected: TeacherScores, *, tells_all: bool) -> None:
-    close = partial(torch.testing.assert_close, atol=2e-5, rtol=1e-5)
-    assert (got.support is None) == (expected.support is None)
-    if got.support is not None and expected.support is not None:
-        assert got.support.kind == expected.support.kind
-        assert torch.equal(got.support.token_ids, expected.support.token_ids)
-        assert torch.equal(got.support.valid, expected.support.valid)
-        close(got.support.teacher_logprobs, expected.support.teacher_logprobs)
-    for name in ("sampled", "entropy"):
-        close(getattr(got, name), getattr(expected, name))
-    assert (got.view is None) == (expected.view is None)
-    if got.view is not None and expected.view is not None:
-        assert torch.equal(got.view.top_ids, expected.view.top_ids)
-        close(got.view.top_logprobs, expected.view.top_logprobs)
-        close(got.view.sampled, expected.view.sampled)
-        told = ~got.view.at_other.isnan()
-        assert bool(told.all()) == tells_all
-        close(got.view.at_other[told], expected.view.at_other[told])
-        if got.view.entropy is not None:
-            close(got.view.entropy, expected.view.entropy)
 
 
 @pytest.mark.parametrize("looks", [False, True], ids=["unseen", "looked at"])
