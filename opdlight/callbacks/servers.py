@@ -16,6 +16,8 @@ class ServerFaults(L.Callback):
         """Log the counters after this step."""
         assert isinstance(pl_module, OnPolicyDistillation)
         for role, stats in (("teacher", pl_module.teachers.stats()), ("engine", pl_module.collector.engine.stats())):
+            if "waited" not in stats:  # no server; other engines count restarts of another kind
+                continue
             for name in ("retries", "waited", "restarts", "resent"):
                 if name in stats:
                     pl_module.log(f"server/{name}/{role}", stats[name])
