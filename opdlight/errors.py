@@ -45,3 +45,11 @@ class TrainingError(OpdError, ArithmeticError):
 
 class EngineError(OpdError, RuntimeError):
     """The rollout engine refused a request or answered with something unusable."""
+
+
+class ServerError(OpdError, ConnectionError):
+    """A model server is away, refuses a request, or answers with something that nothing can be trained on."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status  # of HTTP, if the server refused

@@ -206,6 +206,18 @@ GLOSSARY: dict[str, Entry] = {
     "optimizer/not_finite": Entry(
         "updates skipped so far because the loss or the gradient was not finite", "updates", "exact", "0"
     ),
+    "server/retries/{role}": Entry(
+        "requests to the teachers' or the engine's server that were sent again after a fault", "requests", "total", "0"
+    ),
+    "server/waited/{role}": Entry(
+        "pauses before these, summed over requests that wait side by side", "seconds", "total", "0"
+    ),
+    "server/restarts/engine": Entry(
+        "times that the student's server had lost its weights and got them again", "restarts", "total", "0"
+    ),
+    "server/resent/engine": Entry(
+        "completions that were thrown away and asked for again because of that", "completions", "total", "0"
+    ),
     "optimizer/out_of_memory": Entry(
         "how often micro_batch_tokens was halved because memory ran out", "times", "exact", "0"
     ),

@@ -40,7 +40,7 @@ class Reading:
     student_at_teacher: Tensor  # [n, K] log π of these
     student_ids: Tensor  # [n, K] the student's top-K
     student_top: Tensor  # [n, K] log π of these
-    teacher_at_student: Tensor  # [n, K] log q of these
+    teacher_at_student: Tensor  # [n, K] log q of these; NaN where the teacher does not tell
 
     @property
     def gap(self) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -20,7 +21,7 @@ from opdlight.evaluation import evaluate_tasks, make_collector
 from opdlight.loggers import close_loggers, open_loggers
 from opdlight.losses import ImportanceWeighted, Loss
 from opdlight.metrics import Result
-from opdlight.models import Student, Teachers, resolve_model
+from opdlight.models import Student, Teacher, Teachers, resolve_model
 from opdlight.models.checkpoints import load_tokenizer
 from opdlight.module import OnPolicyDistillation
 from opdlight.preemption import Preempted, Preemption
@@ -41,18 +42,18 @@ def make_optimizer(cfg: DictConfig, student: Student) -> Callable[[Any], Optimiz
 def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     """Instantiate every part and check that they fit together."""
     student: Student = instantiate(cfg.model.student)
-    teachers = Teachers(
-        {name: task.teacher for name, task in mixture.tasks.items()}, student=student, dtype=cfg.model.dtype
-    )
+    teachers = Teachers({n: t.teacher for n, t in mixture.tasks.items()}, student, instantiate(cfg.teacher))
     try:
         mask = instantiate(cfg.mask).resolve(student.tokenizer)
     except ValueError as error:  # losses know nothing of config errors
         raise ConfigError(str(error)) from error
     optimizer = make_optimizer(cfg, student)
     loss: Loss = instantiate(cfg.loss)
+    teachers.check(loss.needs, temperature=cfg.sampling.temperature, look_k=cfg.reader.k)
     reference = None
     if loss.needs.reference:
-        reference = Teachers(dict.fromkeys(mixture.names, cfg.model.student.model), student, dtype=cfg.model.dtype)
+        own = partial(Teacher, dtype=cfg.model.dtype)
+        reference = Teachers(dict.fromkeys(mixture.names, cfg.model.student.model), student, own)
     if cfg.rollout.mini_batches < 1:
         raise ConfigError.wrong("rollout.mini_batches", expected="at least 1", got=cfg.rollout.mini_batches)
     if cfg.staleness not in (0, 1):
@@ -68,6 +69,9 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         raise ConfigError.wrong(
             "rollout.group_size", expected="at least 2 beside `loss.reward_weight`", got=cfg.rollout.group_size
         )
+    if cfg.evaluate_teachers and "url" in cfg.engine:
+        expected = "false beside engine=vllm_server, which holds the student"
+        raise ConfigError.wrong("evaluate_teachers", expected=expected, got=True)
     if loss.needs.engine_logprobs and cfg.sampling.temperature != 1:
         raise ConfigError.wrong(
             "sampling.temperature",

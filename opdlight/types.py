@@ -121,7 +121,7 @@ class View:
     top_logprobs: Tensor  # [n, K] normalised over its full vocabulary
     sampled: Tensor  # [n] of the student's token
     entropy: Tensor | None  # [n] −Σ_v p log p in nats; None from a teacher that does not tell
-    at_other: Tensor  # [n, K] log-probs of the other model's most probable ids
+    at_other: Tensor  # [n, K] log-probs of the other model's most probable ids; NaN where a teacher does not tell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

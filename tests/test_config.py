@@ -350,8 +350,17 @@ def test_each_shipped_config_passes_its_checks(name: str, schema: type) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "engine").glob("*.yaml")))
 def test_each_engine_passes_its_checks(name: str) -> None:
+    url = ["engine.url=http://host:8000"] if name == "vllm_server" else []
     for main, schema in [("train", TrainConfig), ("evaluate", EvaluateConfig)]:
-        assert compose(main, schema, ["task=sums", f"engine={name}"]).engine.model == "lab/student"
+        assert compose(main, schema, ["task=sums", f"engine={name}", *url]).engine.model == "lab/student"
+
+
+@pytest.mark.parametrize("group", ["engine", "teacher"])
+def test_a_server_needs_its_url(group: str) -> None:
+    with pytest.raises(ConfigError, match=f"Missing `{group}.url`. Give it as {group}.url="):
+        compose("train", TrainConfig, ["task=sums", f"{group}=vllm_server"])
+    urls = compose("train", TrainConfig, ["task=sums", "teacher=vllm_server", "teacher.url=[http://a:1,http://b:2]"])
+    assert list(urls.teacher.url) == ["http://a:1", "http://b:2"]
 
 
 @pytest.mark.parametrize(

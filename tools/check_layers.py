@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LAYERS = (
-    ("types", "errors", "config", "distributed"),
+    ("types", "errors", "config", "distributed", "server"),
     ("losses", "metrics", "failure_metrics", "envs"),
     ("models", "rollout", "collate", "schedules", "memory", "preemption", "records", "stages", "checkpointing"),
     ("reading",),

@@ -11,6 +11,7 @@ from opdlight.callbacks.mismatch import EngineMismatch
 from opdlight.callbacks.profile import DepthProfile
 from opdlight.callbacks.progress import StageProgress
 from opdlight.callbacks.rollouts import RolloutMetrics
+from opdlight.callbacks.servers import ServerFaults
 from opdlight.callbacks.throughput import Throughput
 from opdlight.callbacks.token_gaps import TokenGaps
 from opdlight.callbacks.trajectories import TrajectoryRecorder
@@ -25,6 +26,7 @@ __all__ = [
     "ModelEntropy",
     "RolloutMetrics",
     "Rule",
+    "ServerFaults",
     "SignalBalance",
     "StageProgress",
     "TeacherGap",

@@ -1,6 +1,7 @@
 """A few trajectories token by token, with what both models would rather have said, for the inspector."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -154,5 +155,6 @@ def read_whole(module: OnPolicyDistillation, trajectory: Trajectory) -> Reading 
     return read(batch, look, teacher.view, hidden, head, **ask)
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
+def _short(value: float) -> float | None:
+    """Four digits; null for what the teacher does not tell."""
+    return None if math.isnan(value) else float(f"{value:.4g}")

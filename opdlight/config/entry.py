@@ -24,11 +24,18 @@ from opdlight.config.checks import check_config
 from opdlight.config.explain import explain_composition, explain_interpolation
 from opdlight.config.help import help_text
 from opdlight.config.resume import with_resumed
-from opdlight.errors import CheckpointError, ConfigError, MissingDependencyError, TrainingError, VocabularyError
+from opdlight.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingDependencyError,
+    ServerError,
+    TrainingError,
+    VocabularyError,
+)
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 # a traceback would not help
-USER_ERRORS = (ConfigError, MissingDependencyError, VocabularyError, CheckpointError, TrainingError)
+USER_ERRORS = (ConfigError, MissingDependencyError, VocabularyError, CheckpointError, TrainingError, ServerError)
 
 
 def check(cfg: DictConfig, schema: type) -> None:

@@ -56,6 +56,7 @@ class TrainConfig(RunConfig):
     sampling: Node
     evaluation: Node
     evaluate_teachers: bool
+    teacher: Node
     loss: Node
     mask: Node
     engine: Node

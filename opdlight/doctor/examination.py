@@ -161,7 +161,7 @@ def _student(cfg: DictConfig) -> tuple[Student | None, list[Finding]]:
 def _teach(teachers: dict[str, Teacher], mixture: TaskMixture, name: str, cfg: DictConfig) -> list[Finding]:
     model = resolve_model(mixture.tasks[name].teacher)
     known = {resolve_model(mixture.tasks[other].teacher): teacher for other, teacher in teachers.items()}
-    teachers[name] = known.get(model) or Teacher(mixture.tasks[name].teacher, cfg.model.dtype)
+    teachers[name] = known.get(model) or instantiate(cfg.teacher)(mixture.tasks[name].teacher)
     return []
 
 

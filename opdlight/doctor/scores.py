@@ -64,7 +64,7 @@ def sampled(teacher: Teacher, batch: TokenBatch, limit: int) -> Tensor:
     largest, width = int(batch.input_ids.max()), teacher.head().width
     if largest >= width:
         raise ValueError(f"a row holds the id {largest}, but the teacher has {width} embeddings")
-    batch = batch.to(teacher.head().weight.device)
+    batch = batch.to(teacher.device)
     found = teacher.score(batch, needs=Needs(sampled=True), chosen=None, temperature=1.0, limit=limit).sampled
     assert found is not None
     return found.float().cpu()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from opdlight.lab.failure_tokens import Tokens, measure, roll_out
 from opdlight.lab.mismatch import Spoken, arm_figures, by_token, distil, listed_shares, spoken
 from opdlight.lab.other_tokens import taught_student
 from opdlight.losses import SpecialTokenMask
-from opdlight.models import Student, Teachers
+from opdlight.models import Student, Teacher, Teachers
 from opdlight.rollout import Collector
 from opdlight.types import Status, Trajectory
 
@@ -65,7 +66,9 @@ def study(cfg: DictConfig) -> dict[str, float]:
     if cfg.special and cfg.special.task not in mixture.tasks:
         raise ConfigError.wrong("special.task", expected=f"one of {', '.join(mixture.names)}", got=cfg.special.task)
     student: Student = instantiate(cfg.model.student)
-    teachers = Teachers({n: t.teacher for n, t in mixture.tasks.items()}, student, dtype=cfg.model.dtype)
+    teachers = Teachers(
+        {n: t.teacher for n, t in mixture.tasks.items()}, student, partial(Teacher, dtype=cfg.model.dtype)
+    )
     policies = {"top-p 1": 1.0, f"top-p {cfg.top_p:g}": cfg.top_p}
     with console.status("rolling out"), collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
         rolled = {p: roll_out(collector, mixture.names, cfg.episodes, v, cfg.seed) for p, v in policies.items()}
@@ -137,7 +140,7 @@ def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, fol
     model = folder / f"other-student-{number + 1}"
     with console.status(f"{title}: teaching the student"):
         student = taught_student(cfg, other.dropped, name, alone.tasks[name], model)
-    teachers = Teachers({name: alone.tasks[name].teacher}, student, dtype=cfg.model.dtype)
+    teachers = Teachers({name: alone.tasks[name].teacher}, student, partial(Teacher, dtype=cfg.model.dtype))
     mask: SpecialTokenMask = instantiate(other.mask).resolve(student.tokenizer)
     status = f"{title}: rolling out and distilling"
     with console.status(status), collecting(cfg, str(model), student, alone.tasks) as collector:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from opdlight.lab.bootstrap import Interval, bootstrap
 from opdlight.lab.failure_tokens import Tokens
 from opdlight.lab.other_tokens import quiet_trainer
 from opdlight.losses import Loss, SampledToken, SupportMatching
-from opdlight.models import Student, Teachers
+from opdlight.models import Student, Teacher, Teachers
 from opdlight.module import OnPolicyDistillation
 from opdlight.publish import PublishWeights
 from opdlight.rollout import Collector, Sampling
@@ -110,7 +111,7 @@ def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Colle
     for title, make in losses.items():
         for masked in (False, True):
             student = Student(str(folder), cfg.model.dtype)
-            teachers = Teachers({name: mixture.tasks[name].teacher}, student, dtype=cfg.model.dtype)
+            teachers = Teachers({name: mixture.tasks[name].teacher}, student, partial(Teacher, dtype=cfg.model.dtype))
             collector.engine.update_weights(student.named_weights(), 0)
             module = OnPolicyDistillation(
                 student=student,

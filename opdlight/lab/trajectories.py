@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from omegaconf import DictConfig
@@ -15,7 +16,7 @@ from opdlight.data import TaskMixture, held_out
 from opdlight.evaluation import make_collector
 from opdlight.lab.intervals import student_t
 from opdlight.losses import Loss
-from opdlight.models import Student, Teachers
+from opdlight.models import Student, Teacher, Teachers
 from opdlight.rollout import Sampling
 from opdlight.types import Trajectory
 
@@ -52,7 +53,9 @@ def measure_tasks(cfg: DictConfig, losses: Mapping[str, Loss], console: Console)
     """Roll out, then every loss's gradient of every trajectory."""
     mixture: TaskMixture = instantiate(cfg.task)
     student: Student = instantiate(cfg.model.student)
-    teachers = Teachers({n: t.teacher for n, t in mixture.tasks.items()}, student, dtype=cfg.model.dtype)
+    teachers = Teachers(
+        {n: t.teacher for n, t in mixture.tasks.items()}, student, partial(Teacher, dtype=cfg.model.dtype)
+    )
     with console.status("rolling out"):
         trajectories = roll_out(cfg, mixture, student)
     collate = Collate(

@@ -1,7 +1,8 @@
 """Student, teachers and the LM head between hidden states and losses."""
 
 from opdlight.models.checkpoints import resolve_model
+from opdlight.models.server_teacher import ServerTeacher
 from opdlight.models.student import Student
 from opdlight.models.teacher import Teacher, Teachers
 
-__all__ = ["Student", "Teacher", "Teachers", "resolve_model"]
+__all__ = ["ServerTeacher", "Student", "Teacher", "Teachers", "resolve_model"]

@@ -3,11 +3,18 @@
 import difflib
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from opdlight.errors import CheckpointError, ConfigError
 from opdlight.models import smollm2
@@ -77,6 +84,26 @@ def load_model(name: str | Path, dtype: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(source, config=config, dtype=DTYPES[dtype])
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot load the model {str(name)!r}: {error}") from error
+
+
+def load_skeleton(name: str | Path) -> PreTrainedModel:
+    """The model on the meta device: its config, names and shapes, and none of its weights; of an adapter, its base.
+
+    Raises:
+        CheckpointError: if there is no such model.
+    """
+    source = resolve_model(name)
+    if is_adapter(source):
+        return load_skeleton(_base_of(source))
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Cannot load the config of {str(name)!r}: {error}") from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with suppress(OSError):  # not every model has one
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

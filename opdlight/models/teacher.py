@@ -65,6 +65,18 @@ class Teacher(nn.Module):
         """The LM head."""
         return head_of(self.model)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its batches must lie."""
+        return self.head().weight.device
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the start, of a teacher that can fail for a while."""
+        return {}
+
+    def check(self, needs: Needs, *, temperature: float, limit: int, look_k: int) -> None:
+        """Raise ConfigError if it cannot give what a run will ask: `needs`, and `look_k` ids where callbacks look."""
+
     def shard(self, mesh: DeviceMesh, *, offload: bool) -> None:
         """Divide the weights over the ranks of `mesh`; from now on every rank must score when one does, or `touch`."""
         frozen = self._hidden_from_torch[0]
@@ -147,9 +159,8 @@ class Teacher(nn.Module):
             ids, logprobs = top_k(hidden, head, needs.k, temperature=temperature, limit=limit)
         if needs.teacher_sampled and token is None:
             token = token_logprobs(hidden, head, batch.target_ids, temperature)
-        kind = "full_vocabulary" if needs.support == "full_vocabulary" else _chooser(chosen)
         valid = torch.ones_like(ids, dtype=torch.bool)
-        support = Support(token_ids=ids, teacher_logprobs=logprobs, valid=valid, kind=kind)
+        support = Support(token_ids=ids, teacher_logprobs=logprobs, valid=valid, kind=kind_of(needs, chosen))
         return TeacherScores(support=support, sampled=token, entropy=wavering, view=seen)
 
 
@@ -159,19 +170,19 @@ class Teachers(nn.Module):
     Args:
         models: task → model.
         student: whose vocabulary the teachers must share.
-        dtype: of the teachers.
+        make: model → teacher.
 
     Raises:
         VocabularyError: if a teacher's tokenizer disagrees with the student's on an id that both have.
     """
 
-    def __init__(self, models: Mapping[str, str], student: Student, dtype: str = "float32") -> None:
+    def __init__(self, models: Mapping[str, str], student: Student, make: Callable[[str], Teacher] = Teacher) -> None:
         super().__init__()
         if not models:
             raise ConfigError.wrong("task.tasks", expected="a teacher for at least one task", got=dict(models))
         checkpoints = {task: resolve_model(model) for task, model in models.items()}
         distinct = list(dict.fromkeys(checkpoints.values()))
-        self.teachers = nn.ModuleList(Teacher(model, dtype) for model in distinct)
+        self.teachers = nn.ModuleList(make(model) for model in distinct)
         self.divided = False
         self.teacher_of = {task: distinct.index(model) for task, model in checkpoints.items()}
         self.shared_vocabulary = min(
@@ -184,6 +195,17 @@ class Teachers(nn.Module):
         self.divided = True
         for teacher in self._all():
             teacher.shard(mesh, offload=offload)
+
+    def check(self, needs: Needs, *, temperature: float, look_k: int) -> None:
+        """Raise ConfigError if a teacher cannot give what a run will ask of it."""
+        limit = self.shared_vocabulary
+        for teacher in self._all():
+            teacher.check(needs, temperature=temperature, limit=limit, look_k=min(look_k, limit))
+
+    def stats(self) -> dict[str, float]:
+        """Counters of all teachers since the start, added up."""
+        counters = [t.stats() for t in self._all()]
+        return {name: sum(c.get(name, 0.0) for c in counters) for name in {n: None for c in counters for n in c}}
 
     def _all(self) -> list[Teacher]:
         return [t for t in self.teachers if isinstance(t, Teacher)]
@@ -269,5 +291,8 @@ def _join(parts: Sequence[Tensor | None], back: Tensor) -> Tensor | None:
     return torch.cat(whole)[back] if whole else None
 
 
-def _chooser(chosen: Tensor | None) -> str:
+def kind_of(needs: Needs, chosen: Tensor | None) -> str:
+    """Whose ids a support holds before it is completed."""
+    if needs.support == "full_vocabulary":
+        return needs.support
     return "teacher_top_k" if chosen is None else "student_top_k"

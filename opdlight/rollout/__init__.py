@@ -4,6 +4,7 @@ from opdlight.rollout.collector import Collector, Limits
 from opdlight.rollout.engine import Completion, Engine, Request, Sampling, ScriptedEngine
 from opdlight.rollout.ray_engine import RayEngine
 from opdlight.rollout.rendering import ChatRenderer
+from opdlight.rollout.server_engine import VLLMServerEngine
 from opdlight.rollout.vllm_engine import VLLMEngine
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "Sampling",
     "ScriptedEngine",
     "VLLMEngine",
+    "VLLMServerEngine",
 ]

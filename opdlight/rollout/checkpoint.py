@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from opdlight.errors import EngineError
@@ -32,6 +32,11 @@ def checkpoint_shapes(model: str) -> Shapes:
         reference = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
     weights = revert_weight_conversion(reference, reference.state_dict(keep_vars=True))
     return {name: (weight.shape, id(weight)) for name, weight in weights.items()}
+
+
+def named_weights(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
+    """Every weight under its checkpoint name."""
+    return list(revert_weight_conversion(model, model.state_dict()).items())
 
 
 def complete_weights(weights: Iterable[tuple[str, Tensor]], shapes: Shapes) -> dict[str, Tensor]:

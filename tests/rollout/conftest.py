@@ -9,10 +9,14 @@ import pytest
 from tests.rollout.walking import WAIT
 
 
+def alive() -> int:
+    return sum(thread.name != "tqdm_monitor" for thread in threading.enumerate())  # progress bars keep theirs
+
+
 @pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
-    before = threading.active_count()
+    before = alive()
     yield
     deadline = time.monotonic() + WAIT
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while alive() > before and time.monotonic() < deadline:
         time.sleep(0.005)

@@ -1,0 +1,23 @@
+"""How well the servers of a run answer."""
+
+from typing import Any
+
+import lightning as L
+
+from opdlight.module import OnPolicyDistillation
+
+
+class ServerFaults(L.Callback):
+    """Logs `server/*` of the teachers and of the engine, totals since the start; nothing where neither is a server."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the counters after this step."""
+        assert isinstance(pl_module, OnPolicyDistillation)
+        for role, stats in (("teacher", pl_module.teachers.stats()), ("engine", pl_module.collector.engine.stats())):
+            if "waited" not in stats:  # no server; other engines count restarts of another kind
+                continue
+            for name in ("retries", "waited", "restarts", "resent"):
+                if name in stats:
+                    pl_module.log(f"server/{name}/{role}", stats[name])

@@ -1,0 +1,285 @@
+"""A teacher behind a server: the scores of the local one, and nothing from a server that is not what it should be."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from opdlight import server as module
+from opdlight.errors import ConfigError, ServerError, VocabularyError
+from opdlight.losses import Needs
+from opdlight.models import ServerTeacher, Student, Teacher, Teachers
+from opdlight.models.server_reply import Answer
+from opdlight.types import Look, TeacherScores
+from tests import fake_server
+from tests.fake_server import FakeServer
+from tests.models.scores import BATCH, NEEDS, SHARED, TOP, assert_equal, chosen_for, look
+from tests.models.tiny_models import build, random_batch, save
+from tests.tiny import tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    with FakeServer(build("llama"), TOKENIZER) as fake:
+        yield fake
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["names ids", "names none"])
+def pair(request: pytest.FixtureRequest, folder: str) -> Iterator[tuple[FakeServer, Teachers, Teachers]]:
+    """A server that scores ids that it is sent, or not; its teacher, and the local one."""
+    student = Student(folder)
+    with FakeServer(build("llama"), TOKENIZER, names_ids=request.param) as fake:
+        yield (
+            fake,
+            Teachers({"a": folder}, student, lambda model: served(model, fake)),
+            Teachers({"a": folder}, student),
+        )
+
+
+def served(folder: str, *fakes: FakeServer, **changed: Any) -> ServerTeacher:
+    return ServerTeacher(folder, url=[f.url for f in fakes], **{"retries": 2, "timeout": 20.0, **changed})
+
+
+@pytest.mark.parametrize("looks", [False, True], ids=["unseen", "looked at"])
+@pytest.mark.parametrize("name", NEEDS)
+def test_scores_are_those_of_the_local_teacher(
+    name: str, looks: bool, pair: tuple[FakeServer, Teachers, Teachers]
+) -> None:
+    fake, teachers, local = pair
+    needs = NEEDS[name]
+    teachers.check(needs, temperature=1.0, look_k=4)
+    before = len(fake.asked)
+    ask: dict[str, Any] = {"needs": needs, "chosen": chosen_for(needs), "temperature": 1.0}
+    seen = look() if looks else None
+    got, expected = (t.score(BATCH, look=seen, **ask) for t in (teachers, local))
+    requests = [body for _, body in fake.asked[before:]]
+    whole = name in ("full vocabulary", "entropy") or (name.startswith("student") and not fake.names_ids)
+    assert_equal(got, expected, tells_all=fake.names_ids or whole)
+    if name == "nothing" and not looks:
+        assert not requests
+        return
+    assert len(requests) == 1 + len(BATCH.input_ids)  # one a row, and the probe
+    asked = [body["sampling_params"]["prompt_logprobs"] for body in requests]
+    assert (-1 in asked) == whole  # only then all V log-probs travel
+
+
+def test_a_batch_without_loss_positions_has_empty_scores(folder: str, fake: FakeServer) -> None:
+    empty = random_batch([2])
+    assert empty.num_tokens == 0
+    found = served(folder, fake).score(
+        empty, needs=NEEDS["top-K and token"], chosen=None, temperature=1.0, limit=SHARED
+    )
+    assert found.support is not None
+    assert found.sampled is not None
+    assert (found.support.token_ids.shape, found.sampled.shape) == ((0, 4), (0,))
+
+
+def test_each_task_asks_the_server_of_its_teacher(tmp_path: Path) -> None:
+    folders = [save(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two"))]
+    batch = random_batch([9, 8, 7, 6], tasks=("a", "b"))
+    student = Student(folders[0])
+    models = dict(zip("ab", folders, strict=True))
+    with (
+        FakeServer(build("llama"), TOKENIZER, "one") as one,
+        FakeServer(build("llama", 1), TOKENIZER, "two", names_ids=False) as two,
+    ):
+        teachers = Teachers(models, student, lambda model: served(model, two, one))
+        ask: dict[str, Any] = {"needs": TOP, "chosen": None, "temperature": 1.0}
+        at = torch.arange(batch.num_tokens)
+        ask["look"] = Look(at=at, student_ids=torch.arange(4).expand(len(at), -1))
+        got, expected = teachers.score(batch, **ask), Teachers(models, student).score(batch, **ask)
+        one.faults.append(fake_server.status(500))
+        teachers.score(batch, **ask)
+        assert teachers.stats()["retries"] == 1
+    assert_equal(got, expected, tells_all=False)
+    assert got.view is not None
+    assert not got.view.at_other[batch.task_index == 0].isnan().any()  # its server tells
+
+
+def test_it_holds_no_weights_and_survives_moves(folder: str, fake: FakeServer) -> None:
+    teacher = served(folder, fake).double()
+    assert not teacher.state_dict()
+    assert all(p.is_meta for p in teacher.model.parameters())
+    assert teacher.head().width == 330
+    assert teacher.model.config.max_position_embeddings == 64  # the server takes more
+    fake.context = 50
+    assert served(folder, fake).model.config.max_position_embeddings == 49
+    with pytest.raises(ServerError, match=r"51 tokens.*--max-model-len 52"):
+        served(folder, fake).score(random_batch([51]), needs=TOP, chosen=None, temperature=1.0, limit=SHARED)
+
+
+def test_the_students_vocabulary_is_checked_as_ever(tmp_path: Path, folder: str, fake: FakeServer) -> None:
+    other = tmp_path / "other"
+    save(other, seed=2)
+    tiny_tokenizer(vocabulary_size=300).save_pretrained(other)
+    changed = (other / "tokenizer.json").read_text().replace('"<|im_start|>"', '"<|start|>"')
+    (other / "tokenizer.json").write_text(changed)
+    with pytest.raises(VocabularyError):
+        Teachers({"a": folder}, Student(str(other)), lambda model: served(model, fake))
+
+
+def score(teacher: ServerTeacher, needs: Needs = TOP, **changed: Any) -> TeacherScores:
+    ask: dict[str, Any] = {"chosen": chosen_for(needs), "temperature": 1.0, "limit": SHARED, **changed}
+    return teacher.score(BATCH, needs=needs, **ask)
+
+
+def drop_position(reply: dict[str, Any]) -> None:
+    reply["prompt_logprobs"].pop()
+
+
+def drop_entry(reply: dict[str, Any]) -> None:
+    reply["prompt_logprobs"][2].pop(next(reversed(reply["prompt_logprobs"][2])))
+
+
+def another_token(reply: dict[str, Any]) -> None:
+    first = next(iter(reply["prompt_logprobs"][2]))
+    reply["prompt_logprobs"][2]["329" if first != "329" else "328"] = reply["prompt_logprobs"][2].pop(first)
+
+
+def outside(reply: dict[str, Any]) -> None:
+    last = next(reversed(reply["prompt_logprobs"][2]))
+    reply["prompt_logprobs"][2]["330"] = reply["prompt_logprobs"][2].pop(last)
+
+
+def put(value: object) -> Callable[[dict[str, Any]], None]:
+    def spoil(reply: dict[str, Any]) -> None:
+        for entry in reply["prompt_logprobs"][2].values():
+            entry["logprob"] = value
+
+    return spoil
+
+
+def cut_scores(reply: dict[str, Any]) -> None:
+    if reply["prompt_token_id_logprobs"] is not None:
+        reply["prompt_token_id_logprobs"] = reply["prompt_token_id_logprobs"][:-8]
+
+
+def other_shape(reply: dict[str, Any]) -> None:
+    if reply["prompt_token_id_logprobs"] is not None:
+        reply["prompt_token_id_logprobs"] = fake_server.to_npy(torch.zeros(2, 2))
+
+
+def not_a_number(reply: dict[str, Any]) -> None:
+    if reply["prompt_token_id_logprobs"] is not None:
+        found = fake_server.from_npy(reply["prompt_token_id_logprobs"])
+        reply["prompt_token_id_logprobs"] = fake_server.to_npy(found * torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (drop_position, "prompt log-probs of"),
+        (lambda reply: reply.update(prompt_logprobs=None), "prompt log-probs of"),
+        (drop_entry, "log-probs at 2"),
+        (another_token, "the log-prob of the token"),
+        (lambda reply: reply["prompt_logprobs"].__setitem__(2, None), "log-probs by id at 2"),
+        (outside, "ids of the teacher's vocabulary, 0 to 329"),
+        (put(0.0), "log-probs of one distribution"),
+        (put(0.5), "finite log-probs ≤ 0"),
+        (put(float("nan")), "finite log-probs ≤ 0"),
+        (put(None), "log-probs by id at 2"),
+        (lambda reply: reply.update(model="other"), "scores of the model 'tiny'"),
+        (cut_scores, "of the ids it was sent"),
+        (other_shape, "of the ids it was sent"),
+        (not_a_number, "finite log-probs ≤ 0"),
+        (lambda reply: reply.update(prompt_token_id_logprobs=None), "of the ids it was sent"),
+    ],
+)
+def test_nothing_is_scored_by_a_spoilt_reply(
+    spoil: Callable[[dict[str, Any]], Any], message: str, folder: str, fake: FakeServer
+) -> None:
+    teacher = served(folder, fake)
+    score(teacher, NEEDS["student"])
+    fake.spoil = spoil
+    with pytest.raises(ServerError, match=message):
+        score(teacher, NEEDS["student"], look=look())
+    assert teacher.stats()["retries"] == 0
+
+
+def test_a_server_of_another_model_is_noticed(tmp_path: Path, folder: str, fake: FakeServer) -> None:
+    with pytest.raises(ConfigError, match=r"`teacher.url` .*'tiny'"):
+        served(save(tmp_path / "large"), fake)
+    teacher = served(folder, fake)
+    score(teacher)
+    fake.model = build("llama", seed=1)  # restarted under the same name
+    with pytest.raises(ServerError, match="another model than at the start"):
+        score(teacher)
+    fake.model = build("llama")
+    score(teacher)
+
+
+def test_a_server_that_restarts_in_time_goes_on(folder: str, fake: FakeServer) -> None:
+    teacher = served(folder, fake, retries=8)
+    expected = score(teacher)
+    fake.faults.extend([fake_server.hang_up] * 3 + [fake_server.status(503), fake_server.cut])
+    assert_equal(score(teacher), expected, tells_all=False)
+    assert teacher.stats()["retries"] == 5
+
+
+def test_another_vocabulary_is_noticed(folder: str, fake: FakeServer) -> None:
+    fake.tokenizer = tiny_tokenizer(vocabulary_size=270)
+    with pytest.raises(ServerError, match="another vocabulary"):
+        served(folder, fake)
+
+
+def test_a_vocabulary_of_another_width_is_noticed(folder: str) -> None:
+    wider = FakeServer(build("llama", width=340), TOKENIZER)
+    with wider, pytest.raises(ServerError, match="0 to 329, but got"):
+        served(folder, wider)
+
+
+@pytest.mark.parametrize(
+    ("needs", "temperature", "names_ids", "message"),
+    [
+        (TOP, 0.7, True, r"`sampling.temperature` .* got 0.7"),
+        (Needs(support="teacher_top_k", k=30), 1.0, True, "--max-logprobs 38"),
+        (NEEDS["full vocabulary"], 1.0, True, "--max-logprobs -1, or use a loss on the teacher's top-K"),
+        (NEEDS["entropy"], 1.0, True, "--max-logprobs -1"),
+        (NEEDS["student"], 1.0, False, "--max-logprobs -1"),
+        (Needs(support="student_top_k", k=18), 1.0, True, "--max-logprobs 22"),
+        (Needs(support="teacher_top_k", k=SHARED + 1), 1.0, True, "`loss.k`"),
+    ],
+)
+def test_what_the_server_does_not_give_is_said_before_training(
+    needs: Needs, temperature: float, names_ids: bool, message: str, folder: str
+) -> None:
+    with FakeServer(build("llama"), TOKENIZER, names_ids=names_ids, max_logprobs=20) as fake:
+        teachers = Teachers({"a": folder}, Student(folder), lambda model: served(model, fake))
+        teachers.check(TOP, temperature=1.0, look_k=4)
+        with pytest.raises(ConfigError, match=message):
+            teachers.check(needs, temperature=temperature, look_k=4)
+
+
+def test_a_local_teacher_gives_everything(folder: str) -> None:
+    Teachers({"a": folder}, Student(folder)).check(NEEDS["entropy"], temperature=0.7, look_k=4)
+    assert Teacher(folder).stats() == {}
+
+
+def test_an_answer_knows_what_it_was_told() -> None:
+    told = Answer(
+        sampled=torch.tensor([-1.0]),
+        top_ids=torch.tensor([[7, 3]]),
+        top_logprobs=torch.tensor([[-0.5, -1.5]]),
+        named_ids=torch.tensor([[9, -1]]),
+        named_logprobs=torch.tensor([[-4.0, -torch.inf]]),
+    )
+    found = told.at(torch.tensor([[3, 8, 9, 7, 10]]))[0].tolist()
+    assert found[0] == -1.5
+    assert found[2:4] == [-4.0, -0.5]
+    assert torch.tensor([found[1], found[4]]).isnan().all()
+    ids, logprobs = told.top(1, limit=5)
+    assert (ids.tolist(), logprobs.tolist()) == ([[3]], [[-1.5]])
