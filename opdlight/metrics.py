@@ -213,11 +213,13 @@ GLOSSARY: dict[str, Entry] = {
         "pauses before these, summed over requests that wait side by side", "seconds", "total", "0"
     ),
     "server/restarts/engine": Entry(
-        "times that the student's server had lost its weights and got them again", "restarts", "total", "0"
+        "times that the student's server had lost its weights and got them again, or an actor of the Ray pool was "
+        "replaced",
+        "restarts",
+        "total",
+        "0",
     ),
-    "server/resent/engine": Entry(
-        "completions that were thrown away and asked for again because of that", "completions", "total", "0"
-    ),
+    "server/resent/engine": Entry("completions that were asked for again because of that", "completions", "total", "0"),
     "optimizer/out_of_memory": Entry(
         "how often micro_batch_tokens was halved because memory ran out", "times", "exact", "0"
     ),

@@ -1,4 +1,4 @@
-"""How well the servers of a run answer."""
+"""How well the servers and the engine pool of a run answer."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from opdlight.module import OnPolicyDistillation
 
 
 class ServerFaults(L.Callback):
-    """Logs `server/*` of the teachers and of the engine, totals since the start; nothing where neither is a server."""
+    """Logs `server/*` of the teachers and of the engine, totals since the start; nothing where neither is elsewhere."""
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -98,7 +98,7 @@ class RayEngine:
         self._waiting: deque[str] = deque()  # requests without an actor
         self._requests: dict[str, Request] = {}  # all that are unfinished
         self._deaths: Counter[str] = Counter()  # how many actors have died with an unfinished request
-        self._past: Counter[str] = Counter(restarts=0, repeated_requests=0)  # and the counters of actors that died
+        self._past: Counter[str] = Counter(restarts=0, resent=0)  # and the counters of actors that died
         self._members: list[_Member] = []
         self._ray = _import_ray()
         self._owns_ray = not self._ray.is_initialized()
@@ -258,7 +258,7 @@ class RayEngine:
         member.calls.clear()
         sent = member.running - {request.request_id for request in member.queued}
         self._deaths.update(sent)
-        self._past.update(restarts=1, repeated_requests=len(sent))
+        self._past.update(restarts=1, resent=len(sent))
         place = "while it started"
         if member.report is not None:
             self._past.update(member.report.stats)

@@ -63,10 +63,10 @@ def test_a_pool_that_loses_an_actor_rolls_out_what_one_engine_does(caplog: pytes
         found = roll_out(pool, mixture, kill=int(report.place.rpartition(" ")[2]))
         stats = pool.stats()
         assert stats["restarts"] == 1
-        assert 0 < stats["repeated_requests"] < EPISODES
+        assert 0 < stats["resent"] < EPISODES
         assert stats["requests"] == EPISODES
         (message,) = [r.message for r in caplog.records if r.name.startswith("opdlight.rollout")]
-        assert re.search(rf"died on .*process \d+; it is replaced, and {stats['repeated_requests']:.0f} req", message)
+        assert re.search(rf"died on .*process \d+; it is replaced, and {stats['resent']:.0f} req", message)
         pool.add_request(Request(request_id="x", prompt_ids=[10**6], max_tokens=4, sampling=Sampling(), seed=0))
         with pytest.raises(EngineError, match=r"^Expected the prompt ids of request x to be in \[0, "):
             finish(pool)

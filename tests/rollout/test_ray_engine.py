@@ -97,8 +97,8 @@ def test_whoever_dies_whenever_each_request_is_answered_once_and_as_by_one_engin
     assert pool.policy_version == 9
     stats = pool.stats()
     assert stats["restarts"] == len(ray.handles) - 3 >= 1
-    assert stats["repeated_requests"] > 0
-    assert set(stats) == {"restarts", "repeated_requests", "requests", "steps"}
+    assert stats["resent"] > 0
+    assert set(stats) == {"restarts", "resent", "requests", "steps"}
 
 
 def test_only_what_died_is_repeated_and_the_counters_of_the_dead_stay(played: Any) -> None:
@@ -111,7 +111,7 @@ def test_only_what_died_is_repeated_and_the_counters_of_the_dead_stay(played: An
         pool.add_request(one)
     assert answers(pool, []) == alone(asked)
     stats = pool.stats()
-    assert (stats["restarts"], stats["repeated_requests"]) == (1, 4)  # those that its second call had brought
+    assert (stats["restarts"], stats["resent"]) == (1, 4)  # those that its second call had brought
     assert stats["requests"] == 8 + 8  # what the dead one did last, it could not tell
     did = [{r.request_id for r in handle.actor.engine.requests} for handle in ray.handles[:2]]
     assert did[0] & did[1] == {r.request_id for r in ray.handles[0].actor.engine.requests[4:]}
@@ -127,7 +127,7 @@ def test_what_an_actor_was_not_told_yet_is_no_repeat_and_one_out_of_reach_is_end
         pool.step()  # the first one travels in a call, the second call is under way too
     fates[0] = "is out of reach"
     assert answers(pool, []) == alone(asked)
-    assert pool.stats()["repeated_requests"] == 1
+    assert pool.stats()["resent"] == 1
     assert not ray.handles[0].alive
 
 
@@ -333,7 +333,7 @@ def test_real_ray_survives_a_kill_and_the_new_process_has_the_new_weights(capfd:
         assert killed
         assert killed[0] != os.getpid()
         assert pool.stats()["restarts"] == 1
-        assert pool.stats()["repeated_requests"] > 0
+        assert pool.stats()["resent"] > 0
         pool.update_weights(weights(2.0), 5)
         with pytest.raises(EngineError, match=r"^The engine's model has no weight 'unknown'\.$"):
             pool.update_weights([("unknown", torch.ones(1))], 6)
