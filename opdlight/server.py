@@ -6,10 +6,12 @@ Nothing here imports vllm: a machine that trains beside a server needs none.
 import logging
 import os
 import random
+import socket
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import httpx2
@@ -72,6 +74,7 @@ class VLLMServer:
             limits=httpx2.Limits(max_connections=concurrency, keepalive_expiry=KEEP_SECONDS),
         )
         weakref.finalize(self, self._client.close)
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._random = random.Random()  # jitter: no seeded stream may move when a server is slow
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._stats = {"retries": 0.0, "waited": 0.0}
@@ -105,7 +108,7 @@ class VLLMServer:
             Unavailable: if another attempt makes sense. ServerError: if not.
         """
         try:
-            response = self._client.request(method, path, json=body)
+            response = self._client.request(method, path, json=body, extensions={"trace": self._connected})
         except httpx2.TransportError as error:
             raise Unavailable(self._safe(f"{type(error).__name__} {error}".strip())) from error
         status = response.status_code
@@ -167,9 +170,16 @@ class VLLMServer:
         return ServerError(f"Expected {self.url} to answer with {expected}, but got {repr(got)[:REASON]}.")
 
     def close(self) -> None:
-        """Give up whatever still waits."""
+        """Give up whatever still waits; the server aborts what nobody waits for."""
         self._stop.set()
+        for connection in list(self._sockets):
+            with suppress(OSError):  # it is closed already
+                connection.shutdown(socket.SHUT_RDWR)  # closing alone would not wake a thread that reads
         self._client.close()
+
+    def _connected(self, event: str, told: dict[str, Any]) -> None:
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._sockets.add(told["return_value"].get_extra_info("socket"))
 
     def _reason(self, response: httpx2.Response) -> str:
         try:

@@ -250,6 +250,6 @@ class VLLMServerEngine:
 
     def close(self) -> None:
         """Give up what is under way and remove the written weights; the server goes on."""
-        self._server.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._server.close()
         self._weights.remove()

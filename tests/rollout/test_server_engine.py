@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -312,6 +313,24 @@ def test_a_step_without_completions_ends_soon(fake: FakeServer, start: Callable[
     assert engine.has_unfinished()
     held.set()
     assert len(finish(engine)) == 1
+
+
+def test_closing_gives_up_what_a_server_does_not_answer(
+    fake: FakeServer, start: Callable[..., VLLMServerEngine]
+) -> None:
+    engine = start(timeout=600.0)
+    held = threading.Event()
+    fake.faults.extend([lambda handler: not held.wait()] * 4)
+    for number in range(len(PROMPTS)):
+        add(engine, number)
+    while fake.most_at_once < 4:
+        engine.step()
+    engine.close()
+    assert not wait(
+        [f for f in engine._flying if not f.cancelled()], timeout=60
+    ).not_done  # else the process would wait for them at its end
+    assert len(requests(fake)) == 1 + 4  # the check at the start
+    held.set()
 
 
 def test_what_does_not_fit_changes_nothing(
