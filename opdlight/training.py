@@ -130,16 +130,13 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     if not cfg.resume and checkpointing.all_of(folder):
         raise ConfigError.wrong("run_dir", expected="a folder without checkpoints, or `resume` it", got=str(folder))
     checkpoint = checkpointing.newest(folder, first=first) if cfg.resume else None
+    done = checkpointing.steps_of(checkpoint) if checkpoint else None
     if first:
         run_folder.link_latest(folder)
     if cfg.resume:
         if first:
             records.rewind(folder, checkpointing.read_manifest(checkpoint)["records"] if checkpoint else {})
-        where = (
-            f"after step {checkpointing.steps_of(checkpoint)}"
-            if checkpoint
-            else "at the start: it has no checkpoint yet"
-        )
+        where = "at the start: it has no checkpoint yet" if done is None else f"after step {done}"
         run_folder.say(f"{folder} goes on {where}")
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
@@ -148,7 +145,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     callbacks = list(instantiate(cfg.callbacks).values())
     for keeper in (c for c in callbacks if isinstance(c, Checkpoints)):
         keeper.check_space(module.student)
-    loggers = open_loggers(cfg, folder, step=checkpointing.steps_of(checkpoint) if checkpoint else None)
+    loggers = open_loggers(cfg, folder, step=done)
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         callbacks=callbacks,
@@ -173,9 +170,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
                 trainer.validate(module, datamodule=data, verbose=False)
             module.before, module.evaluated = module.evaluated, {}
         with run_folder.timed(seconds, "train"):
-            trainer.fit(
-                module, datamodule=data, ckpt_path=checkpoint
-            )  # ends with the validation loop: the figures after
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint)  # its last validation loop: the figures after
         if not module.evaluated:  # unless a limit such as trainer.max_time stopped it earlier
             trainer.validate(module, datamodule=data, verbose=False)
         module.student.save(folder / "student")

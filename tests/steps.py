@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pytest
 import torch
 
 from envs.base import TextEnv
@@ -20,7 +19,6 @@ from opdlight.module import OnPolicyDistillation
 from opdlight.publish import PublishWeights
 from opdlight.rollout import ChatRenderer, Collector, Limits, Sampling, ScriptedEngine
 from opdlight.schedules import learning_rate
-from tests.tiny import save_tiny
 
 
 class Count(TextEnv):
@@ -41,12 +39,6 @@ class Count(TextEnv):
         self.turn += 1
         over = self.turn == 2
         return "go on", float(over), over, False, {"success": over, "metrics": {"words": 1.0}}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    folder = tmp_path_factory.mktemp("models")
-    return str(save_tiny(folder / "student", 1)), str(save_tiny(folder / "teacher", 2))
 
 
 def parts(

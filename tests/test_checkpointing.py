@@ -15,9 +15,7 @@ from opdlight.callbacks import Checkpoints
 from opdlight.checkpointing import CheckpointFolder, all_of, newest, read_manifest, verify
 from opdlight.errors import CheckpointError
 from opdlight.publish import PublishWeights
-from tests.steps import folders, parts
-
-__all__ = ["folders"]
+from tests.steps import parts
 
 
 def content() -> dict[str, Any]:

@@ -12,9 +12,7 @@ from opdlight.errors import TrainingError
 from opdlight.losses import SupportMatching
 from opdlight.memory import halved, is_out_of_memory
 from opdlight.types import Status, SupportScores, TokenBatch, Trajectory, Turn
-from tests.steps import fit, folders, parts
-
-__all__ = ["folders"]
+from tests.steps import fit, parts
 
 
 def made(lengths: list[int]) -> list[Trajectory]:

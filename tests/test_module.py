@@ -23,9 +23,7 @@ from opdlight.publish import PublishWeights
 from opdlight.report.rows import trajectory_row
 from opdlight.schedules import learning_rate
 from opdlight.types import Status, SupportScores, TokenBatch, Trajectory
-from tests.steps import fit, folders, parts
-
-__all__ = ["folders"]
+from tests.steps import fit, parts
 
 EMPTY = Trajectory(task="a", group=0, seed=0, turns=[], reward=0.0, status=Status.FAILURE)
 

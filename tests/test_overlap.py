@@ -19,9 +19,7 @@ from opdlight.publish import PublishWeights
 from opdlight.rollout import ScriptedEngine
 from opdlight.training import build
 from opdlight.types import SupportScores, TokenBatch, Trajectory
-from tests.steps import fit, folders, parts
-
-__all__ = ["folders"]
+from tests.steps import fit, parts
 
 
 def ahead(

@@ -6,6 +6,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from opdlight.models import Student
+
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -92,3 +94,15 @@ def character_tokenizer(
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<bos>")
     fast.chat_template = chat_template
     return fast
+
+
+def tiny_adapter(base: Path, folder: Path) -> Student:
+    """A LoRA student on `base` whose adapter changes something, also saved to `folder`."""
+    adapted = Student(str(base), lora={"r": 2, "lora_alpha": 4})
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
+    adapted.save_adapter(folder)
+    return adapted

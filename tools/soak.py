@@ -27,8 +27,9 @@ from rich.table import Table
 
 from envs.base import TextEnv
 
+GROUPS = 16  # trajectories a step
 RUN = [
-    "task=agent_math", "loss=topk_rkl", "evaluate_teachers=false", "rollout.groups=16",
+    "task=agent_math", "loss=topk_rkl", "evaluate_teachers=false", f"rollout.groups={GROUPS}",
     "callbacks.checkpoints.every=5", "task.tasks.sums.episodes=16", "task.tasks.alfworld.episodes=16",
 ]  # fmt: skip
 POOL = ["engine=ray", "+engine.engine.kv_cache_gib=0.1"]  # a small cache is full before growth is measured
@@ -215,7 +216,7 @@ def report(
         key: [round(value, 3) for part in segments if (value := slope(part, key)) is not None]
         for key in ("trainer", "children", "files", "threads")
     }
-    errors = sum(16 * float(row["rollout/env_error"]) for row in done)
+    errors = sum(GROUPS * float(row["rollout/env_error"]) for row in done)
     figures: dict[str, Any] = {
         "minutes": round(samples[-1]["seconds"] / 60, 1),
         "faults": faults,

@@ -1,6 +1,5 @@
 """Two processes do what one does: DDP and FSDP2 on the CPU, through the entry point."""
 
-import csv
 import math
 import os
 import shutil
@@ -13,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from opdlight.checkpointing import all_of, steps_of
+from tests.end_to_end.runs import metrics
 
 # SGD: AdamW's first steps are sign(gradient), which would hide a wrong scale and blow up roundings of zeros
 FAKE = [
@@ -39,11 +39,6 @@ def run(folder: Path, *overrides: str, timeout: float = 240, stop_after: int = 0
             process.kill()
             raise
     return subprocess.CompletedProcess(command, process.returncode, out, error)
-
-
-def metrics(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def assert_same(one: Path, two: Path) -> None:

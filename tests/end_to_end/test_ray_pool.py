@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,17 +15,8 @@ from opdlight.models.checkpoints import load_model, load_tokenizer
 from opdlight.rollout import Engine, Request, Sampling
 from opdlight.types import Trajectory
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("one_thread")]
 EPISODES = 48
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads would wait for each other wherever the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def roll_out(engine: Engine, mixture: TaskMixture, kill: int | None = None) -> list[Trajectory]:

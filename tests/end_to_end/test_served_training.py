@@ -1,6 +1,7 @@
 """Whole runs beside (fake) servers: the losses of the local teacher, faults in the records, the key nowhere."""
 
 import csv
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from opdlight import server as module
+from opdlight.checkpointing import all_of, steps_of
 from opdlight.config import TrainConfig, compose
 from opdlight.errors import ConfigError
 from opdlight.metrics import describe
@@ -89,6 +91,24 @@ def test_a_served_student_is_trained_and_its_restart_recorded(teacher: FakeServe
     assert float(found[-1]["server/resent/engine"]) >= 1
     assert not (tmp_path / "run" / "weights").exists()
     assert all(abs(float(row["mismatch/k1/sums"])) < 1e-4 for row in found)  # it samples from the trained student
+
+
+def test_a_run_beside_a_served_student_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    folders = [tmp_path / "whole", tmp_path / "run"]
+    with fake("student") as student:
+        settings = [*SMALL, "engine=vllm_server", f"engine.url={student.url}", "task.tasks.sums.turn_tokens=24"]
+        settings += ["trainer.max_steps=3", "callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=9"]
+        train(compose("train", TrainConfig, [*settings, f"run_dir={folders[0]}"]))
+        shutil.copytree(*folders)
+        for checkpoint in all_of(folders[1]):
+            if steps_of(checkpoint) > 1:
+                shutil.rmtree(checkpoint)
+        student.restart()  # it has neither the weights of the run's end nor those of its checkpoint
+        train(compose("train", TrainConfig, [*settings, f"run_dir={folders[1]}", f"resume={folders[1]}"]))
+    losses = [[float(row["loss/train"]) for row in rows(folder)] for folder in folders]
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert all(abs(float(row["mismatch/k1/sums"])) < 1e-4 for row in rows(folders[1]))
 
 
 def test_teachers_are_not_evaluated_by_a_server_that_holds_the_student(tmp_path: Path) -> None:

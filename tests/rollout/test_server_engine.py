@@ -1,7 +1,7 @@
 """The student behind a (fake) server: never a completion of other weights, and none twice, whatever becomes of it."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import wait
 from functools import partial
 from http.server import BaseHTTPRequestHandler
@@ -10,84 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
-from opdlight import server as module
-from opdlight.errors import ConfigError, EngineError, OpdError, ServerError
-from opdlight.models import Student
-from opdlight.rollout import Completion, Request, Sampling, VLLMServerEngine
+from opdlight.errors import EngineError
+from opdlight.rollout import Sampling, VLLMServerEngine
 from tests import fake_server
 from tests.fake_server import FakeServer
-from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
+from tests.rollout.served import PROMPTS, STOP, add, finish, gap, generate, student
+from tests.tiny import tiny_adapter
 
-TOKENIZER = tiny_tokenizer()
-STOP = 2  # <|im_end|>
-PROMPTS = [[5, 6, 7 + i] for i in range(8)]
 PUSH = ["/update_weight_version", "/collective_rpc", "/reset_prefix_cache", "/weight_info", "/update_weight_version"]
-
-
-def student(seed: int) -> PreTrainedModel:
-    return tiny_llama(seed, vocabulary_size=len(TOKENIZER), spread=0.1)
-
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model"), spread=0.1)
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeServer]:
-    with FakeServer(student(9), TOKENIZER) as fake:  # it was started with other weights than the student's
-        yield fake
-
-
-@pytest.fixture
-def start(folder: Path, fake: FakeServer, tmp_path: Path) -> Iterator[Callable[..., VLLMServerEngine]]:
-    engines = []
-
-    def start(**changed: Any) -> VLLMServerEngine:
-        how: Any = {"model": str(folder), "max_model_len": 64, "concurrency": 4, "timeout": 20.0, "retries": 6}
-        engines.append(VLLMServerEngine(**{**how, "url": fake.url, "weights_folder": str(tmp_path / "w"), **changed}))
-        return engines[-1]
-
-    yield start
-    for engine in engines:
-        engine.close()
-
-
-def add(engine: VLLMServerEngine, number: int, **changed: Any) -> None:
-    how: Any = {"prompt_ids": PROMPTS[number], "max_tokens": 12, "sampling": Sampling(), "seed": 100 + number}
-    engine.add_request(Request(request_id=str(number), **{**how, **changed}))
-
-
-def generate(engine: VLLMServerEngine, **changed: Any) -> list[Completion]:
-    for number in range(len(PROMPTS)):
-        add(engine, number, **changed)
-    return finish(engine)
-
-
-def finish(engine: VLLMServerEngine) -> list[Completion]:
-    found: list[Completion] = []
-    while engine.has_unfinished():
-        found += engine.step()
-    assert sorted(c.request_id for c in found) == [str(i) for i in range(len(found))]  # each once
-    return sorted(found, key=lambda c: c.request_id)
-
-
-def gap(model: PreTrainedModel, completions: list[Completion]) -> float:
-    """Largest |reported log-prob − forward log-prob|."""
-    worst = 0.0
-    for prompt, c in zip(PROMPTS, completions, strict=True):
-        with torch.no_grad():
-            rows = model(torch.tensor([[*prompt, *c.token_ids]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        expected = rows.gather(1, torch.tensor(c.token_ids)[:, None])[:, 0]
-        worst = max(worst, float((expected - torch.tensor(c.logprobs)).abs().max()))
-    return worst
 
 
 def requests(fake: FakeServer) -> list[Any]:
@@ -263,47 +194,6 @@ def test_another_run_at_the_same_server_is_noticed(fake: FakeServer, start: Call
         finish(engine)
 
 
-def choice(**changed: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda reply: reply["choices"][0].update(changed)
-
-
-def each_logprob(value: object) -> Callable[[dict[str, Any]], None]:
-    return lambda reply: [c.update(logprob=value) for c in reply["choices"][0]["logprobs"]["content"]]
-
-
-def another_end(reply: dict[str, Any]) -> None:
-    now = reply["choices"][0]["finish_reason"]
-    reply["choices"][0]["finish_reason"] = {"stop": "length", "length": "stop"}[now]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (choice(token_ids=[]), "tokens with a log-prob each"),
-        (lambda reply: reply["choices"][0]["token_ids"].pop(), "tokens with a log-prob each"),
-        (lambda reply: reply["choices"][0]["logprobs"]["content"].pop(), "tokens with a log-prob each"),
-        (choice(logprobs=None), "tokens with a log-prob each"),
-        (lambda reply: reply["choices"][0]["logprobs"]["content"][0].pop("token_id"), "a log-prob per token"),
-        (each_logprob("x"), "a log-prob per token"),
-        (each_logprob(0.5), "finite log-probs"),
-        (each_logprob(float("nan")), "finite log-probs"),
-        (each_logprob(-9999.0), "finite log-probs"),
-        (another_end, r"an end by one of the stop tokens \[2\] or by the length 12"),
-        (choice(finish_reason="error"), "an end by"),
-        (choice(weight_versions=None), "the weight versions of a completion"),
-        (lambda reply: reply.update(choices=[]), "one choice"),
-    ],
-)
-def test_a_spoilt_reply_is_no_completion(
-    spoil: Callable[[dict[str, Any]], Any], message: str, fake: FakeServer, start: Callable[..., VLLMServerEngine]
-) -> None:
-    engine = start()
-    fake.spoil = spoil
-    add(engine, 0)
-    with pytest.raises(ServerError, match=message):
-        finish(engine)
-
-
 def test_a_step_without_completions_ends_soon(fake: FakeServer, start: Callable[..., VLLMServerEngine]) -> None:
     engine = start()
     held = threading.Event()
@@ -358,70 +248,10 @@ def test_what_does_not_fit_changes_nothing(
     assert generate(engine) == expected
 
 
-def no_development(fake: FakeServer) -> None:
-    fake.dev = False
-
-
-def processed(fake: FakeServer) -> None:
-    fake.processed = True
-
-
-def small_context(fake: FakeServer) -> None:
-    fake.context = 63
-
-
-def other_architecture(fake: FakeServer) -> None:
-    fake.model = tiny_llama(0, vocabulary_size=len(TOKENIZER), hidden=32)
-
-
-def deaf(fake: FakeServer) -> None:
-    """It says that it has loaded weights, and has not."""
-    fake.after_load = lambda: fake.model.load_state_dict(fake.first)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (no_development, EngineError, "VLLM_SERVER_DEV_MODE=1"),
-        (processed, EngineError, "--logprobs-mode raw_logprobs"),
-        (
-            small_context,
-            ConfigError,
-            r"`engine.max_model_len` .* at most 63 \(vllm serve --max-model-len\), but got 64",
-        ),
-        (other_architecture, EngineError, "does it see this folder under the same path"),
-        (deaf, EngineError, "nats from the model's in the mean"),
-    ],
-)
-def test_a_server_that_does_not_fit_is_refused_at_the_start(
-    change: Callable[[FakeServer], None],
-    error: type[OpdError],
-    message: str,
-    fake: FakeServer,
-    start: Callable[..., VLLMServerEngine],
-) -> None:
-    change(fake)
-    with pytest.raises(error, match=message):
-        start()
-
-
-def test_several_processes_are_refused(start: Callable[..., VLLMServerEngine], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(ConfigError, match=r"`trainer.devices` to be 1 beside engine=vllm_server, but got 2"):
-        start()
-
-
 def test_an_adapter_is_merged_into_its_base(
     folder: Path, start: Callable[..., VLLMServerEngine], tmp_path: Path
 ) -> None:
-    adapted = Student(str(folder), lora={"r": 2, "lora_alpha": 4})
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.3)
-    adapted.save_adapter(tmp_path / "adapter")
+    adapted = tiny_adapter(folder, tmp_path / "adapter")
     engine = start(model=str(tmp_path / "adapter"))
     found = generate(engine)
     assert gap(adapted.model, found) < 1e-4
