@@ -45,7 +45,7 @@ def test_twenty_kills_at_random_moments_change_nothing(whole: tuple[Path, float]
         folder, runs = tmp_path / str(runs), runs + 1
         while True:
             process = start(folder, *STEPS)
-            process.join(draw.uniform(0.0, 0.8 * whole[1]))
+            process.join(draw.uniform(0.0, 0.8 * whole[1]) if kills < 20 else 240)
             if process.exitcode is not None:
                 break
             process.kill()
@@ -53,6 +53,7 @@ def test_twenty_kills_at_random_moments_change_nothing(whole: tuple[Path, float]
             kills += 1
         assert process.exitcode == 0, Path(f"{folder}.log").read_text()[-3000:]
         assert_same_run(whole[0], folder)
+        assert [p.name for p in all_of(folder)] == ["step-00000006", "step-00000006-end"]  # the last two are kept
 
 
 def test_sigterm_writes_a_checkpoint_and_exits_with_0(whole: tuple[Path, float], tmp_path: Path) -> None:
