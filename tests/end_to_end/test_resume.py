@@ -53,7 +53,7 @@ def test_twenty_kills_at_random_moments_change_nothing(whole: tuple[Path, float]
             kills += 1
         assert process.exitcode == 0, Path(f"{folder}.log").read_text()[-3000:]
         assert_same_run(whole[0], folder)
-        assert [p.name for p in all_of(folder)] == ["step-00000006", "step-00000006-end"]  # the last two are kept
+        assert len(all_of(folder)) == 2  # `keep`
 
 
 def test_sigterm_writes_a_checkpoint_and_exits_with_0(whole: tuple[Path, float], tmp_path: Path) -> None:
