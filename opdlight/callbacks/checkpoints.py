@@ -50,14 +50,16 @@ class Checkpoints(Checkpoint):
             expected = "on a disk with more room (or lower callbacks.checkpoints.keep)"
             raise ConfigError.wrong("run_dir", expected=expected, got=got)
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Clear away what a killed run was writing or deleting."""
+        if trainer.is_global_zero:
+            self._tidy()
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From here on something may be half done. Clear away what a killed run was writing."""
+        """From here on something may be half done."""
         assert isinstance(pl_module, OnPolicyDistillation)
         pl_module.preemption.busy = True
         pl_module.preemption.listen()
-        if trainer.is_global_zero:
-            for left in (self.run / FOLDER).glob(".step-*"):
-                CheckpointFolder().remove_checkpoint(left)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen in validation, too, and write what precedes it: it may last."""
@@ -108,5 +110,8 @@ class Checkpoints(Checkpoint):
             self.failed += 1
             return
         if trainer.is_global_zero:
-            for old in all_of(self.run)[: -self.keep]:
-                CheckpointFolder().remove_checkpoint(old)
+            self._tidy()
+
+    def _tidy(self) -> None:
+        for left in [*(self.run / FOLDER).glob(".step-*"), *all_of(self.run)[: -self.keep]]:
+            CheckpointFolder().remove_checkpoint(left)
