@@ -87,6 +87,7 @@ class FakeServer:
     ) -> None:
         self.first = {n: w.clone() for n, w in model.state_dict().items()}
         self.model, self.tokenizer, self.name, self.key = model, tokenizer, name, key
+        self.root = name  # the path it was started with
         self.names_ids, self.max_logprobs, self.context = names_ids, max_logprobs, context
         self.faults: deque[Fault] = deque()
         self.spoil: Callable[[dict[str, Any]], Any] = lambda reply: None
@@ -168,7 +169,7 @@ class FakeServer:
                 with self._lock:
                     self._now -= 1
         elif path == "/v1/models":
-            cards = [{"id": self.name, "root": self.name, "max_model_len": self.context}]
+            cards = [{"id": self.name, "root": self.root, "max_model_len": self.context}]
             _answer(handler, 200, {"data": cards})
         elif path == "/tokenize":
             ids = self.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]

@@ -108,6 +108,7 @@ def test_the_key_is_sent_and_never_shown(
     ):
         generate(client(fake.url))
     assert "Bearer …" in str(error.value)  # the server repeats the key, the error does not
+    assert not any(record.name.startswith("httpx2") for record in caplog.records)
     shown = [str(error.value), repr(server), repr(error.value), caplog.text, str(server.stats())]
     assert not any("4711" in text for text in shown)
 
@@ -152,6 +153,7 @@ def test_the_first_error_ends_the_others_that_wait(fake: FakeServer, monkeypatch
     with pytest.raises(ServerError, match="answered 400"):
         server.each(ask, [200, 400])
     assert time.monotonic() - start < 30
+    assert len(fake.asked) == 2  # the one that waited did not try again
     assert generate(server)["model"] == "tiny"  # and it can be asked again
 
 
@@ -163,9 +165,11 @@ def test_a_reply_without_a_choice_is_refused(fake: FakeServer) -> None:
 
 def test_a_model_is_found_by_its_name_or_the_end_of_its_path(fake: FakeServer) -> None:
     server = client(fake.url)
-    fake.name = "some/tiny"
+    fake.name = fake.root = "some/tiny"
     for model in ("some/tiny", "/models/some/tiny", "/models/some/tiny/"):
         assert find_model([server], model) == (server, "some/tiny", 256)
     for model in ("tiny", "some/tiny-2", "awesome/tiny"):
         with pytest.raises(ConfigError, match=r"`teacher.url` .*some/tiny"):
             find_model([server], model)
+    fake.root = "/data/large"  # started from a path, under another name
+    assert find_model([server], "/data/large") == (server, "some/tiny", 256)

@@ -1,41 +1,23 @@
-"""A teacher behind a server: the scores of the local one, and nothing from a server that is not what it should be."""
+"""A teacher behind a server: the scores of the local one, and an error from a server that is not what it should be."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from opdlight import server as module
+from opdlight.collate import at_positions
 from opdlight.errors import ConfigError, ServerError, VocabularyError
 from opdlight.losses import Needs
-from opdlight.models import ServerTeacher, Student, Teacher, Teachers
-from opdlight.models.server_reply import Answer
-from opdlight.types import Look, TeacherScores
+from opdlight.models import Student, Teacher, Teachers
+from opdlight.types import Look
 from tests import fake_server
 from tests.fake_server import FakeServer
 from tests.models.scores import BATCH, NEEDS, SHARED, TOP, assert_equal, chosen_for, look
+from tests.models.served import TOKENIZER, score, served
 from tests.models.tiny_models import build, random_batch, save
 from tests.tiny import tiny_tokenizer
-
-TOKENIZER = tiny_tokenizer()
-
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeServer]:
-    with FakeServer(build("llama"), TOKENIZER) as fake:
-        yield fake
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["names ids", "names none"])
@@ -48,10 +30,6 @@ def pair(request: pytest.FixtureRequest, folder: str) -> Iterator[tuple[FakeServ
             Teachers({"a": folder}, student, lambda model: served(model, fake)),
             Teachers({"a": folder}, student),
         )
-
-
-def served(folder: str, *fakes: FakeServer, **changed: Any) -> ServerTeacher:
-    return ServerTeacher(folder, url=[f.url for f in fakes], **{"retries": 2, "timeout": 20.0, **changed})
 
 
 @pytest.mark.parametrize("looks", [False, True], ids=["unseen", "looked at"])
@@ -75,6 +53,35 @@ def test_scores_are_those_of_the_local_teacher(
     assert len(requests) == 1 + len(BATCH.input_ids)  # one a row, and the probe
     asked = [body["sampling_params"]["prompt_logprobs"] for body in requests]
     assert (-1 in asked) == whole  # only then all V log-probs travel
+    sent = sorted(len(body["token_ids"]) for body in requests)
+    last = [int(BATCH.col_index[BATCH.row_index == row].max()) + 2 for row in range(len(BATCH.input_ids))]
+    assert sent == sorted([*last, 24])  # up to the last token that is scored, and the probe
+
+
+def test_positions_in_another_order_have_the_same_scores(folder: str, fake: FakeServer) -> None:
+    order = torch.randperm(BATCH.num_tokens, generator=torch.Generator().manual_seed(5))
+    needs = NEEDS["top-K and token"]
+    ask: dict[str, Any] = {"needs": needs, "chosen": None, "temperature": 1.0, "limit": SHARED}
+    teacher = served(folder, fake)
+    expected, got = teacher.score(BATCH, **ask), teacher.score(at_positions(BATCH, order), **ask)
+    assert expected.support is not None
+    assert got.support is not None
+    assert torch.equal(got.support.token_ids, expected.support.token_ids[order])
+    assert expected.sampled is not None
+    torch.testing.assert_close(got.sampled, expected.sampled[order])
+
+
+@pytest.mark.parametrize(("limit", "asked"), [(330, 6), (327, 9), (300, 14)])
+def test_a_few_more_are_asked_for_than_lie_in_both_vocabularies(
+    limit: int, asked: int, folder: str, fake: FakeServer
+) -> None:
+    score(served(folder, fake), limit=limit)
+    assert fake.asked[-1][1]["sampling_params"]["prompt_logprobs"] == asked
+
+
+def test_too_few_in_both_vocabularies_are_an_error(folder: str, fake: FakeServer) -> None:
+    with pytest.raises(ServerError, match=r"Fewer than 20 .* below the 40"):
+        score(served(folder, fake), Needs(support="teacher_top_k", k=20), limit=40)
 
 
 def test_a_batch_without_loss_positions_has_empty_scores(folder: str, fake: FakeServer) -> None:
@@ -111,15 +118,15 @@ def test_each_task_asks_the_server_of_its_teacher(tmp_path: Path) -> None:
 
 
 def test_it_holds_no_weights_and_survives_moves(folder: str, fake: FakeServer) -> None:
-    teacher = served(folder, fake).double()
+    teacher = served(folder, fake).to("cpu")  # where weights on no device could not go
     assert not teacher.state_dict()
     assert all(p.is_meta for p in teacher.model.parameters())
     assert teacher.head().width == 330
     assert teacher.model.config.max_position_embeddings == 64  # the server takes more
-    fake.context = 50
-    assert served(folder, fake).model.config.max_position_embeddings == 49
-    with pytest.raises(ServerError, match=r"51 tokens.*--max-model-len 52"):
-        served(folder, fake).score(random_batch([51]), needs=TOP, chosen=None, temperature=1.0, limit=SHARED)
+    fake.context = 49
+    assert served(folder, fake).model.config.max_position_embeddings == 48
+    with pytest.raises(ServerError, match=r"49 tokens.*--max-model-len 50"):
+        served(folder, fake).score(random_batch([50]), needs=TOP, chosen=None, temperature=1.0, limit=SHARED)
 
 
 def test_the_students_vocabulary_is_checked_as_ever(tmp_path: Path, folder: str, fake: FakeServer) -> None:
@@ -130,84 +137,6 @@ def test_the_students_vocabulary_is_checked_as_ever(tmp_path: Path, folder: str,
     (other / "tokenizer.json").write_text(changed)
     with pytest.raises(VocabularyError):
         Teachers({"a": folder}, Student(str(other)), lambda model: served(model, fake))
-
-
-def score(teacher: ServerTeacher, needs: Needs = TOP, **changed: Any) -> TeacherScores:
-    ask: dict[str, Any] = {"chosen": chosen_for(needs), "temperature": 1.0, "limit": SHARED, **changed}
-    return teacher.score(BATCH, needs=needs, **ask)
-
-
-def drop_position(reply: dict[str, Any]) -> None:
-    reply["prompt_logprobs"].pop()
-
-
-def drop_entry(reply: dict[str, Any]) -> None:
-    reply["prompt_logprobs"][2].pop(next(reversed(reply["prompt_logprobs"][2])))
-
-
-def another_token(reply: dict[str, Any]) -> None:
-    first = next(iter(reply["prompt_logprobs"][2]))
-    reply["prompt_logprobs"][2]["329" if first != "329" else "328"] = reply["prompt_logprobs"][2].pop(first)
-
-
-def outside(reply: dict[str, Any]) -> None:
-    last = next(reversed(reply["prompt_logprobs"][2]))
-    reply["prompt_logprobs"][2]["330"] = reply["prompt_logprobs"][2].pop(last)
-
-
-def put(value: object) -> Callable[[dict[str, Any]], None]:
-    def spoil(reply: dict[str, Any]) -> None:
-        for entry in reply["prompt_logprobs"][2].values():
-            entry["logprob"] = value
-
-    return spoil
-
-
-def cut_scores(reply: dict[str, Any]) -> None:
-    if reply["prompt_token_id_logprobs"] is not None:
-        reply["prompt_token_id_logprobs"] = reply["prompt_token_id_logprobs"][:-8]
-
-
-def other_shape(reply: dict[str, Any]) -> None:
-    if reply["prompt_token_id_logprobs"] is not None:
-        reply["prompt_token_id_logprobs"] = fake_server.to_npy(torch.zeros(2, 2))
-
-
-def not_a_number(reply: dict[str, Any]) -> None:
-    if reply["prompt_token_id_logprobs"] is not None:
-        found = fake_server.from_npy(reply["prompt_token_id_logprobs"])
-        reply["prompt_token_id_logprobs"] = fake_server.to_npy(found * torch.nan)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (drop_position, "prompt log-probs of"),
-        (lambda reply: reply.update(prompt_logprobs=None), "prompt log-probs of"),
-        (drop_entry, "log-probs at 2"),
-        (another_token, "the log-prob of the token"),
-        (lambda reply: reply["prompt_logprobs"].__setitem__(2, None), "log-probs by id at 2"),
-        (outside, "ids of the teacher's vocabulary, 0 to 329"),
-        (put(0.0), "log-probs of one distribution"),
-        (put(0.5), "finite log-probs ≤ 0"),
-        (put(float("nan")), "finite log-probs ≤ 0"),
-        (put(None), "log-probs by id at 2"),
-        (lambda reply: reply.update(model="other"), "scores of the model 'tiny'"),
-        (cut_scores, "of the ids it was sent"),
-        (other_shape, "of the ids it was sent"),
-        (not_a_number, "finite log-probs ≤ 0"),
-        (lambda reply: reply.update(prompt_token_id_logprobs=None), "of the ids it was sent"),
-    ],
-)
-def test_nothing_is_scored_by_a_spoilt_reply(
-    spoil: Callable[[dict[str, Any]], Any], message: str, folder: str, fake: FakeServer
-) -> None:
-    teacher = served(folder, fake)
-    score(teacher, NEEDS["student"])
-    fake.spoil = spoil
-    with pytest.raises(ServerError, match=message):
-        score(teacher, NEEDS["student"], look=look())
-    assert teacher.stats()["retries"] == 0
 
 
 def test_a_server_of_another_model_is_noticed(tmp_path: Path, folder: str, fake: FakeServer) -> None:
@@ -264,22 +193,21 @@ def test_what_the_server_does_not_give_is_said_before_training(
             teachers.check(needs, temperature=temperature, look_k=4)
 
 
+def test_a_server_that_goes_away_is_no_wrong_setting(folder: str, fake: FakeServer) -> None:
+    fake.faults.append(fake_server.status(404, "started without --enable-scale-out"))
+    with pytest.raises(ServerError, match="404: started without"):
+        served(folder, fake)
+    teacher = served(folder, fake, retries=0)
+    fake.stop()
+    with pytest.raises(ServerError, match="gave no answer"):
+        teacher.check(TOP, temperature=1.0, limit=SHARED, look_k=4)
+
+
+def test_scores_are_at_temperature_one_only(folder: str, fake: FakeServer) -> None:
+    with pytest.raises(ValueError, match=r"`temperature` to be 1, but got 0\.7"):
+        score(served(folder, fake), temperature=0.7)
+
+
 def test_a_local_teacher_gives_everything(folder: str) -> None:
     Teachers({"a": folder}, Student(folder)).check(NEEDS["entropy"], temperature=0.7, look_k=4)
     assert Teacher(folder).stats() == {}
-
-
-def test_an_answer_knows_what_it_was_told() -> None:
-    told = Answer(
-        sampled=torch.tensor([-1.0]),
-        top_ids=torch.tensor([[7, 3]]),
-        top_logprobs=torch.tensor([[-0.5, -1.5]]),
-        named_ids=torch.tensor([[9, -1]]),
-        named_logprobs=torch.tensor([[-4.0, -torch.inf]]),
-    )
-    found = told.at(torch.tensor([[3, 8, 9, 7, 10]]))[0].tolist()
-    assert found[0] == -1.5
-    assert found[2:4] == [-4.0, -0.5]
-    assert torch.tensor([found[1], found[4]]).isnan().all()
-    ids, logprobs = told.top(1, limit=5)
-    assert (ids.tolist(), logprobs.tolist()) == ([[3]], [[-1.5]])

@@ -1,0 +1,22 @@
+"""The served teachers' tests share a model and a server of it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from opdlight import server
+from tests.fake_server import FakeServer
+from tests.models.served import TOKENIZER
+from tests.models.tiny_models import build, save
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    monkeypatch.setattr(server, "FIRST_PAUSE", 0.001)
+    with FakeServer(build("llama"), TOKENIZER) as fake:
+        yield fake
