@@ -6,7 +6,7 @@ import pytest
 
 from opdlight import server
 from tests.fake_server import FakeServer
-from tests.models.served import TOKENIZER
+from tests.models.served_teacher import TOKENIZER
 from tests.models.tiny_models import build, save
 
 

@@ -11,7 +11,7 @@ from opdlight.models.server_reply import Answer, Question, read_answer
 from tests import fake_server
 from tests.fake_server import FakeServer
 from tests.models.scores import NEEDS, look
-from tests.models.served import score, served
+from tests.models.served_teacher import score, served
 
 
 def drop_position(reply: dict[str, Any]) -> None:

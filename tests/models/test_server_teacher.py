@@ -15,7 +15,7 @@ from opdlight.types import Look
 from tests import fake_server
 from tests.fake_server import FakeServer
 from tests.models.scores import BATCH, NEEDS, SHARED, TOP, assert_equal, chosen_for, look
-from tests.models.served import TOKENIZER, score, served
+from tests.models.served_teacher import TOKENIZER, score, served
 from tests.models.tiny_models import build, random_batch, save
 from tests.tiny import tiny_tokenizer
 
