@@ -133,3 +133,17 @@ def test_a_checkpoint_that_cannot_be_written_is_counted_and_the_run_goes_on(
     assert float(trainer.callback_metrics["checkpoint/failed"]) == 1
     assert [p.name for p in all_of(tmp_path)] == ["step-00000000", "step-00000002", "step-00000003-end"]
     assert "step-00000001 could not be written ([Errno 28] No space left on device)" in capsys.readouterr().out
+
+
+def test_what_a_killed_run_could_not_clear_away_goes_even_if_nothing_is_left_to_train(
+    folders: tuple[str, str], tmp_path: Path
+) -> None:
+    for name in ("step-00000002", "step-00000003", "step-00000003-end", ".step-00000003-end"):
+        CheckpointFolder().save_checkpoint(content(), tmp_path / "checkpoints" / name)
+    module, data, _ = parts(folders)
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=0, callbacks=[Checkpoints(str(tmp_path), keep=2)], num_sanity_val_steps=0,
+        logger=False, enable_progress_bar=False, enable_model_summary=False, plugins=[CheckpointFolder()],
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000003", "step-00000003-end"]

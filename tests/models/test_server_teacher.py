@@ -11,6 +11,7 @@ from opdlight.collate import at_positions
 from opdlight.errors import ConfigError, ServerError, VocabularyError
 from opdlight.losses import Needs
 from opdlight.models import Student, Teacher, Teachers
+from opdlight.models.server_teacher import PROBE_K, PROBE_TOKENS
 from opdlight.types import Look
 from tests import fake_server
 from tests.fake_server import FakeServer
@@ -55,7 +56,7 @@ def test_scores_are_those_of_the_local_teacher(
     assert (-1 in asked) == whole  # only then all V log-probs travel
     sent = sorted(len(body["token_ids"]) for body in requests)
     last = [int(BATCH.col_index[BATCH.row_index == row].max()) + 2 for row in range(len(BATCH.input_ids))]
-    assert sent == sorted([*last, 24])  # up to the last token that is scored, and the probe
+    assert sent == sorted([*last, PROBE_TOKENS])  # up to the last token that is scored, and the probe
 
 
 def test_positions_in_another_order_have_the_same_scores(folder: str, fake: FakeServer) -> None:
@@ -75,8 +76,11 @@ def test_positions_in_another_order_have_the_same_scores(folder: str, fake: Fake
 def test_a_few_more_are_asked_for_than_lie_in_both_vocabularies(
     limit: int, asked: int, folder: str, fake: FakeServer
 ) -> None:
-    score(served(folder, fake), limit=limit)
-    assert fake.asked[-1][1]["sampling_params"]["prompt_logprobs"] == asked
+    teacher = served(folder, fake)
+    before = len(fake.asked)
+    score(teacher, limit=limit)
+    found = {body["sampling_params"]["prompt_logprobs"] for _, body in fake.asked[before:]}
+    assert found == {asked, PROBE_K}
 
 
 def test_too_few_in_both_vocabularies_are_an_error(folder: str, fake: FakeServer) -> None:
