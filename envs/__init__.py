@@ -2,11 +2,14 @@
 
 import gymnasium
 
+if __name__ != "opdlight.envs":  # a second copy would have classes of its own
+    raise ImportError(f"Import these environments as opdlight.envs, not as {__name__}.")
+
 for _name, _entry_point in {
-    "ReasoningGym": "envs.reasoning_gym:ReasoningGymEnv",
-    "MathDataset": "envs.math_dataset:MathDatasetEnv",
-    "ToyText": "envs.toy_text:ToyTextEnv",
-    "ALFWorld": "envs.alfworld.env:ALFWorldEnv",
+    "ReasoningGym": "opdlight.envs.reasoning_gym:ReasoningGymEnv",
+    "MathDataset": "opdlight.envs.math_dataset:MathDatasetEnv",
+    "ToyText": "opdlight.envs.toy_text:ToyTextEnv",
+    "ALFWorld": "opdlight.envs.alfworld.env:ALFWorldEnv",
 }.items():
     gymnasium.register(
         id=f"opdlight/{_name}-v0",

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from gymnasium.utils.env_checker import check_env
 
-from envs.base import FIRST_HELD_OUT_SEED, TextEnv, UnicodeText
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, UnicodeText
 from opdlight.errors import EnvError, NoExpertError
 
 SEEDS = (0, 1, FIRST_HELD_OUT_SEED, 2 * 10**9)

@@ -155,8 +155,8 @@ class _Worker:
         # Not multiprocessing's spawn: that would import the caller's main module (a whole training run) again.
         self.stop()
         self._pipe, theirs = Pipe()
-        code = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from envs.grading import serve; serve()"
-        command = [sys.executable, "-c", code, json.dumps(sys.path), str(theirs.fileno())]
+        code = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from opdlight.envs.grading import serve; "
+        command = [sys.executable, "-c", code + "serve()", json.dumps(sys.path), str(theirs.fileno())]
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
 

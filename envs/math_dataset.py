@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from envs.base import unknown_name
-from envs.grading import Verdict, compare
-from envs.question import INSTRUCTION, AnswerFormat, QuestionEnv, last_boxed
+from opdlight.envs.base import unknown_name
+from opdlight.envs.grading import Verdict, compare
+from opdlight.envs.question import INSTRUCTION, AnswerFormat, QuestionEnv, last_boxed
 from opdlight.errors import ConfigError, MissingDependencyError
 
 _tables: dict[tuple[str, ...], "list[Row]"] = {}

@@ -4,8 +4,8 @@ import re
 from abc import abstractmethod
 from typing import Any, Literal, get_args
 
-from envs.base import TextEnv, after_thinking
-from envs.grading import Verdict
+from opdlight.envs.base import TextEnv, after_thinking
+from opdlight.envs.grading import Verdict
 from opdlight.errors import ConfigError
 
 INSTRUCTION = r"Put your final answer in \boxed{}."

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from envs.base import on_side_of, redraw, unknown_name
-from envs.grading import Verdict, as_decimal, judge
-from envs.question import INSTRUCTION, AnswerFormat, QuestionEnv
+from opdlight.envs.base import on_side_of, redraw, unknown_name
+from opdlight.envs.grading import Verdict, as_decimal, judge
+from opdlight.envs.question import INSTRUCTION, AnswerFormat, QuestionEnv
 from opdlight.errors import ConfigError, EnvError, NoExpertError
 
 MAX_DRAWS = 200  # a held-out seed keeps one draw in four: a set with enough questions fails with chance 1e-25

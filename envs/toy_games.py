@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from gymnasium.envs.toy_text import CliffWalkingEnv, FrozenLakeEnv, TaxiEnv
 from gymnasium.envs.toy_text.frozen_lake import generate_random_map
 
-from envs.base import on_side_of, redraw
+from opdlight.envs.base import on_side_of, redraw
 from opdlight.errors import ConfigError
 
 

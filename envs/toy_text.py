@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from envs.base import TextEnv, after_thinking, unknown_name
-from envs.toy_games import GAMES
+from opdlight.envs.base import TextEnv, after_thinking, unknown_name
+from opdlight.envs.toy_games import GAMES
 from opdlight.errors import ConfigError, NoExpertError
 
 

@@ -9,8 +9,8 @@ import gymnasium
 import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
-import envs  # noqa: F401  (registers the environments)
-from envs.base import FIRST_HELD_OUT_SEED, TextEnv
+import opdlight.envs  # noqa: F401  (registers the environments)
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv
 from opdlight.errors import ConfigError
 from opdlight.types import RolloutRequest
 

@@ -9,10 +9,10 @@ from typing import Any
 import lightning as L
 import torch
 
-from envs.base import TextEnv
 from opdlight.callbacks import RolloutMetrics, TeacherSupportCoverage, Throughput
 from opdlight.collate import Collate
 from opdlight.data import OnPolicyData, Task, TaskMixture
+from opdlight.envs.base import TextEnv
 from opdlight.losses import SupportMatching
 from opdlight.models import Student, Teachers
 from opdlight.module import OnPolicyDistillation

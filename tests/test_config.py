@@ -256,7 +256,7 @@ def start(conf: Path, *arguments: str, **environment: str) -> subprocess.Complet
     """The entry point of config_targets, in a folder of its own."""
     cwd = conf.parent / "cwd"
     cwd.mkdir(exist_ok=True)
-    paths = os.pathsep.join(str(p) for p in (Path(__file__).parent, CONF.parent))
+    paths = os.pathsep.join(str(p) for p in (Path(__file__).parent, Path(__file__).parents[1]))
     env = {**os.environ, "PYTHONPATH": paths, **environment}
     command = [sys.executable, "-m", "config_targets", str(conf), *arguments]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)

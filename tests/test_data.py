@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from envs.base import FIRST_HELD_OUT_SEED
 from opdlight.data import OnPolicyData, OnPolicyDataset, Task, TaskMixture, held_out
+from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.errors import ConfigError
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import gymnasium
 import pytest
 
-from envs.base import TextEnv
 from opdlight.collate import Collate
 from opdlight.data import Task
 from opdlight.demonstrations import (
@@ -18,6 +17,7 @@ from opdlight.demonstrations import (
     tokens,
     write_demonstrations,
 )
+from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError
 from opdlight.rollout import ChatRenderer
 from tests.tiny import tiny_tokenizer

@@ -97,7 +97,7 @@ def test_allowed_imports_pass(tmp_path: Path) -> None:
             "opdlight/types.py": "import torch\n",
             "opdlight/losses/a.py": "import math\nimport torch.nn\nfrom opdlight.types import T\nfrom . import b\n",
             "opdlight/rollout/vllm_engine.py": "def f():\n    from vllm import LLM\n",
-            "opdlight/rollout/pool.py": "from envs.base import TextEnv\nfrom .engine import Engine\n",
+            "opdlight/rollout/pool.py": "from opdlight.envs.base import TextEnv\nfrom .engine import Engine\n",
             "opdlight/train.py": "from opdlight import run_folder, __version__\n",
             "envs/toy.py": "from opdlight.errors import E\nfrom opdlight.types import T\nimport numpy\n",
             "tools/any.py": "import opdlight.train\n",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from envs.conformance import check_text_env
 from opdlight.config import TrainConfig, compose, instantiate
 from opdlight.demonstrations import demonstrate
+from opdlight.envs.conformance import check_text_env
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from envs.alfworld.env import ALFWorldEnv
-from envs.alfworld.game import Game, Play
-from envs.alfworld.generator import Design, generate
-from envs.alfworld.wheel import ROOMS, TASK_TYPES
+from opdlight.envs.alfworld.env import ALFWorldEnv
+from opdlight.envs.alfworld.game import Game, Play
+from opdlight.envs.alfworld.generator import Design, generate
+from opdlight.envs.alfworld.wheel import ROOMS, TASK_TYPES
 
 SIZES = {"small": ((3, 6), (3, 6)), "large": ((10, 20), (8, 16))}  # receptacles, objects
 

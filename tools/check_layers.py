@@ -2,7 +2,7 @@
 
 - A room of opdlight imports from its own layer or a lower one.
 - `opdlight/losses` imports the standard library, torch and `opdlight.types` only.
-- `envs` imports of opdlight only `types` and `errors`.
+- `envs` (imported as `opdlight.envs`) imports of opdlight only `types` and `errors`.
 - Only `opdlight/rollout/vllm_engine.py` imports vllm and only `ray_engine.py` beside it ray, and inside a function, so
   that everything else works without them.
 """
@@ -74,7 +74,7 @@ def _judge(file: Path, room: str | None, item: Import) -> Iterator[str]:
         yield f"imports {top}; only {OPTIONAL[top]} may, so that everything else works without it"
     elif top in OPTIONAL and not item.lazy:
         yield f"imports {top} at the top of the file; import it inside the function that needs it"
-    if room == "envs" and top == "opdlight" and target not in ("types", "errors"):
+    if room == "envs" and top == "opdlight" and target not in ("types", "errors", "envs"):
         yield f"envs imports {item.name}; of opdlight, environments may import types and errors only"
     elif (
         room == "losses" and top not in sys.stdlib_module_names and top != "torch" and target not in ("types", "losses")
@@ -94,8 +94,6 @@ def _room_of_file(file: Path) -> str | None:
 
 def _room_of_name(name: str) -> str | None:
     parts = name.split(".")
-    if parts[0] == "envs":
-        return "envs"
     return parts[1] if parts[0] == "opdlight" and len(parts) > 1 else None
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import gymnasium
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import envs  # noqa: F401  (registers the tasks)
-from envs.base import TextEnv, unknown_name
+import opdlight.envs  # noqa: F401  (registers the tasks)
+from opdlight.envs.base import TextEnv, unknown_name
 from opdlight.errors import ConfigError, OpdError
 
 _YAML_WORDS = {"true": True, "false": False, "null": None}

@@ -25,7 +25,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from envs.base import TextEnv
+from opdlight.envs.base import TextEnv
 
 GROUPS = 16  # trajectories a step
 RUN = [

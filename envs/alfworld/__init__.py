@@ -1,5 +1,5 @@
 """ALFWorld: household tasks in a text world. Needs the extra `alfworld`."""
 
-from envs.alfworld.env import ALFWorldEnv
+from opdlight.envs.alfworld.env import ALFWorldEnv
 
 __all__ = ["ALFWorldEnv"]

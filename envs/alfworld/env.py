@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
-from envs.alfworld import wheel
-from envs.alfworld.experts import EXPERTS, Expert
-from envs.alfworld.game import NOTHING_HAPPENS, Game, Play
-from envs.alfworld.generator import Design, generate, possible_rooms
-from envs.alfworld.originals import SPLITS, find_games, read_game
-from envs.alfworld.prompts import BANNER, CONVERSATION, paper_prompt, parse_action
-from envs.base import FIRST_HELD_OUT_SEED, TextEnv, unknown_name
+from opdlight.envs.alfworld import wheel
+from opdlight.envs.alfworld.experts import EXPERTS, Expert
+from opdlight.envs.alfworld.game import NOTHING_HAPPENS, Game, Play
+from opdlight.envs.alfworld.generator import Design, generate, possible_rooms
+from opdlight.envs.alfworld.originals import SPLITS, find_games, read_game
+from opdlight.envs.alfworld.prompts import BANNER, CONVERSATION, paper_prompt, parse_action
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, unknown_name
 from opdlight.errors import ConfigError
 
 

@@ -7,8 +7,8 @@ import sys
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from envs.alfworld.game import Play
-from envs.alfworld.planner import solve
+from opdlight.envs.alfworld.game import Play
+from opdlight.envs.alfworld.planner import solve
 
 
 class Expert(Protocol):

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from envs.alfworld.pddl import Action, Facts, Problem, applicable, changes, holds
-from envs.alfworld.pddl_parser import parse_problem
-from envs.alfworld.text import UNKNOWN_GOAL, Entity, Grammar, Scene, load_grammar
+from opdlight.envs.alfworld.pddl import Action, Facts, Problem, applicable, changes, holds
+from opdlight.envs.alfworld.pddl_parser import parse_problem
+from opdlight.envs.alfworld.text import UNKNOWN_GOAL, Entity, Grammar, Scene, load_grammar
 
 NOTHING_HAPPENS = "Nothing happens."
 Command = tuple[Action, tuple[str, ...]]

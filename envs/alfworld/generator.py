@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from envs.alfworld.game import GameFile
-from envs.alfworld.wheel import Tables, tables
-from envs.base import on_side_of
+from opdlight.envs.alfworld.game import GameFile
+from opdlight.envs.alfworld.wheel import Tables, tables
+from opdlight.envs.base import on_side_of
 
 MAX_COPIES = 3  # objects of one class that nobody asked for
 LAMP_STANDS = ("Desk", "SideTable", "Dresser", "CoffeeTable", "Shelf")

@@ -5,7 +5,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from envs.alfworld.game import GameFile
+from opdlight.envs.alfworld.game import GameFile
 from opdlight.errors import ConfigError
 
 SPLITS = ("train", "valid_seen", "valid_unseen")

@@ -6,7 +6,7 @@ from functools import lru_cache
 from itertools import chain, count, product
 from typing import Any
 
-from envs.alfworld.pddl import Action, Conjunction, Effect, Facts, Literal, Problem, type_predicate
+from opdlight.envs.alfworld.pddl import Action, Conjunction, Effect, Facts, Literal, Problem, type_predicate
 from opdlight.errors import EnvError
 
 Tree = list[Any]  # nested lists of strings

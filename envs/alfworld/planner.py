@@ -7,7 +7,7 @@ from functools import cache
 from threading import Lock
 from typing import Any
 
-from envs.alfworld.game import Play
+from opdlight.envs.alfworld.game import Play
 from opdlight.errors import EnvError
 
 _lock = Lock()  # the translator uses module globals, sys.argv and sys.stdout; the library holds one task

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from envs.base import after_thinking
+from opdlight.envs.base import after_thinking
 
 CONVERSATION = (
     "Solve the task in this room. Answer with one action: go to X, open X, close X, take O from X, move O to X, use O, "

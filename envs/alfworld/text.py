@@ -11,7 +11,7 @@ from functools import lru_cache
 from threading import Lock
 from types import CodeType
 
-from envs.alfworld.pddl import Facts
+from opdlight.envs.alfworld.pddl import Facts
 from opdlight.errors import EnvError
 
 GOAL = re.compile(r"(Your task is to: )([^\"]*?)(\.?\")")  # the one sentence in which the grammars of two games differ

@@ -33,7 +33,7 @@ from opdlight.errors import (
     VocabularyError,
 )
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = Path(__file__).absolute().parents[1] / "conf"  # a link to conf/ in the repository, the folder itself in a wheel
 # a traceback would not help
 USER_ERRORS = (ConfigError, MissingDependencyError, VocabularyError, CheckpointError, TrainingError, ServerError)
 

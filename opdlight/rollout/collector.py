@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 
-from envs.base import TextEnv
+from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError, EngineError
 from opdlight.rollout.engine import Completion, Engine, Request, Sampling
 from opdlight.rollout.env_pool import Answer, EnvPool

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from envs.base import TextEnv
+from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError, EnvError, MissingDependencyError
 
 log = logging.getLogger(__name__)

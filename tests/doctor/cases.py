@@ -10,10 +10,10 @@ import gymnasium
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from envs.base import TextEnv
 from opdlight.data import Task
 from opdlight.doctor.findings import Finding
 from opdlight.doctor.patient import Pair, Patient
+from opdlight.envs.base import TextEnv
 from opdlight.losses import SupportMatching
 from opdlight.models import Student, Teacher
 from tests.tiny import CHATML, tiny_llama, tiny_tokenizer

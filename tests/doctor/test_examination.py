@@ -40,7 +40,7 @@ def doctor(tmp_path: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
 
 
 def start(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(CONF.parents[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "opdlight.doctor", *arguments]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from envs.base import TextEnv
 from opdlight.collate import count_splits
+from opdlight.envs.base import TextEnv
 from opdlight.errors import EngineError
 from opdlight.rollout.collector import Collector, Limits
 from opdlight.rollout.engine import Completion, Request, Sampling

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from envs.alfworld.game import NOTHING_HAPPENS, Game, GameFile, Play
-from envs.alfworld.generator import Design, generate
-from envs.alfworld.pddl import applicable, changes, holds, solutions
-from envs.alfworld.pddl_parser import parse_problem
-from envs.alfworld.planner import solve
-from envs.alfworld.text import Scene, _query, load_grammar
-from envs.alfworld.wheel import ROOMS, TASK_TYPES, tables
+from opdlight.envs.alfworld.game import NOTHING_HAPPENS, Game, GameFile, Play
+from opdlight.envs.alfworld.generator import Design, generate
+from opdlight.envs.alfworld.pddl import applicable, changes, holds, solutions
+from opdlight.envs.alfworld.pddl_parser import parse_problem
+from opdlight.envs.alfworld.planner import solve
+from opdlight.envs.alfworld.text import Scene, _query, load_grammar
+from opdlight.envs.alfworld.wheel import ROOMS, TASK_TYPES, tables
 from opdlight.errors import EnvError
 
 pytestmark = pytest.mark.alfworld

@@ -9,14 +9,14 @@ from typing import Any
 import gymnasium
 import pytest
 
-import envs  # noqa: F401
-from envs.alfworld import ALFWorldEnv, wheel
-from envs.alfworld.env import _game
-from envs.alfworld.generator import Design, generate
-from envs.alfworld.prompts import parse_action
-from envs.alfworld.text import _parse_grammar
-from envs.base import FIRST_HELD_OUT_SEED
-from envs.conformance import check_text_env
+import opdlight.envs  # noqa: F401
+from opdlight.envs.alfworld import ALFWorldEnv, wheel
+from opdlight.envs.alfworld.env import _game
+from opdlight.envs.alfworld.generator import Design, generate
+from opdlight.envs.alfworld.prompts import parse_action
+from opdlight.envs.alfworld.text import _parse_grammar
+from opdlight.envs.base import FIRST_HELD_OUT_SEED
+from opdlight.envs.conformance import check_text_env
 from opdlight.errors import ConfigError, MissingDependencyError
 
 pytestmark = pytest.mark.alfworld

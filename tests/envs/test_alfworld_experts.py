@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from envs.alfworld import ALFWorldEnv
-from envs.alfworld.wheel import TASK_TYPES
+from opdlight.envs.alfworld import ALFWorldEnv
+from opdlight.envs.alfworld.wheel import TASK_TYPES
 
 pytestmark = pytest.mark.alfworld
 

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from envs.alfworld.game import Game, GameFile, Play
-from envs.alfworld.generator import FURNITURE, TOOLS, Design, generate
-from envs.alfworld.planner import solve
-from envs.alfworld.wheel import ROOMS, TASK_TYPES, tables
-from envs.base import FIRST_HELD_OUT_SEED
+from opdlight.envs.alfworld.game import Game, GameFile, Play
+from opdlight.envs.alfworld.generator import FURNITURE, TOOLS, Design, generate
+from opdlight.envs.alfworld.planner import solve
+from opdlight.envs.alfworld.wheel import ROOMS, TASK_TYPES, tables
+from opdlight.envs.base import FIRST_HELD_OUT_SEED
 
 pytestmark = pytest.mark.alfworld
 
@@ -33,7 +33,7 @@ def counts(file: GameFile) -> tuple[int, int]:
 
 def test_the_seed_decides_the_game_in_every_process() -> None:
     code = (
-        "import zlib; from envs.alfworld.generator import *; from envs.alfworld.wheel import *;"
+        "import zlib; from opdlight.envs.alfworld.generator import *; from opdlight.envs.alfworld.wheel import *;"
         "d = Design(task_types=TASK_TYPES, rooms=ROOMS, receptacles=(3, 6), objects=(3, 6));"
         "print(zlib.crc32(repr([generate(d, s) for s in range(20)]).encode()))"
     )

@@ -5,7 +5,15 @@ import sys
 
 import pytest
 
-from envs.base import FIRST_HELD_OUT_SEED, TextEnv, UnicodeText, after_thinking, on_side_of, redraw, unknown_name
+from opdlight.envs.base import (
+    FIRST_HELD_OUT_SEED,
+    TextEnv,
+    UnicodeText,
+    after_thinking,
+    on_side_of,
+    redraw,
+    unknown_name,
+)
 from opdlight.errors import NoExpertError
 
 
@@ -66,7 +74,8 @@ def test_an_env_without_an_expert_says_so() -> None:
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = (
-        "import envs, sys; print({'torch', 'sympy', 'reasoning_gym', 'pyarrow', 'vllm', 'alfworld'} & set(sys.modules))"
+        "import opdlight.envs, sys; heavy = {'torch', 'sympy', 'reasoning_gym', 'pyarrow', 'vllm', 'alfworld'};"
+        "print(heavy & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": "."}

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from gymnasium import spaces
 
-from envs.base import TextEnv
-from envs.conformance import check_text_env
+from opdlight.envs.base import TextEnv
+from opdlight.envs.conformance import check_text_env
 from opdlight.errors import EnvError
 
 Step = tuple[str, float, bool, bool, dict[str, Any]]

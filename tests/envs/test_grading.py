@@ -12,8 +12,8 @@ from fractions import Fraction
 
 import pytest
 
-from envs import grading
-from envs.grading import Verdict, as_decimal, as_number, compare, grade, judge, plain
+from opdlight.envs import grading
+from opdlight.envs.grading import Verdict, as_decimal, as_number, compare, grade, judge, plain
 from opdlight.errors import EnvError
 
 HOSTILE = "9^{9^{9^9}}"
@@ -129,7 +129,7 @@ def test_threads_share_the_worker() -> None:
 
 CHILD = """
 import os, sys, threading
-from envs import grading
+from opdlight.envs import grading
 assert grading.grade("x+1", "1+x")
 print(grading._worker._process.pid, flush=True)
 if sys.argv[1] == "busy":

@@ -11,10 +11,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-import envs  # noqa: F401
-from envs import math_dataset
-from envs.conformance import check_text_env
-from envs.math_dataset import MathDatasetEnv
+import opdlight.envs  # noqa: F401
+from opdlight.envs import math_dataset
+from opdlight.envs.conformance import check_text_env
+from opdlight.envs.math_dataset import MathDatasetEnv
 from opdlight.errors import ConfigError, MissingDependencyError
 
 GSM8K = [

@@ -2,7 +2,7 @@ r"""Extraction of the answer: `\boxed{}` after the thinking, nothing else unless
 
 import pytest
 
-from envs.question import extract_answer, last_boxed
+from opdlight.envs.question import extract_answer, last_boxed
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
-import envs  # noqa: F401
-from envs.base import FIRST_HELD_OUT_SEED, on_side_of
-from envs.conformance import check_text_env
-from envs.reasoning_gym import ReasoningGymEnv, is_formula, worked_sum
+import opdlight.envs  # noqa: F401
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, on_side_of
+from opdlight.envs.conformance import check_text_env
+from opdlight.envs.reasoning_gym import ReasoningGymEnv, is_formula, worked_sum
 from opdlight.errors import ConfigError, EnvError, NoExpertError
 
 SLOW = {"arc_agi", "codeio", "figlet_font", "futoshiki", "group_anagrams", "knight_swap", "word_ladder"}

@@ -9,11 +9,11 @@ from typing import Any
 import gymnasium
 import pytest
 
-import envs  # noqa: F401
-from envs.base import FIRST_HELD_OUT_SEED
-from envs.conformance import check_text_env
-from envs.toy_games import GAMES
-from envs.toy_text import ToyTextEnv, read_action
+import opdlight.envs  # noqa: F401
+from opdlight.envs.base import FIRST_HELD_OUT_SEED
+from opdlight.envs.conformance import check_text_env
+from opdlight.envs.toy_games import GAMES
+from opdlight.envs.toy_text import ToyTextEnv, read_action
 from opdlight.errors import ConfigError, NoExpertError
 
 

@@ -212,7 +212,7 @@ def test_the_command_ends_with_code_2_and_one_line(tmp_path: Path) -> None:
         f"run_dir={tmp_path}",
         f"hydra.run.dir={tmp_path}",
     ]
-    done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=CONF.parents[1], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: Cannot build `setting`: ") and done.stderr.count("\n") == 1
 

@@ -14,7 +14,7 @@ from opdlight.errors import ConfigError
 
 
 def start(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(CONF.parent)}
+    env = {**os.environ, "PYTHONPATH": str(CONF.parents[1])}
     command = [sys.executable, "-m", "opdlight.report", *arguments]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
 

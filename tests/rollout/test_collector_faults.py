@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from envs.base import TextEnv
+from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
 from opdlight.rollout.engine import Completion, Sampling, ScriptedEngine
 from opdlight.types import Status

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from envs.base import TextEnv
+from opdlight.envs.base import TextEnv
 from opdlight.rollout.collector import Collector, Limits
 from opdlight.rollout.engine import Sampling, ScriptedEngine
 from opdlight.rollout.rendering import ChatRenderer
