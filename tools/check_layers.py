@@ -16,7 +16,7 @@ from pathlib import Path
 LAYERS = (
     ("types", "errors", "config", "distributed", "server"),
     ("losses", "metrics", "failure_metrics", "envs"),
-    ("models", "rollout", "collate", "schedules", "memory", "preemption", "records", "stages", "checkpointing"),
+    ("models", "rollout", "collate", "schedules", "memory", "preemption", "records", "stages", "checkpointing", "closing"),
     ("reading",),
     ("module", "state", "data", "publish", "callbacks", "demonstrations"),
     ("training", "evaluation", "supervised", "run_folder", "loggers", "lab", "report", "doctor"),

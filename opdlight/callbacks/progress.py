@@ -36,6 +36,15 @@ class StageProgress(ProgressBar):
         """Lightning calls this on every rank but the first."""
         self.console = Console(quiet=True)
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether `LightningModule.print` goes through `print` below."""
+        return True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """A line above the bars."""
+        self.console.print(*args, soft_wrap=True, highlight=False, markup=False)
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Listen to the rollouts and draw the bar."""
         super().setup(trainer, pl_module, stage)

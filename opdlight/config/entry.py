@@ -23,19 +23,28 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from opdlight.config.checks import check_config
 from opdlight.config.explain import explain_composition, explain_interpolation
 from opdlight.config.help import help_text
-from opdlight.config.resume import with_resumed
+from opdlight.config.resume import search_path, with_resumed
 from opdlight.errors import (
     CheckpointError,
     ConfigError,
     MissingDependencyError,
     ServerError,
     TrainingError,
+    UnfinishedError,
     VocabularyError,
 )
 
 CONF = Path(__file__).absolute().parents[1] / "conf"  # a link to conf/ in the repository, the folder itself in a wheel
 # a traceback would not help
-USER_ERRORS = (ConfigError, MissingDependencyError, VocabularyError, CheckpointError, TrainingError, ServerError)
+USER_ERRORS = (
+    ConfigError,
+    MissingDependencyError,
+    VocabularyError,
+    CheckpointError,
+    TrainingError,
+    ServerError,
+    UnfinishedError,
+)
 
 
 def check(cfg: DictConfig, schema: type) -> None:
@@ -70,7 +79,7 @@ def compose(
     Raises:
         ConfigError: Hydra's own errors in one sentence, and those of `check`.
     """
-    search = [] if extra is None else [f"hydra.searchpath=[{extra.absolute().as_uri()}]"]
+    search = [] if extra is None else [search_path([f"file://{extra.absolute()}"])]
     with _initialised(conf):
         try:
             full = hydra.compose(config_name, [*search, *overrides], return_hydra_config=True)
@@ -125,8 +134,10 @@ def hydra_entry(
                 return
             own = not (args.hydra_help or args.shell_completion or args.experimental_rerun or args.config_path)
             try:
+                if extra is not None and not extra.is_dir():
+                    raise ConfigError.wrong("--config-dir", expected="a folder that exists", got=str(extra))
                 if any(field.name == "resume" for field in fields(schema)):
-                    args.overrides = _resumed(args.overrides, multirun=args.multirun)
+                    args.overrides = _resumed(args.overrides, multirun=args.multirun, searched=extra is not None)
                 for overrides in _jobs(args.overrides, multirun=args.multirun) if own else ():
                     # to look at a config needs no types, so no slow imports either
                     compose(name, None if args.cfg or args.info else schema, overrides, conf=conf, extra=extra)
@@ -177,9 +188,9 @@ def _hydra_config(full: DictConfig) -> Iterator[None]:
         holder.cfg = before
 
 
-def _resumed(overrides: list[str], *, multirun: bool) -> list[str]:
-    """With `resume=` the command line of that run comes first, for Hydra too."""
-    found = with_resumed(overrides)
+def _resumed(overrides: list[str], *, multirun: bool, searched: bool) -> list[str]:
+    """With `resume=` the command line of that run comes first, for Hydra too; `searched`: with a --config-dir."""
+    found = with_resumed(overrides, searched=searched)
     if found != overrides:
         if multirun:
             raise ConfigError.wrong("resume", expected="of one run", got="--multirun")

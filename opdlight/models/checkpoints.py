@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -117,6 +118,38 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"Cannot load the tokenizer of {str(name)!r}: {error}") from error
 
 
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a Hugging Face folder; `weights` take the place of the model's own.
+
+    A generation config is written as it was read. transformers reads one that contradicts itself, such as a temperature
+    without do_sample, but refuses to write it.
+    """
+    generation = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        model.save_pretrained(folder, state_dict=weights)
+    finally:
+        model.generation_config = generation
+    if generation is not None:
+        generation.to_json_file(folder / "generation_config.json")
+    tokenizer.save_pretrained(folder)
+
+
+def contradiction(model: PreTrainedModel) -> str | None:
+    """What transformers has against the model's generation config; None if nothing."""
+    try:
+        if model.generation_config is not None:
+            model.generation_config.validate(strict=True)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 @contextmanager
 def whole_model(name: str | Path, dtype: str) -> Iterator[str]:
     """What an engine can load: the model's folder or Hub name; of an adapter, a temporary merged folder."""
@@ -125,8 +158,7 @@ def whole_model(name: str | Path, dtype: str) -> Iterator[str]:
         yield source
         return
     with tempfile.TemporaryDirectory(prefix="opdlight-merged-") as folder:
-        load_model(source, dtype).save_pretrained(folder)
-        load_tokenizer(source).save_pretrained(folder)
+        save_model(load_model(source, dtype), load_tokenizer(source), Path(folder))
         yield folder
 
 
