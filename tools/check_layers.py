@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LAYERS = (
-    ("types", "errors", "config", "distributed", "server"),
+    ("types", "errors", "config", "distributed", "server", "parents"),
     ("losses", "metrics", "failure_metrics", "envs"),
-    ("models", "rollout", "collate", "schedules", "memory", "preemption", "records", "stages", "checkpointing", "closing"),
-    ("reading",),
+    ("models", "rollout", "collate", "schedules", "memory", "preemption", "records", "stages"),
+    ("reading", "checkpointing", "closing"),
     ("module", "state", "data", "publish", "callbacks", "demonstrations"),
     ("training", "evaluation", "supervised", "run_folder", "loggers", "lab", "report", "doctor"),
     ("train", "evaluate", "sft"),

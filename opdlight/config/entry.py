@@ -33,6 +33,7 @@ from opdlight.errors import (
     UnfinishedError,
     VocabularyError,
 )
+from opdlight.parents import follow_launcher
 
 CONF = Path(__file__).absolute().parents[1] / "conf"  # a link to conf/ in the repository, the folder itself in a wheel
 # a traceback would not help
@@ -126,6 +127,7 @@ def hydra_entry(
                 raise
 
         def main() -> None:
+            follow_launcher()
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is first imported
             args = get_args_parser().parse_args()
             name, extra = args.config_name or config_name, Path(args.config_dir) if args.config_dir else None
