@@ -101,6 +101,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     run_folder.link_latest(folder)
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
     student: Student = instantiate(cfg.model.student)
     optimizer = make_optimizer(cfg, student)
     want = cfg.demonstrations

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 from torch import Tensor
 
+from opdlight.bounds import Bounds, NonNegativeFloat
 from opdlight.errors import ConfigError, EngineError
 
 
@@ -13,8 +14,10 @@ from opdlight.errors import ConfigError, EngineError
 class Sampling:
     """The rollout policy: how tokens are drawn from the student's distribution."""
 
-    temperature: float = 1.0  # logits are divided by it; 0 takes the most probable token
-    top_p: float = 1.0  # only the smallest set of tokens with this mass can be drawn
+    temperature: NonNegativeFloat = 1.0  # logits are divided by it; 0 takes the most probable token
+    top_p: Annotated[float, Bounds(above=0, at_most=1)] = (
+        1.0  # only the smallest set of tokens with this mass can be drawn
+    )
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
