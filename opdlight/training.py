@@ -26,6 +26,7 @@ from opdlight.models.checkpoints import load_tokenizer
 from opdlight.module import OnPolicyDistillation
 from opdlight.preemption import Preempted, Preemption
 from opdlight.rollout import Collector
+from opdlight.system import threads
 from opdlight.types import Trajectory
 
 
@@ -136,6 +137,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
             records.rewind(folder, checkpointing.read_manifest(checkpoint)["records"] if checkpoint else {})
         where = "at the start: it has no checkpoint yet" if done is None else f"after step {done}"
         run_folder.say(f"{folder} goes on {where}")
+    run_folder.say(threads.describe())
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     module = build(cfg, mixture)

@@ -35,6 +35,7 @@ from opdlight.errors import (
     TrainingError,
     VocabularyError,
 )
+from opdlight.system.threads import choose_wait_policy
 
 CONF = Path(__file__).absolute().parents[1] / "conf"  # a link to conf/ in the repository, the folder itself in a wheel
 NO_LOG = (
@@ -134,6 +135,7 @@ def hydra_entry(
 
         def main() -> None:
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is first imported
+            choose_wait_policy()
             args = get_args_parser().parse_args()
             name, extra = args.config_name or config_name, Path(args.config_dir) if args.config_dir else None
             if args.help:
