@@ -62,9 +62,7 @@ def _bundled(name: str, prefix: str, bundle: Path) -> str:
 
 
 def load_model(name: str | Path, dtype: str) -> PreTrainedModel:
-    """A causal LM without dropout; a LoRA adapter folder is merged into the base that it names.
-
-    Rollouts and teachers know no dropout, so the trained forward has none either: both must be the same policy.
+    """A causal LM in eval mode; a LoRA adapter folder is merged into the base that it names.
 
     Raises:
         ConfigError: naming `model.dtype`. CheckpointError: if the model cannot be loaded.
@@ -79,13 +77,7 @@ def load_model(name: str | Path, dtype: str) -> PreTrainedModel:
         with _loading("the adapter", name):
             return PeftModel.from_pretrained(base, source).merge_and_unload()
     with _loading("the model", name):
-        config = AutoConfig.from_pretrained(source)
-        for key, value in config.to_dict().items():
-            if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop")):
-                setattr(config, key, 0.0)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=DTYPES[dtype], output_loading_info=True
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], output_loading_info=True)
         model: PreTrainedModel = loaded[0]
         if missing := sorted(loaded[1]["missing_keys"]):  # transformers would go on with random ones
             raise CheckpointError(f"{str(name)!r} lacks {len(missing)} weights of its config, such as {missing[0]!r}.")
