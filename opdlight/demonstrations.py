@@ -11,9 +11,9 @@ import numpy as np
 
 from opdlight.data import Task, episode_seed
 from opdlight.errors import ConfigError
-from opdlight.parents import end_with_parent
 from opdlight.rollout.engine import Completion
 from opdlight.rollout.rendering import ChatRenderer
+from opdlight.system.parents import end_with_parent
 from opdlight.types import Status, Trajectory, Turn
 
 
@@ -77,8 +77,6 @@ def collect_demonstrations(
     tasks: dict[str, Task], *, episodes: int, seed: int, detours: float, workers: int = 1
 ) -> Iterator[Demonstration]:
     """`episodes` successful demonstrations shared among the tasks by weight; failed episodes are replaced."""
-    if not 0 <= detours < 1:
-        raise ConfigError.wrong("demonstrations.detours", expected="a share in [0, 1)", got=detours)
     total = sum(t.weight for t in tasks.values())
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])  # the slow imports happen once
@@ -130,7 +128,7 @@ def tokens(demonstration: Demonstration, renderer: ChatRenderer) -> Trajectory:
         demonstration.system_prompt, steps[0].observation, fresh_prompt=demonstration.fresh_prompt
     )
     for number, step in enumerate(steps):
-        ids = [*renderer.encode(step.reply), renderer.tokenizer.eos_token_id]
+        ids = renderer.written(step.reply, conversation)
         completion = Completion(
             request_id="", token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
         )

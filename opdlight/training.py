@@ -28,6 +28,7 @@ from opdlight.models.checkpoints import load_tokenizer
 from opdlight.module import OnPolicyDistillation
 from opdlight.preemption import Preempted, Preemption
 from opdlight.rollout import Collector
+from opdlight.system import threads
 from opdlight.types import Trajectory
 
 
@@ -56,17 +57,11 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     if loss.needs.reference:
         own = partial(Teacher, dtype=cfg.model.dtype)
         reference = Teachers(dict.fromkeys(mixture.names, cfg.model.student.model), student, own)
-    if cfg.rollout.mini_batches < 1:
-        raise ConfigError.wrong("rollout.mini_batches", expected="at least 1", got=cfg.rollout.mini_batches)
-    if cfg.staleness not in (0, 1):
-        raise ConfigError.wrong("staleness", expected="0 or 1", got=cfg.staleness)
     if cfg.staleness and not loss.needs.engine_logprobs:  # the engine's policy is not the student any more
         try:
             loss = ImportanceWeighted(loss=loss)
         except ValueError as error:
             raise ConfigError(f"`staleness: 1` weights the loss by importance, but: {error}") from error
-    if cfg.max_not_finite < 1:
-        raise ConfigError.wrong("max_not_finite", expected="at least 1", got=cfg.max_not_finite)
     if loss.needs.group_advantage and cfg.rollout.group_size < 2:
         raise ConfigError.wrong(
             "rollout.group_size", expected="at least 2 beside `loss.reward_weight`", got=cfg.rollout.group_size
@@ -131,15 +126,15 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     checkpoint = checkpointing.newest(folder, first=first) if cfg.resume else None
     if checkpoint:
         check_steps(cfg, checkpoint)  # before anything of this command line is written down
-    run_folder.open_run(cfg)
+    folder = run_folder.open_run(cfg)
     if not cfg.resume and checkpointing.all_of(folder):
         raise ConfigError.wrong("run_dir", expected="a folder without checkpoints, or `resume` it", got=str(folder))
-    if first:
-        run_folder.link_latest(folder)
     if cfg.resume and not go_on(cfg, folder, checkpoint, first=first):
         return {f"success/{name}": rate for name, rate in run_folder.read_successes(folder).items()}
+    run_folder.say(threads.describe())
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
     module = build(cfg, mixture)
     module.preemption = preemption
     if checkpoint:
@@ -169,6 +164,8 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
             with run_folder.timed(seconds, "evaluate before"):
                 trainer.validate(module, datamodule=data, verbose=False)
             module.before, module.evaluated = module.evaluated, {}
+        if first:
+            run_folder.link_latest(folder)
         with run_folder.timed(seconds, "train"):
             fit(trainer, module, data, checkpoint, closing)  # its last validation loop: the figures after
         if not module.evaluated and not closing.failed:  # a limit such as trainer.max_time stopped it earlier

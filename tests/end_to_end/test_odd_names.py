@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from opdlight.config import CONF, TrainConfig, compose
-from opdlight.config.resume import _quoted
+from opdlight.config.resume import quoted
 from opdlight.errors import ConfigError
 from opdlight.report.__main__ import main as report
 from opdlight.train import main
@@ -44,8 +44,8 @@ def test_a_run_trains_goes_on_and_is_reported_under_any_name(tmp_path: Path, mon
     folder, log = tmp_path / ODD / "run", tmp_path / "log"
     first = ["--config-dir", str(with_a_task(tmp_path / "é conf")), "task=mine", "task.tasks.sums.episodes=1"]
     first += ["rollout.groups=2", "evaluate_teachers=false", "engine._target_=tests.fakes.AnsweringEngine"]
-    first += ["trainer.max_steps=1", _quoted("hydra.run.dir", str(folder))]
-    for arguments in (first, [_quoted("resume", str(folder)), "trainer.max_steps=2"]):  # it remembers its --config-dir
+    first += ["trainer.max_steps=1", quoted("hydra.run.dir", str(folder))]
+    for arguments in (first, [quoted("resume", str(folder)), "trainer.max_steps=2"]):  # it remembers its --config-dir
         process = processes.Process(target=train, args=(arguments, str(log)))
         process.start()
         process.join(240)
@@ -53,7 +53,7 @@ def test_a_run_trains_goes_on_and_is_reported_under_any_name(tmp_path: Path, mon
     assert [row["step"] for row in metrics(folder) if row["loss/train"]] == ["0", "1"]
     assert (folder / "student" / "model.safetensors").is_file()
     assert list(folder.glob("events.out.tfevents.*"))
-    monkeypatch.setattr("sys.argv", ["report", _quoted("run", str(folder))])
+    monkeypatch.setattr("sys.argv", ["report", quoted("run", str(folder))])
     report()
     assert (folder / "report" / "index.html").is_file()
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([ODD, "log", "é conf"])

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from opdlight import parents
+from opdlight.system import parents
 
 # a child that does what a rank or a worker does first, says that it is there, and would live for ten minutes
-CHILD = "import os, sys, time; from opdlight import parents; {begin}; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"  # noqa: E501
+CHILD = "import os, sys, time; from opdlight.system import parents; {begin}; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"  # noqa: E501
 PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', *sys.argv[1:]]); time.sleep(600)"
 
 
@@ -73,7 +73,7 @@ def test_a_process_that_was_not_launched_by_ours_is_left_alone(tmp_path: Path) -
 
 @needs_proc
 def test_a_rank_whose_launcher_has_gone_already_ends_at_once(tmp_path: Path) -> None:
-    code = "from opdlight import parents; parents.follow_launcher(); print('went on')"
+    code = "from opdlight.system import parents; parents.follow_launcher(); print('went on')"
     environment = {**os.environ, "LOCAL_RANK": "1", parents.LAUNCHER: "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"")
