@@ -60,7 +60,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     engine, closing = instantiate(cfg.engine, model=model), Closing()
     collector: Collector | None = None
     try:
-        collector = make_collector(engine, load_tokenizer(model), mixture.tasks, cfg.env_threads)
+        collector = make_collector(
+            engine, load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code), mixture.tasks, cfg.env_threads
+        )
         console = Console()
         with console.status("rolling out") as status:
             found = evaluate_tasks(

@@ -69,7 +69,7 @@ def open_loggers(cfg: DictConfig, folder: Path, closing: Closing, step: int | No
             hint = (
                 f" Its run is the one that {folder / IDS} names; without this file a new one begins." if known else ""
             )
-            raise ConfigError(f"Cannot start `logger.{name}`: {error}.{hint}") from error
+            raise ConfigError(f"Cannot start `logger.{name}`: {' '.join(str(error).split())}.{hint}") from error
         if isinstance(logger, WandbLogger | MLFlowLogger) and first:
             ids[str(name)] = str(logger.version)
         _shield(logger, str(name), closing)

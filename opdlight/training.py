@@ -55,7 +55,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     teachers.check(loss.needs, temperature=cfg.sampling.temperature, look_k=cfg.reader.k)
     reference = None
     if loss.needs.reference:
-        own = partial(Teacher, dtype=cfg.model.dtype)
+        own = partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code)
         reference = Teachers(dict.fromkeys(mixture.names, cfg.model.student.model), student, own)
     if cfg.staleness and not loss.needs.engine_logprobs:  # the engine's policy is not the student any more
         try:
@@ -266,7 +266,12 @@ def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[T
         engine = instantiate(cfg.engine, model=model)
         try:
             tasks = {n: mixture.tasks[n] for n in names}
-            collector = make_collector(engine, load_tokenizer(model), tasks, cfg.rollout.env_threads)
+            collector = make_collector(
+                engine,
+                load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code),
+                tasks,
+                cfg.rollout.env_threads,
+            )
             found |= evaluate_tasks(collector, tasks, instantiate(cfg.evaluation))
             collector.close()
         finally:

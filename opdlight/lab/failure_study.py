@@ -68,7 +68,9 @@ def study(cfg: DictConfig) -> dict[str, float]:
         raise ConfigError.wrong("special.task", expected=f"one of {', '.join(mixture.names)}", got=cfg.special.task)
     student: Student = instantiate(cfg.model.student)
     teachers = Teachers(
-        {n: t.teacher for n, t in mixture.tasks.items()}, student, partial(Teacher, dtype=cfg.model.dtype)
+        {n: t.teacher for n, t in mixture.tasks.items()},
+        student,
+        partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code),
     )
     policies = {"top-p 1": 1.0, f"top-p {cfg.top_p:g}": cfg.top_p}
     with console.status("rolling out"), collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
@@ -141,7 +143,11 @@ def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, fol
     model = folder / f"other-student-{number + 1}"
     with console.status(f"{title}: teaching the student"):
         student = taught_student(cfg, other.dropped, name, alone.tasks[name], model)
-    teachers = Teachers({name: alone.tasks[name].teacher}, student, partial(Teacher, dtype=cfg.model.dtype))
+    teachers = Teachers(
+        {name: alone.tasks[name].teacher},
+        student,
+        partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code),
+    )
     mask: SpecialTokenMask = instantiate(other.mask).resolve(student.tokenizer)
     status = f"{title}: rolling out and distilling"
     with console.status(status), collecting(cfg, str(model), student, alone.tasks) as collector:

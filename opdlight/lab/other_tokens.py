@@ -56,7 +56,7 @@ def write_other_student(cfg: DictConfig, dropped: Sequence[str], folder: Path) -
     """The configured student with `other_tokenizer`; its embedding loses the rows of the dropped tokens."""
     plain: Student = instantiate(cfg.model.student)
     tokenizer = other_tokenizer(plain.tokenizer, dropped, cfg.special.end)  # type: ignore[arg-type]
-    model = load_model(cfg.model.student.model, cfg.model.dtype)
+    model = load_model(cfg.model.student.model, cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code)
     model.resize_token_embeddings(len(tokenizer))
     model.config.eos_token_id = tokenizer.eos_token_id
     if model.generation_config is not None:

@@ -55,7 +55,9 @@ def measure_tasks(cfg: DictConfig, losses: Mapping[str, Loss], console: Console)
     mixture.check_envs()
     student: Student = instantiate(cfg.model.student)
     teachers = Teachers(
-        {n: t.teacher for n, t in mixture.tasks.items()}, student, partial(Teacher, dtype=cfg.model.dtype)
+        {n: t.teacher for n, t in mixture.tasks.items()},
+        student,
+        partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code),
     )
     with console.status("rolling out"):
         trajectories = roll_out(cfg, mixture, student)

@@ -37,6 +37,7 @@ class Student(nn.Module):
         dtype: of weights and forward pass, "float32" or "bfloat16".
         lora: arguments of `peft.LoraConfig` (at least `r`); None trains every weight.
         gradient_checkpointing: recompute each layer in the backward pass, for less memory.
+        trust_remote_code: run the code that the model brings with it (`auto_map`).
 
     Raises:
         ConfigError, CheckpointError: naming what is wrong.
@@ -48,10 +49,11 @@ class Student(nn.Module):
         dtype: str = "float32",
         lora: Mapping[str, Any] | None = None,
         gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        self.tokenizer = load_tokenizer(model)
-        self.model = load_model(model, dtype)
+        self.tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        self.model = load_model(model, dtype, trust_remote_code=trust_remote_code)
         check_no_dropout(self.model, model)
         self.base = model
         self.has_adapter = lora is not None
