@@ -8,13 +8,14 @@ from typing import Any
 import lightning as L
 
 from opdlight.collate import count_splits
+from opdlight.data import OnPolicyData
 from opdlight.distributed import gathered
 from opdlight.failure_metrics import repetition_rate
 from opdlight.types import Status, Trajectory
 
 
 class RolloutMetrics(L.Callback):
-    """Logs `rollout/*` and the environments' own counters `env/*`, over the trajectories of every rank.
+    """Logs `rollout/*`, `data/*` and the environments' own counters `env/*`, over the trajectories of every rank.
 
     Args:
         ngram: length of the token n-grams whose repetition within a trajectory is counted.
@@ -35,6 +36,10 @@ class RolloutMetrics(L.Callback):
             mean = sum(found) / max(len(found), 1)
             total = key == "rollout/row_splits"
             pl_module.log(key, sum(found) if total else mean, prog_bar=key.startswith("rollout/reward/"))
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, OnPolicyData):
+            for task, epoch in data.train_set.epochs(batch_idx + 1).items():
+                pl_module.log(f"data/epoch/{task}", epoch)
 
     def values(self, trajectories: Sequence[Trajectory], version: int) -> dict[str, list[float]]:
         """Key → the values of these trajectories or turns; what is logged is their mean, of the splits their sum."""

@@ -139,7 +139,7 @@ class FailureModesConfig(RunConfig):
 class EvaluateConfig(RunConfig):
     """The top level of conf/evaluate.yaml."""
 
-    samples: int
+    samples: int | None
     sampling: Node
     engine: Node
     env_threads: int
