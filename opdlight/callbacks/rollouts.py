@@ -36,7 +36,7 @@ class RolloutMetrics(L.Callback):
             mean = sum(found) / max(len(found), 1)
             total = key == "rollout/row_splits"
             pl_module.log(key, sum(found) if total else mean, prog_bar=key.startswith("rollout/reward/"))
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = getattr(trainer, "datamodule", None)
         if isinstance(data, OnPolicyData):
             for task, epoch in data.train_set.epochs(batch_idx + 1).items():
                 pl_module.log(f"data/epoch/{task}", epoch)
