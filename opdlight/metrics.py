@@ -159,6 +159,12 @@ GLOSSARY: dict[str, Entry] = {
     "data/epoch/{task}": Entry(
         "passes over the training rows, where an environment has rows", "epochs", "exact", "few"
     ),
+    "rollout/spelled_control_tokens": Entry(
+        "control tokens that text of environments spelled (<|im_end|> in an observation), encoded as ordinary text",
+        "tokens",
+        "sum",
+        "0, or as many as the prompts name on purpose",
+    ),
     "rollout/loss_tokens": Entry("loss positions of this rank", "tokens", "sum", "steady"),
     "env/{name}/{task}": Entry("a counter of the environment", "count", "mean over trajectories", "see the task"),
     "val/success/{task}": Entry("solved held-out episodes", "share", "mean over episodes of their samples", "rises"),

@@ -132,8 +132,6 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         raise ConfigError.wrong("run_dir", expected="a folder without checkpoints, or `resume` it", got=str(folder))
     checkpoint = checkpointing.newest(folder, first=first) if cfg.resume else None
     done = checkpointing.steps_of(checkpoint) if checkpoint else None
-    if first:
-        run_folder.link_latest(folder)
     if cfg.resume:
         if first:
             records.rewind(folder, checkpointing.read_manifest(checkpoint)["records"] if checkpoint else {})
@@ -171,6 +169,8 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
             with run_folder.timed(seconds, "evaluate before"):
                 trainer.validate(module, datamodule=data, verbose=False)
             module.before, module.evaluated = module.evaluated, {}
+        if first:
+            run_folder.link_latest(folder)
         with run_folder.timed(seconds, "train"):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint)  # its last validation loop: the figures after
         if not module.evaluated:  # unless a limit such as trainer.max_time stopped it earlier
