@@ -9,14 +9,16 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
 
-import gymnasium
 import lightning as L
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 import opdlight.envs  # noqa: F401  (registers the environments)
+from opdlight.bounds import NonNegativeFloat, PositiveFloat, PositiveInt
+from opdlight.config.environments import check_env
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv
+from opdlight.envs.wrapped import make_text_env
 from opdlight.errors import ConfigError
 from opdlight.types import RolloutRequest
 
@@ -30,27 +32,23 @@ class Task:
 
     env: dict[str, Any]  # Gymnasium id and the environment's arguments
     teacher: str | None = None  # model folder, Hub name, or lab/<name>; a task of weight 0 needs none
-    weight: float = 1.0  # share of the training batches (alternate) or of each batch (mixed); 0: only evaluated
-    turn_tokens: int = 256  # longest completion of one turn
-    trajectory_tokens: int = 2048  # longest context, prompts included
-    env_seconds: float = 300.0  # longest reset or step of the environment; then its trajectory ends as env_error
-    episodes: int | None = 128  # held-out episodes of one evaluation; null: every held-out row once
-    samples: int = 1  # attempts at each of them
+    weight: NonNegativeFloat = 1.0  # share of the training batches (alternate) or of each batch (mixed); 0: evaluated
+    turn_tokens: PositiveInt = 256  # longest completion of one turn
+    trajectory_tokens: PositiveInt = 2048  # longest context, prompts included
+    env_seconds: PositiveFloat = 300.0  # longest reset or step of the environment; after it comes env_error
+    episodes: PositiveInt | None = 128  # held-out episodes of one evaluation; null: every held-out row once
+    samples: PositiveInt = 1  # attempts at each of them
 
     def make_env(self) -> TextEnv:
-        """A new environment."""
+        """A new environment, inside the wrappers of its registration."""
         arguments = dict(self.env)
-        env = gymnasium.make(arguments.pop("id"), disable_env_checker=True, **arguments).unwrapped
-        if not isinstance(env, TextEnv):
-            raise ConfigError.wrong("task.tasks.*.env.id", expected="a TextEnv", got=type(env).__name__)
-        return env
+        return make_text_env(arguments.pop("id"), **arguments)
 
     def sizes(self) -> tuple[int | None, int | None]:
         """How many training and held-out episodes the environment has; None: a new one for every seed."""
         env = self.make_env()
-        found: Any = env.unwrapped
         env.close()
-        return found.training_episodes, found.held_out_episodes
+        return env.training_episodes, env.held_out_episodes
 
 
 class TaskMixture:
@@ -65,15 +63,9 @@ class TaskMixture:
         if not tasks:
             raise ConfigError.wrong("task.tasks", expected="at least one task", got=dict(tasks))
         for name, task in tasks.items():
-            key = f"task.tasks.{name}"
-            if not 0 <= task.weight < math.inf:
-                raise ConfigError.wrong(f"{key}.weight", expected="a number from 0 on", got=task.weight)
             if task.weight > 0 and task.teacher is None:
-                raise ConfigError.wrong(f"{key}.teacher", expected="a model (or set its `weight` to 0)", got=None)
-            if task.samples < 1:
-                raise ConfigError.wrong(f"{key}.samples", expected="at least 1", got=task.samples)
-            if task.episodes is not None and task.episodes < 1:
-                raise ConfigError.wrong(f"{key}.episodes", expected="at least 1, or null", got=task.episodes)
+                expected = "a model (or set the task's `weight` to 0)"
+                raise ConfigError.wrong(f"task.tasks.{name}.teacher", expected=expected, got=None)
         self.tasks = dict(tasks)
         self.schedule = schedule
         weights = {name: Fraction(str(task.weight)) for name, task in tasks.items() if task.weight > 0}
@@ -91,6 +83,20 @@ class TaskMixture:
     def teachers(self) -> dict[str, str]:
         """The teacher of every task that is trained on."""
         return {name: task.teacher for name, task in self.tasks.items() if task.weight > 0 and task.teacher is not None}
+
+    def check_envs(self) -> None:
+        """Make one environment of each task, so that what it refuses is told before models are loaded.
+
+        Raises:
+            ConfigError: naming the key. MissingDependencyError: if the environment's package is not installed.
+        """
+        for name, task in self.tasks.items():
+            key = f"task.tasks.{name}.env"
+            check_env(key, task.env)
+            try:
+                task.make_env().close()
+            except ConfigError as error:
+                raise ConfigError(f"`{key}`: {error}") from error
 
     def shares(self, step: int, groups: int) -> dict[str, int]:
         """How many of the `groups` of batch `step` each task gets; largest-remainder shares over all batches so far."""

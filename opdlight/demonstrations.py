@@ -83,8 +83,6 @@ def collect_demonstrations(
 
     Only training episodes are shown; those of a finite environment one after another, in a shuffled order.
     """
-    if not 0 <= detours < 1:
-        raise ConfigError.wrong("demonstrations.detours", expected="a share in [0, 1)", got=detours)
     tasks = {name: task for name, task in tasks.items() if task.weight > 0}
     if not tasks:
         raise ConfigError.wrong("task.tasks", expected="at least one task with a positive weight", got="none")

@@ -12,7 +12,6 @@ from rich.table import Table
 from opdlight import run_folder
 from opdlight.config import instantiate
 from opdlight.data import Task, TaskMixture, held_out
-from opdlight.errors import ConfigError
 from opdlight.metrics import Result
 from opdlight.models.checkpoints import load_tokenizer, resolve_model
 from opdlight.rollout import ChatRenderer, Collector, Engine, Limits, Sampling
@@ -53,10 +52,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Run the evaluation of a composed config; writes `evaluation.json` and `trajectories.jsonl` to the run folder."""
     folder = run_folder.open_run(cfg)
     mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
     tasks = mixture.tasks
     if cfg.samples is not None:
-        if cfg.samples < 1:
-            raise ConfigError.wrong("samples", expected="at least 1, or null", got=cfg.samples)
         tasks = {name: replace(task, samples=cfg.samples) for name, task in tasks.items()}
     model = resolve_model(cfg.model.student.model)
     engine = instantiate(cfg.engine, model=model)

@@ -55,17 +55,11 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     if loss.needs.reference:
         own = partial(Teacher, dtype=cfg.model.dtype)
         reference = Teachers(dict.fromkeys(mixture.teachers, cfg.model.student.model), student, own)
-    if cfg.rollout.mini_batches < 1:
-        raise ConfigError.wrong("rollout.mini_batches", expected="at least 1", got=cfg.rollout.mini_batches)
-    if cfg.staleness not in (0, 1):
-        raise ConfigError.wrong("staleness", expected="0 or 1", got=cfg.staleness)
     if cfg.staleness and not loss.needs.engine_logprobs:  # the engine's policy is not the student any more
         try:
             loss = ImportanceWeighted(loss=loss)
         except ValueError as error:
             raise ConfigError(f"`staleness: 1` weights the loss by importance, but: {error}") from error
-    if cfg.max_not_finite < 1:
-        raise ConfigError.wrong("max_not_finite", expected="at least 1", got=cfg.max_not_finite)
     if loss.needs.group_advantage and cfg.rollout.group_size < 2:
         raise ConfigError.wrong(
             "rollout.group_size", expected="at least 2 beside `loss.reward_weight`", got=cfg.rollout.group_size
@@ -140,6 +134,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     run_folder.say(threads.describe())
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
     module = build(cfg, mixture)
     module.preemption = preemption
     callbacks = list(instantiate(cfg.callbacks).values())

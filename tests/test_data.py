@@ -231,11 +231,7 @@ def test_validation_has_one_batch_a_task() -> None:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (rows_task(3, weight=-1.0), r"`task\.tasks\.a\.weight`.*from 0 on"),
-        (rows_task(3, weight=float("nan")), r"`task\.tasks\.a\.weight`"),
         (rows_task(3, teacher=None), r"`task\.tasks\.a\.teacher`.*a model"),
-        (rows_task(3, samples=0), r"`task\.tasks\.a\.samples`"),
-        (rows_task(3, episodes=0), r"`task\.tasks\.a\.episodes`"),
         (rows_task(0, 3, weight=1.0, teacher="t"), r"`task\.tasks\.a\.env`.*with training episodes"),
         (rows_task(3, 0), r"`task\.tasks\.a\.env`.*with held-out episodes"),
         (rows_task(0, 3), r"`task\.tasks`.*positive weight"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 
+from opdlight.bounds import PositiveInt
 from opdlight.collate import count_splits
 from opdlight.data import OnPolicyData
 from opdlight.distributed import gathered
@@ -23,7 +24,7 @@ class RolloutMetrics(L.Callback):
         ngram: length of the token n-grams whose repetition within a trajectory is counted.
     """
 
-    def __init__(self, ngram: int = 4) -> None:
+    def __init__(self, ngram: PositiveInt = 4) -> None:
         self.ngram = ngram
 
     def on_train_batch_end(

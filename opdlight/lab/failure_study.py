@@ -63,6 +63,7 @@ def study(cfg: DictConfig) -> dict[str, float]:
     console = Console(width=None if Console().is_terminal else 140)
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
     tasks = {name: mixture.tasks[name] for name in mixture.teachers}
     if cfg.special and cfg.special.task not in tasks:
         raise ConfigError.wrong("special.task", expected=f"one of {', '.join(tasks)}", got=cfg.special.task)

@@ -74,7 +74,9 @@ def test_a_question_is_graded_by_what_follows_the_thought(
     tokenizer.chat_template = tokenizer.chat_template.replace("<|assistant|>{% endif", "<|assistant|><think>\n{% endif")
     answer = [*tokenizer(said, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     task = errand()
-    task = type(task)(env={"id": "opdlight/MathDataset-v0", "path": str(rows)}, teacher="x", trajectory_tokens=512)
+    task = type(task)(
+        env={"id": "opdlight/MathDataset-v0", "held_out": {"path": str(rows)}}, teacher="x", trajectory_tokens=512
+    )
     collector = make_collector(ScriptedEngine(lambda prompt: answer), tokenizer, {"maths": task}, 1)
     (trajectory,) = collector.collect([RolloutRequest(task="maths", seed=1, group=0)], Sampling())
     collector.close()
