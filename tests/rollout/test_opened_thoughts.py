@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from opdlight.demonstrations import Demonstration, Step, tokens
-from opdlight.envs.alfworld.prompts import parse_action
+from opdlight.envs.base import read_action
 from opdlight.envs.question import extract_answer
-from opdlight.envs.toy_text import read_action
 from opdlight.evaluation import make_collector
 from opdlight.models.checkpoints import load_tokenizer
 from opdlight.rollout import ChatRenderer, Sampling, ScriptedEngine
@@ -58,8 +57,8 @@ def test_an_observation_opens_no_thought() -> None:
 
 def test_a_thought_that_never_ends_holds_no_answer_and_no_action() -> None:
     assert extract_answer("<think>\n\\boxed{16} wait") is None
-    assert parse_action("<think>\n<action>go north</action> or", tags=False) is None
-    assert read_action("<think>\n<action>left</action> or") == ""
+    for tags in (False, True):
+        assert read_action("<think>\n<action>go north</action> or", tags=tags) is None
 
 
 @pytest.mark.parametrize(("said", "status", "found"), [
