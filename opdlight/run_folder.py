@@ -189,16 +189,17 @@ def show(outcome: Mapping[str, Outcome]) -> None:
     table.title = "held-out success with 95 % intervals"
     for name, o in outcome.items():
         closed = "–" if o.gap_closed is None else f"{100 * o.gap_closed:.0f} %"
-        teacher = str(o.teacher) if o.teacher else "not measured"
-        table.add_row(name, str(o.before), str(o.after), teacher, closed, str(o.after.episodes))
+        teacher = str(o.teacher) if o.teacher else "–"
+        many = f" ({o.after.title})" if o.after.samples > 1 else ""
+        table.add_row(f"{name}{many}", str(o.before), str(o.after), teacher, closed, str(o.after.episodes))
     Console(width=None if Console().is_terminal else 140).print(table)
 
 
 def is_complete(folder: Path, *, teachers: bool) -> bool:
-    """Whether a run has come to its end, no part of that failed, and the `teachers` were measured if they should be."""
+    """Whether a run has come to its end, no part of that failed, and `teachers` were measured if they should be."""
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        measured = not teachers or all(task["teacher"] for task in summary["tasks"].values())
+        measured = not teachers or any(task["teacher"] for task in summary["tasks"].values())
         return measured and not summary["failed"] and (folder / "student").is_dir()
     except (OSError, ValueError, KeyError):  # it was killed before, or is of an older version
         return False

@@ -112,7 +112,7 @@ def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Colle
         for masked in (False, True):
             student = Student(str(folder), cfg.model.dtype)
             teachers = Teachers(
-                {name: mixture.tasks[name].teacher},
+                mixture.teachers,
                 student,
                 partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code),
             )
@@ -150,7 +150,7 @@ def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Colle
 
 def _judged(cfg: DictConfig, mixture: TaskMixture, collector: Collector, loss: str, *, masked: bool) -> Arm:
     name = cfg.special.task
-    requests = held_out(name, mixture.tasks[name].episodes)
+    requests = held_out(name, mixture.tasks[name])
     found = collector.collect(requests, Sampling(temperature=1.0, top_p=cfg.top_p))
     return Arm(
         loss=loss,
