@@ -16,6 +16,7 @@ class Closing:
     def __init__(self, again: str | None = None) -> None:
         self.again = again
         self.failed: dict[str, str] = {}  # part → why
+        self._errors: list[Exception] = []
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -28,6 +29,7 @@ class Closing:
     def note(self, name: str, error: Exception) -> None:
         """Say once that a part has failed."""
         if name not in self.failed:
+            self._errors.append(error)
             self.failed[name] = f"{type(error).__name__}: {error}".replace("\n", " ").strip()
             print(f"failed: {name} ({self.failed[name]})", flush=True)
 
@@ -37,4 +39,6 @@ class Closing:
             return
         what = "; ".join(f"{name} ({why})" for name, why in self.failed.items())
         how = f" To do it again: {self.again}" if self.again else ""
-        raise UnfinishedError(f"The end of the run is not complete: {what}.{how}")
+        raise UnfinishedError(f"The end of the run is not complete: {what}.{how}") from ExceptionGroup(
+            "what failed", self._errors
+        )

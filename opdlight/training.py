@@ -31,6 +31,8 @@ from opdlight.rollout import Collector
 from opdlight.system import threads
 from opdlight.types import Trajectory
 
+AFTER = "evaluate after"  # the part of the end of a run that measures the trained student
+
 
 def make_optimizer(cfg: DictConfig, student: Student) -> Callable[[Any], Optimizer]:
     """Parameters → optimizer, tried once: a value that it refuses is reported now and not when training starts."""
@@ -168,8 +170,8 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
             run_folder.link_latest(folder)
         with run_folder.timed(seconds, "train"):
             fit(trainer, module, data, checkpoint, closing)  # its last validation loop: the figures after
-        if not module.evaluated and not closing.failed:  # a limit such as trainer.max_time stopped it earlier
-            with closing.part("evaluate after"):
+        if not module.evaluated and AFTER not in closing.failed:  # a limit such as trainer.max_time stopped it earlier
+            with closing.part(AFTER):
                 trainer.validate(module, datamodule=data, verbose=False)
         with closing.part("save the student"):
             module.student.save(folder / "student")
@@ -213,7 +215,7 @@ def fit(
         done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
         if trainer.world_size > 1 or done < data.train_set.updates:
             raise
-        closing.note("evaluate after", error)
+        closing.note(AFTER, error)
 
 
 def batches(cfg: DictConfig) -> int:
