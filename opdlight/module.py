@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
 from opdlight.collate import Collate, in_parts, with_global_tokens, without_tokens
+from opdlight.console import stage
 from opdlight.distributed import gathered, whole
 from opdlight.errors import TrainingError
 from opdlight.losses import Loss, Needs, Remembers
@@ -109,7 +110,8 @@ class OnPolicyDistillation(L.LightningModule):
     def collector(self) -> Collector:
         """Environments × engine."""
         if self._collector is None:
-            self._collector = self.make_collector()
+            with stage("starting the engine"):
+                self._collector = self.make_collector()
         return self._collector
 
     def configure_model(self) -> None:

@@ -14,6 +14,7 @@ from opdlight import checkpointing, records, run_folder
 from opdlight.callbacks import Checkpoints, Throughput
 from opdlight.collate import Collate
 from opdlight.config import instantiate, resume_command
+from opdlight.console import is_first_process, say, stage
 from opdlight.data import OnPolicyData, TaskMixture
 from opdlight.doctor.examination import examine_quickly
 from opdlight.errors import ConfigError
@@ -120,14 +121,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
         try:
             return _train(cfg, preemption)
         except Preempted:
-            run_folder.say(f"SIGTERM: stopped. To go on: {resume_command(cfg.run_dir)}")
+            say(f"SIGTERM: stopped. To go on: {resume_command(cfg.run_dir)}")
             raise
 
 
 def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     started = time.perf_counter()
     folder = run_folder.open_run(cfg)
-    first = run_folder.is_first_process()
+    first = is_first_process()
     if not cfg.resume and checkpointing.all_of(folder):
         raise ConfigError.wrong("run_dir", expected="a folder without checkpoints, or `resume` it", got=str(folder))
     checkpoint = checkpointing.newest(folder, first=first) if cfg.resume else None
@@ -136,11 +137,12 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         if first:
             records.rewind(folder, checkpointing.read_manifest(checkpoint)["records"] if checkpoint else {})
         where = "at the start: it has no checkpoint yet" if done is None else f"after step {done}"
-        run_folder.say(f"{folder} goes on {where}")
-    run_folder.say(threads.describe())
+        say(f"{folder} goes on {where}")
+    say(threads.describe())
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
-    module = build(cfg, mixture)
+    with stage("loading student and teachers"):
+        module = build(cfg, mixture)
     module.preemption = preemption
     callbacks = list(instantiate(cfg.callbacks).values())
     for keeper in (c for c in callbacks if isinstance(c, Checkpoints)):
@@ -184,7 +186,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         with run_folder.timed(seconds, "evaluate teachers"):
             teachers = evaluate_teachers(cfg, mixture)
     throughput = next((c for c in callbacks if isinstance(c, Throughput)), Throughput())
-    seconds |= {f"train: {stage}": s for stage, s in throughput.seconds.items()}
+    seconds |= {f"train: {name}": s for name, s in throughput.seconds.items()}
     outcome = {
         name: run_folder.Outcome(
             before=module.before[name],
@@ -208,11 +210,12 @@ def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[T
     for name, task in mixture.tasks.items():
         by_model.setdefault(str(resolve_model(task.teacher)), []).append(name)
     for model, names in by_model.items():
-        engine = instantiate(cfg.engine, model=model)
+        with stage("starting the teacher's engine"):
+            engine = instantiate(cfg.engine, model=model)
         try:
             tasks = {n: mixture.tasks[n] for n in names}
             collector = make_collector(engine, load_tokenizer(model), tasks, cfg.rollout.env_threads)
-            found |= evaluate_tasks(collector, tasks, instantiate(cfg.evaluation))
+            found |= evaluate_tasks(collector, tasks, instantiate(cfg.evaluation), whose="teacher of ")
             collector.close()
         finally:
             engine.close()

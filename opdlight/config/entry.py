@@ -8,7 +8,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +27,7 @@ from opdlight.config.explain import explain_composition, explain_interpolation
 from opdlight.config.folders import folder_overrides
 from opdlight.config.help import help_text
 from opdlight.config.resume import with_resumed
+from opdlight.console import stage
 from opdlight.errors import (
     CheckpointError,
     ConfigError,
@@ -147,7 +148,8 @@ def hydra_entry(
                     _retype(args, _resumed(args.overrides, multirun=args.multirun))
                 look = bool(args.cfg or args.info)  # which needs no types, so no slow imports either, and no folder
                 jobs = _jobs(args.overrides, multirun=args.multirun) if own else []
-                full = [_composed(name, None if look else schema, job, conf=conf, extra=extra)[1] for job in jobs]
+                with nullcontext() if look or not own else stage("checking the configuration", log=False):
+                    full = [_composed(name, None if look else schema, job, conf=conf, extra=extra)[1] for job in jobs]
                 if full and not look:
                     with _hydra_config(full[0]):
                         typed = folder_overrides(full[0], args.overrides, multirun=args.multirun)
