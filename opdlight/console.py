@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 console = Console(width=None if Console().is_terminal else LOG_WIDTH, highlight=False, markup=False)
 _running: list["Stage"] = []
+_silent: list[bool] = []  # not empty: nothing moves any more
 _bars: list[Progress] = []  # none, or the one on the screen
 
 
@@ -72,7 +73,7 @@ class Stage:
     def __init__(self, title: str, total: int | None = None, *, log: bool = True) -> None:
         self.title, self.total, self.done, self.log = title, total, 0, log
         self.figures: Sequence[str] = ()
-        self.shown = is_first_process() and console.is_terminal
+        self.shown = is_first_process() and console.is_terminal and not _silent
         self._said = time.monotonic()
         if self.shown:
             if not _running:
@@ -80,7 +81,7 @@ class Stage:
                 _bars[0].start()
             self._id = _bars[0].add_task(title, total=total, figures=())
             _running.append(self)
-        elif log:
+        elif log and not _silent:
             say(title)
 
     def update(self, done: int, total: int | None = None, *, title: str = "", figures: Sequence[str] = ()) -> None:
@@ -124,18 +125,19 @@ def stage(title: str, total: int | None = None, *, log: bool = True) -> Iterator
         going_on.end()
 
 
-def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
+def track(items: Iterable[T], title: str, total: int | None = None, *, log: bool = True) -> Iterator[T]:
     """The items, and a bar of how many there have been."""
     if total is None and isinstance(items, Sequence):
         total = len(items)
-    with stage(title, total) as going_on:
+    with stage(title, total, log=log) as going_on:
         for item in items:
             yield item
             going_on.advance()
 
 
 def clear() -> None:
-    """Take everything that moves off the screen: the process is about to end."""
+    """Take everything that moves off the screen, for good: the process is about to end."""
+    _silent.append(True)
     for going_on in list(_running):
         going_on.end()
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from opdlight.data import Task, episode_seed
 from opdlight.errors import ConfigError
+from opdlight.interrupt import leave_to_parent
 from opdlight.rollout.engine import Completion
 from opdlight.rollout.rendering import ChatRenderer
 from opdlight.types import Status, Trajectory, Turn
@@ -81,7 +82,7 @@ def collect_demonstrations(
     total = sum(t.weight for t in tasks.values())
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])  # the slow imports happen once
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=leave_to_parent) as pool:
         for name, task in tasks.items():
             wanted, tried = round(episodes * task.weight / total), 0
             while wanted > 0:

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from opdlight import checkpointing
 from opdlight.config.folders import made
 from opdlight.config.resume import FILE as OVERRIDES
 from opdlight.console import is_first_process, narrow, say, show, table
@@ -123,6 +124,14 @@ def _flat(node: Any, at: str = "") -> dict[str, Any]:
     if not isinstance(node, DictConfig):
         return {at: node}
     return {k: v for name in node for k, v in _flat(node[name], f"{at}.{name!s}".lstrip(".")).items()}
+
+
+def kept(folder: Path) -> str:
+    """What a run that was stopped has left, in a sentence."""
+    checkpoints = checkpointing.all_of(folder)
+    if not checkpoints:
+        return f"Kept in {folder}: no checkpoint yet, it starts over."
+    return f"Kept in {folder}: {checkpointing.steps_of(checkpoints[-1])} updates."
 
 
 def link_latest(folder: Path) -> None:

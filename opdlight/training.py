@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -120,8 +121,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
     with Preemption() as preemption:
         try:
             return _train(cfg, preemption)
-        except Preempted:
-            say(f"SIGTERM: stopped. To go on: {resume_command(cfg.run_dir)}")
+        except Preempted as stop:
+            say(f"{run_folder.kept(Path(cfg.run_dir))}{' The rollout is done again.' if stop.between_steps else ''}")
+            say(f"{stop.why}: stopped. To go on: {resume_command(cfg.run_dir)}")
             raise
 
 

@@ -27,7 +27,7 @@ from opdlight.config.explain import explain_composition, explain_interpolation
 from opdlight.config.folders import folder_overrides
 from opdlight.config.help import help_text
 from opdlight.config.resume import with_resumed
-from opdlight.console import stage
+from opdlight.console import say, stage
 from opdlight.errors import (
     CheckpointError,
     ConfigError,
@@ -36,6 +36,7 @@ from opdlight.errors import (
     TrainingError,
     VocabularyError,
 )
+from opdlight.interrupt import Interrupted, listening
 from opdlight.system.threads import choose_wait_policy
 
 CONF = Path(__file__).absolute().parents[1] / "conf"  # a link to conf/ in the repository, the folder itself in a wheel
@@ -126,6 +127,9 @@ def hydra_entry(
                 return run(cfg)
             except USER_ERRORS as error:
                 _stop(error)
+            except Interrupted:
+                say("Ctrl-C: stopped" + (f"; unfinished: {cfg.run_dir}" if cfg.get("run_dir", ".") != "." else ""))
+                raise
             except InstantiationException as error:
                 if isinstance(error.__cause__, USER_ERRORS):
                     _stop(error.__cause__)
@@ -135,6 +139,10 @@ def hydra_entry(
                 raise
 
         def main() -> None:
+            with listening():
+                start()
+
+        def start() -> None:
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is first imported
             choose_wait_policy()
             args = get_args_parser().parse_args()

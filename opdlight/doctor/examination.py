@@ -58,7 +58,7 @@ def examine(patient: Patient) -> list[Finding]:
         *((name, "", partial(of_run, patient)) for name, of_run in OF_RUN.items()),
     ]
     found: list[Finding] = []
-    with stage("doctor", len(checks)) as bar:
+    with stage("doctor", len(checks), log=False) as bar:
         for done, (name, about, run) in enumerate(checks):
             bar.update(done, title=f"doctor: {name}")
             found += attempt(name, about, run)

@@ -10,7 +10,7 @@ from opdlight.console import stage
 
 def run(cfg: DictConfig) -> Any:
     """Hand the checked config over; a mistake in it was reported before the slow imports."""
-    with stage("loading libraries"):
+    with stage("loading libraries", log=False):
         from opdlight.lab.toy_study import toy
     return toy(cfg)
 

@@ -52,12 +52,12 @@ def report(run: str | Sequence[str], out: str | None = None, trajectories: int =
     if trajectories < 0:
         raise ConfigError.wrong("trajectories", expected="0 or more", got=trajectories)
     lettered = list(zip(folders, LETTERS, strict=False))
-    runs = [read_run(folder, letter) for folder, letter in track(lettered, "reading runs")]
+    runs = [read_run(folder, letter) for folder, letter in track(lettered, "reading runs", log=False)]
     beside = runs[0].folder if len(runs) == 1 else runs[0].folder.parent
     file = Path(out) if out else beside / "report" / "index.html"
     figures = file.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    with stage("drawing"), matplotlib.rc_context(STYLE):
+    with stage("drawing", log=False), matplotlib.rc_context(STYLE):
         parts = sections(runs)
     for chart in (chart for part in parts for chart in part.charts):
         (figures / f"{chart.slug}.png").write_bytes(chart.png)
