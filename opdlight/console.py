@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-LOG_WIDTH = 140  # of tables where there is no terminal
+LOG_WIDTH = 160  # of tables where there is no terminal
 NARROW = 100  # columns
 LOG_SECONDS = 20.0  # without a terminal, at most one line in so many says how far something is
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # where Lightning looks, in its order
@@ -53,12 +53,9 @@ def narrow() -> bool:
     return console.width < NARROW
 
 
-def table(*headings: str, **options: Any) -> Table:
+def table(*headings: str | Column, **options: Any) -> Table:
     """A table that breaks what is too long for the screen, and cuts nothing."""
-    made = Table(**options)
-    for heading in headings:
-        made.add_column(heading, overflow="fold")
-    return made
+    return Table(*(Column(h, overflow="fold") if isinstance(h, str) else h for h in headings), **options)
 
 
 class Stage:

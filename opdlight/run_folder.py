@@ -65,7 +65,7 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def quiet_libraries() -> None:
     """Keep the terminal for what the run itself has to say."""
-    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # no dropout anywhere, on purpose
+    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # a student trains in it
     warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)  # inside Lightning
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
@@ -179,9 +179,8 @@ def outcome_table(outcome: Mapping[str, Outcome], *, stacked: bool) -> Table:
     for name, o in outcome.items():
         closed = "–" if o.gap_closed is None else f"{100 * o.gap_closed:.0f} %"
         results = [_stacked(r) if stacked else str(r) for r in (o.before, o.after, *([o.teacher] if o.teacher else []))]
-        made.add_row(
-            name, *results, *([] if o.teacher else ["–" if stacked else "not measured"]), closed, str(o.after.episodes)
-        )
+        many = f" ({o.after.title})" if o.after.samples > 1 else ""
+        made.add_row(f"{name}{many}", *results, *([] if o.teacher else ["–"]), closed, str(o.after.episodes))
     return made
 
 

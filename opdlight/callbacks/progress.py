@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 
+from opdlight.bounds import PositiveInt
 from opdlight.console import Stage, say
 from opdlight.module import OnPolicyDistillation
 
@@ -15,7 +16,7 @@ class StageProgress(ProgressBar):
     Without a terminal (a log file) it prints one plain line each `every` updates instead.
     """
 
-    def __init__(self, every: int = 5) -> None:
+    def __init__(self, every: PositiveInt = 5) -> None:
         super().__init__()
         self.every = every
         self.updates: Stage | None = None

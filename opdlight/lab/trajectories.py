@@ -1,7 +1,7 @@
 """The estimators on real trajectories of a student, with its real teachers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -40,9 +40,9 @@ def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[st
         collector = make_collector(engine, student.tokenizer, mixture.tasks, cfg.env_threads)
         sampling = Sampling(temperature=1.0, top_p=1.0)
         found = {}
-        for name in mixture.names:
-            with stage(f"rolling out {name}", cfg.episodes) as bar:
-                requests = held_out(name, cfg.episodes, 1)
+        for name in mixture.teachers:
+            requests = held_out(name, replace(mixture.tasks[name], episodes=cfg.episodes, samples=1))
+            with stage(f"rolling out {name}", len(requests)) as bar:
                 found[name] = collector.collect(requests, sampling, sampling_seed=cfg.seed, progress=bar.update)
         collector.close()
     finally:
@@ -53,13 +53,12 @@ def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[st
 def measure_tasks(cfg: DictConfig, losses: Mapping[str, Loss]) -> list[Real]:
     """Roll out, then every loss's gradient of every trajectory."""
     mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
     student: Student = instantiate(cfg.model.student)
-    teachers = Teachers(
-        {n: t.teacher for n, t in mixture.tasks.items()}, student, partial(Teacher, dtype=cfg.model.dtype)
-    )
+    teachers = Teachers(mixture.teachers, student, partial(Teacher, dtype=cfg.model.dtype))
     trajectories = roll_out(cfg, mixture, student)
     collate = Collate(
-        tasks=mixture.names,
+        tasks=tuple(mixture.teachers),
         pad_id=0,
         vocabulary_size=teachers.shared_vocabulary,
         micro_batch_tokens=cfg.model.max_model_len,
