@@ -100,6 +100,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     folder = run_folder.open_run(cfg)
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
     student: Student = instantiate(cfg.model.student)
     optimizer = make_optimizer(cfg, student)
     want = cfg.demonstrations

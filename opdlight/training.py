@@ -65,7 +65,7 @@ def check_server_dtype(student: Student, engine: VLLMServerEngine) -> None:
 def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     """Instantiate every part and check that they fit together."""
     student: Student = instantiate(cfg.model.student)
-    teachers = Teachers({n: t.teacher for n, t in mixture.tasks.items()}, student, instantiate(cfg.teacher))
+    teachers = Teachers(mixture.teachers, student, instantiate(cfg.teacher))
     try:
         mask = instantiate(cfg.mask).resolve(student.tokenizer)
     except ValueError as error:  # losses know nothing of config errors
@@ -77,18 +77,12 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     reference = None
     if loss.needs.reference:
         own = partial(Teacher, dtype=cfg.model.dtype)
-        reference = Teachers(dict.fromkeys(mixture.names, cfg.model.student.model), student, own)
-    if cfg.rollout.mini_batches < 1:
-        raise ConfigError.wrong("rollout.mini_batches", expected="at least 1", got=cfg.rollout.mini_batches)
-    if cfg.staleness not in (0, 1):
-        raise ConfigError.wrong("staleness", expected="0 or 1", got=cfg.staleness)
+        reference = Teachers(dict.fromkeys(mixture.teachers, cfg.model.student.model), student, own)
     if cfg.staleness and not loss.needs.engine_logprobs:  # the engine's policy is not the student any more
         try:
             loss = ImportanceWeighted(loss=loss)
         except ValueError as error:
             raise ConfigError(f"`staleness: 1` weights the loss by importance, but: {error}") from error
-    if cfg.max_not_finite < 1:
-        raise ConfigError.wrong("max_not_finite", expected="at least 1", got=cfg.max_not_finite)
     if loss.needs.group_advantage and cfg.rollout.group_size < 2:
         raise ConfigError.wrong(
             "rollout.group_size", expected="at least 2 beside `loss.reward_weight`", got=cfg.rollout.group_size
@@ -115,7 +109,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         loss=loss,
         collector=collector,
         collate=Collate(
-            tasks=mixture.names,
+            tasks=tuple(mixture.teachers),
             pad_id=0,  # never attended to and never a loss position
             vocabulary_size=teachers.shared_vocabulary,
             micro_batch_tokens=cfg.micro_batch_tokens,
@@ -165,6 +159,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     run_folder.say(threads.describe())
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
     module = build(cfg, mixture)
     module.preemption = preemption
     callbacks = list(instantiate(cfg.callbacks).values())
@@ -231,6 +226,8 @@ def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[T
     found: dict[str, list[Trajectory]] = {}
     by_model: dict[str, list[str]] = {}
     for name, task in mixture.tasks.items():
+        if task.teacher is None:
+            continue
         by_model.setdefault(str(resolve_model(task.teacher)), []).append(name)
     for model, names in by_model.items():
         engine = instantiate(cfg.engine, model=model)

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from opdlight.bounds import PositiveInt
 from opdlight.module import OnPolicyDistillation
 
 
@@ -24,7 +25,7 @@ class StageProgress(ProgressBar):
     Without a terminal (a log file) it prints one plain line each `every` updates instead.
     """
 
-    def __init__(self, every: int = 5) -> None:
+    def __init__(self, every: PositiveInt = 5) -> None:
         super().__init__()
         self.every = every
         self.console = Console()
