@@ -25,9 +25,10 @@ from opdlight.losses import ImportanceWeighted, Loss
 from opdlight.metrics import Result
 from opdlight.models import Student, Teacher, Teachers, resolve_model
 from opdlight.models.checkpoints import load_tokenizer
+from opdlight.models.precision import BESIDE, LEAST, bfloat16_share, check_engine_dtype, lost, needs_float32_engine
 from opdlight.module import OnPolicyDistillation
 from opdlight.preemption import Preempted, Preemption
-from opdlight.rollout import Collector
+from opdlight.rollout import Collector, VLLMServerEngine
 from opdlight.system import threads
 from opdlight.types import Trajectory
 
@@ -39,7 +40,28 @@ def make_optimizer(cfg: DictConfig, student: Student) -> Callable[[Any], Optimiz
         make(student.trainable_parameters())
     except ValueError as error:
         raise ConfigError(f"Cannot build `optimizer`: {error}") from error
+    _check_steps(cfg, student)
     return make
+
+
+def _check_steps(cfg: DictConfig, student: Student) -> None:
+    """Refuse a learning rate that bfloat16 weights would not follow; where many do, the doctor warns, or this does."""
+    lr, target = cfg.optimizer.get("lr"), str(cfg.optimizer.get("_target_"))
+    share = None if lr is None else bfloat16_share(student, lr)
+    if share is None:
+        return
+    if share < LEAST and target.startswith("torch.optim.") and "Adam" in target:
+        raise ConfigError.wrong("model.dtype", expected=f"float32, because {lost(share, lr)}", got="bfloat16")
+    if not cfg.get("doctor", False):
+        run_folder.say(f"warning: {lost(share, lr)}. model.dtype=float32 loses nothing.")
+
+
+def check_server_dtype(student: Student, engine: VLLMServerEngine) -> None:
+    """Raise ConfigError, and leave the server alone, if it would round a bfloat16 student's adapters away."""
+    if needs_float32_engine(student) and engine.dtype != "float32":
+        held = engine.dtype
+        engine.close()
+        raise ConfigError.wrong("engine.url", expected=f"`vllm serve --dtype float32` {BESIDE}", got=held)
 
 
 def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
@@ -51,6 +73,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     except ValueError as error:  # losses know nothing of config errors
         raise ConfigError(str(error)) from error
     optimizer = make_optimizer(cfg, student)
+    check_engine_dtype(student, cfg.engine)
     loss: Loss = instantiate(cfg.loss)
     teachers.check(loss.needs, temperature=cfg.sampling.temperature, look_k=cfg.reader.k)
     reference = None
@@ -78,6 +101,8 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
 
     def collector() -> Collector:
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
+        if isinstance(engine, VLLMServerEngine):
+            check_server_dtype(student, engine)
         return make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads)
 
     return OnPolicyDistillation(

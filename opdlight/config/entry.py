@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from opdlight.config.checks import check_config
+from opdlight.config.cross_checks import check_together
 from opdlight.config.explain import explain_composition, explain_interpolation
 from opdlight.config.folders import folder_overrides
 from opdlight.config.help import help_text
@@ -63,6 +64,7 @@ def check(cfg: DictConfig, schema: type) -> None:
             f"Cannot resolve `{error.full_key}`: {explain_interpolation(str(error), _plain(cfg))}"
         ) from error
     check_config(plain, schema)
+    check_together(plain)
 
 
 def compose(

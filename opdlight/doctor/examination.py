@@ -19,6 +19,7 @@ from opdlight.doctor.findings import Finding, Verdict, as_json, table, worst
 from opdlight.doctor.limits import check_context, check_support
 from opdlight.doctor.memory import check_memory, on_gpu
 from opdlight.doctor.patient import Pair, Patient
+from opdlight.doctor.precision import check_precision
 from opdlight.doctor.scores import check_determinism, check_identical
 from opdlight.doctor.special_tokens import check_special_tokens
 from opdlight.doctor.templates import check_history, check_template
@@ -42,6 +43,7 @@ OF_TASK: Mapping[str, Callable[[Patient, str], list[Finding]]] = {
 OF_RUN: Mapping[str, Callable[[Patient], list[Finding]]] = {
     "support": check_support,
     "student as its teacher": check_identical,
+    "precision": check_precision,
     "memory": check_memory,
 }
 
@@ -93,6 +95,7 @@ def patient_of(
         engine=_plain(cfg.engine),
         trainer=_plain(cfg.trainer),
         optimizer=str(cfg.optimizer.get("_target_", "")),
+        learning_rate=cfg.optimizer.get("lr", cfg.model.learning_rate),
         dtype=cfg.model.dtype,
         micro_batch_tokens=cfg.micro_batch_tokens,
         temperature=cfg.sampling.temperature,
