@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich.text import Text
+
+from opdlight.console import console
 from opdlight.errors import UnfinishedError
 
 
@@ -31,7 +34,7 @@ class Closing:
         if name not in self.failed:
             self._errors.append(error)
             self.failed[name] = f"{type(error).__name__}: {error}".replace("\n", " ").strip()
-            print(f"failed: {name} ({self.failed[name]})", flush=True)
+            console.print(Text(f"failed: {name} ({self.failed[name]})"), soft_wrap=True)
 
     def end(self) -> None:
         """Raise UnfinishedError if a part has failed, naming all of them and the command that does them again."""

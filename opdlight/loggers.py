@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from opdlight.closing import Closing
 from opdlight.config import instantiate
+from opdlight.console import is_first_process
 from opdlight.errors import ConfigError, MissingDependencyError
 from opdlight.records import MetricsFile, write
-from opdlight.run_folder import is_first_process
 
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 IDS = "loggers.json"  # in the run folder: logger → id of its run, of those that keep runs elsewhere

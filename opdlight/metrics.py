@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
 from torch import Tensor
 
+from opdlight.console import show, table
 from opdlight.types import Status, Support, Trajectory
 
 
@@ -294,10 +294,10 @@ def main() -> None:
     found = {key: entry for key, entry in GLOSSARY.items() if key.startswith(prefix)}
     if not found:
         parser.error(f"no key begins with {prefix!r}; groups: {', '.join(sorted({k.split('/')[0] for k in GLOSSARY}))}")
-    table = Table(Column("key", no_wrap=True), "meaning", "unit", "estimator", "healthy")
+    shown = table(Column("key", no_wrap=True, overflow="fold"), "meaning", "unit", "estimator", "healthy")
     for key, e in found.items():
-        table.add_row(key, e.meaning, e.unit, e.estimator, e.healthy)
-    Console(width=None if Console().is_terminal else 160, markup=False).print(table)
+        shown.add_row(key, e.meaning, e.unit, e.estimator, e.healthy)
+    show(shown)
 
 
 if __name__ == "__main__":

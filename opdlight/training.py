@@ -16,6 +16,7 @@ from opdlight.callbacks import Checkpoints, Throughput
 from opdlight.closing import Closing
 from opdlight.collate import Collate
 from opdlight.config import instantiate, resume_command
+from opdlight.console import is_first_process, say, stage
 from opdlight.data import OnPolicyData, TaskMixture
 from opdlight.doctor.examination import examine_quickly
 from opdlight.errors import ConfigError
@@ -25,9 +26,10 @@ from opdlight.losses import ImportanceWeighted, Loss
 from opdlight.metrics import Result
 from opdlight.models import Student, Teacher, Teachers, resolve_model
 from opdlight.models.checkpoints import load_tokenizer
+from opdlight.models.precision import BESIDE, LEAST, bfloat16_share, check_engine_dtype, lost, needs_float32_engine
 from opdlight.module import OnPolicyDistillation
 from opdlight.preemption import Preempted, Preemption
-from opdlight.rollout import Collector
+from opdlight.rollout import Collector, VLLMServerEngine
 from opdlight.system import threads
 from opdlight.types import Trajectory
 
@@ -41,7 +43,28 @@ def make_optimizer(cfg: DictConfig, student: Student) -> Callable[[Any], Optimiz
         make(student.trainable_parameters())
     except ValueError as error:
         raise ConfigError(f"Cannot build `optimizer`: {error}") from error
+    _check_steps(cfg, student)
     return make
+
+
+def _check_steps(cfg: DictConfig, student: Student) -> None:
+    """Refuse a learning rate that bfloat16 weights would not follow; where many do, the doctor warns, or this does."""
+    lr, target = cfg.optimizer.get("lr"), str(cfg.optimizer.get("_target_"))
+    share = None if lr is None else bfloat16_share(student, lr)
+    if share is None:
+        return
+    if share < LEAST and target.startswith("torch.optim.") and "Adam" in target:
+        raise ConfigError.wrong("model.dtype", expected=f"float32, because {lost(share, lr)}", got="bfloat16")
+    if not cfg.get("doctor", False):
+        say(f"warning: {lost(share, lr)}. model.dtype=float32 loses nothing.")
+
+
+def check_server_dtype(student: Student, engine: VLLMServerEngine) -> None:
+    """Raise ConfigError, and leave the server alone, if it would round a bfloat16 student's adapters away."""
+    if needs_float32_engine(student) and engine.dtype != "float32":
+        held = engine.dtype
+        engine.close()
+        raise ConfigError.wrong("engine.url", expected=f"`vllm serve --dtype float32` {BESIDE}", got=held)
 
 
 def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
@@ -53,6 +76,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     except ValueError as error:  # losses know nothing of config errors
         raise ConfigError(str(error)) from error
     optimizer = make_optimizer(cfg, student)
+    check_engine_dtype(student, cfg.engine)
     loss: Loss = instantiate(cfg.loss)
     teachers.check(loss.needs, temperature=cfg.sampling.temperature, look_k=cfg.reader.k)
     reference = None
@@ -80,6 +104,8 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
 
     def collector() -> Collector:
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
+        if isinstance(engine, VLLMServerEngine):
+            check_server_dtype(student, engine)
         return make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads)
 
     return OnPolicyDistillation(
@@ -117,14 +143,15 @@ def train(cfg: DictConfig) -> dict[str, float]:
     with Preemption() as preemption:
         try:
             return _train(cfg, preemption)
-        except Preempted:
-            run_folder.say(f"SIGTERM: stopped. To go on: {resume_command(cfg.run_dir)}")
+        except Preempted as stop:
+            say(f"{run_folder.kept(Path(cfg.run_dir))}{' The rollout is done again.' if stop.between_steps else ''}")
+            say(f"{stop.why}: stopped. To go on: {resume_command(cfg.run_dir)}")
             raise
 
 
 def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     started = time.perf_counter()
-    folder, first = Path(cfg.run_dir).absolute(), run_folder.is_first_process()
+    folder, first = Path(cfg.run_dir).absolute(), is_first_process()
     checkpoint = checkpointing.newest(folder, first=first) if cfg.resume else None
     if checkpoint:
         check_steps(cfg, checkpoint)  # before anything of this command line is written down
@@ -133,11 +160,12 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         raise ConfigError.wrong("run_dir", expected="a folder without checkpoints, or `resume` it", got=str(folder))
     if cfg.resume and not go_on(cfg, folder, checkpoint, first=first):
         return {f"success/{name}": rate for name, rate in run_folder.read_successes(folder).items()}
-    run_folder.say(threads.describe())
+    say(threads.describe())
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
-    module = build(cfg, mixture)
+    with stage("loading student and teachers"):
+        module = build(cfg, mixture)
     module.preemption = preemption
     if checkpoint:
         checkpointing.check_fits(checkpoint, module)
@@ -184,7 +212,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         with run_folder.timed(seconds, "evaluate teachers"), closing.part("evaluate the teachers"):
             teachers = evaluate_teachers(cfg, mixture)
     throughput = next((c for c in callbacks if isinstance(c, Throughput)), Throughput())
-    seconds |= {f"train: {stage}": s for stage, s in throughput.seconds.items()}
+    seconds |= {f"train: {name}": s for name, s in throughput.seconds.items()}
     outcome = {
         name: run_folder.Outcome(
             before=module.before[name],
@@ -239,22 +267,20 @@ def go_on(cfg: DictConfig, folder: Path, checkpoint: Path | None, *, first: bool
         and checkpointing.steps_of(checkpoint) == batches(cfg)
     )
     if over and run_folder.is_complete(folder, teachers=cfg.evaluate_teachers):
-        run_folder.say(f"nothing to do: {folder} has done its {cfg.trainer.max_steps} updates (trainer.max_steps)")
+        say(f"nothing to do: {folder} has done its {cfg.trainer.max_steps} updates (trainer.max_steps)")
         return False
     if first:
         records.rewind(folder, checkpointing.read_manifest(checkpoint)["records"] if checkpoint else {})
         (folder / run_folder.SUMMARY).unlink(missing_ok=True)  # of a run that was shorter
     if over:
-        run_folder.say(
-            f"nothing to train: {folder} has done its {cfg.trainer.max_steps} updates; its end is done again"
-        )
+        say(f"nothing to train: {folder} has done its {cfg.trainer.max_steps} updates; its end is done again")
     else:
         where = (
             f"after step {checkpointing.steps_of(checkpoint)}"
             if checkpoint
             else "at the start: it has no checkpoint yet"
         )
-        run_folder.say(f"{folder} goes on {where}")
+        say(f"{folder} goes on {where}")
     return True
 
 
@@ -267,16 +293,13 @@ def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[T
             continue
         by_model.setdefault(str(resolve_model(task.teacher)), []).append(name)
     for model, names in by_model.items():
-        engine = instantiate(cfg.engine, model=model)
+        with stage("starting the teacher's engine"):
+            engine = instantiate(cfg.engine, model=model)
         try:
             tasks = {n: mixture.tasks[n] for n in names}
-            collector = make_collector(
-                engine,
-                load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code),
-                tasks,
-                cfg.rollout.env_threads,
-            )
-            found |= evaluate_tasks(collector, tasks, instantiate(cfg.evaluation))
+            tokenizer = load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code)
+            collector = make_collector(engine, tokenizer, tasks, cfg.rollout.env_threads)
+            found |= evaluate_tasks(collector, tasks, instantiate(cfg.evaluation), whose="teacher of ")
             collector.close()
         finally:
             engine.close()

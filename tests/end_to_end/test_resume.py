@@ -242,7 +242,7 @@ def test_what_cannot_go_on_is_one_message(
         assert f"No checkpoint of {folder} is sound, so it cannot go on; start a new run." in error
         assert "step-00000001 lacks state.pt" in error
     folder = stopped_after(2, whole[0], tmp_path / "other")
-    error = said(f"resume={folder}", "model.student.lora={r: 4}")
+    error = said(f"resume={folder}", "+model.student.lora={r: 4}")
     assert f"The checkpoint {folder}/checkpoints/step-00000002 is of another model: expected" in error
 
 
