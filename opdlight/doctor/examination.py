@@ -15,7 +15,7 @@ from opdlight import run_folder
 from opdlight.config import instantiate
 from opdlight.data import TaskMixture
 from opdlight.doctor.answers import check_answers, first_turns, whole_episodes
-from opdlight.doctor.findings import Finding, Verdict, as_json, table, worst
+from opdlight.doctor.findings import Finding, Verdict, as_json, said_once, table, worst
 from opdlight.doctor.limits import check_context, check_support
 from opdlight.doctor.memory import check_memory, on_gpu
 from opdlight.doctor.patient import Pair, Patient
@@ -114,6 +114,7 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
         with console.status("examining"):
             found += examine(patient)
             found += _answers(cfg, patient)
+    found = said_once(found)
     console.print(table(found))
     counts = {v: sum(f.verdict is v for f in found) for v in Verdict}
     console.print("doctor: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
@@ -137,7 +138,7 @@ def examine_quickly(cfg: DictConfig, mixture: TaskMixture, module: OnPolicyDisti
         return
     teachers = {name: module.teachers.of(name) for name in mixture.names}
     with isolate_rng(include_cuda=False):
-        found = examine(patient_of(cfg, mixture, module.student, module.loss, teachers))
+        found = said_once(examine(patient_of(cfg, mixture, module.student, module.loss, teachers)))
     bad = [f for f in found if f.verdict is not Verdict.PASS]
     console = Console(quiet=not run_folder.is_first_process())
     for finding in bad:
