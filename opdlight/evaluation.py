@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from omegaconf import DictConfig
@@ -37,16 +37,14 @@ def evaluate_tasks(
     tasks: Mapping[str, Task],
     sampling: Sampling,
     *,
-    samples: int = 1,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, list[Trajectory]]:
-    """Roll out every held-out episode of every task, `samples` times."""
+    """Roll out every held-out episode of every task, as often as it says."""
     results = {}
     for name, task in tasks.items():
         report = (lambda done, total, name=name: progress(name, done, total)) if progress else None
-        requests = held_out(name, task.episodes, samples)
-        results[name] = collector.collect(requests, sampling, sampling_seed=seed, progress=report)
+        results[name] = collector.collect(held_out(name, task), sampling, sampling_seed=seed, progress=report)
     return results
 
 
@@ -55,35 +53,34 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     folder = run_folder.open_run(cfg)
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
+    tasks = mixture.tasks
+    if cfg.samples is not None:
+        tasks = {name: replace(task, samples=cfg.samples) for name, task in tasks.items()}
     model = resolve_model(cfg.model.student.model)
     engine = instantiate(cfg.engine, model=model)
     try:
-        collector = make_collector(engine, load_tokenizer(model), mixture.tasks, cfg.env_threads)
+        collector = make_collector(engine, load_tokenizer(model), tasks, cfg.env_threads)
         console = Console()
         with console.status("rolling out") as status:
             found = evaluate_tasks(
                 collector,
-                mixture.tasks,
+                tasks,
                 instantiate(cfg.sampling),
-                samples=cfg.samples,
                 seed=cfg.seed,
-                progress=lambda name, done, total: status.update(f"{name}: {done}/{total} episodes"),
+                progress=lambda name, done, total: status.update(f"{name}: {done}/{total} trajectories"),
             )
         collector.close()
     finally:
         engine.close()
     results = {name: Result.of(trajectories) for name, trajectories in found.items()}
-    table = Table(
-        "task", f"avg@{cfg.samples}" if cfg.samples > 1 else "pass@1", "episodes", "statuses", title=str(model)
-    )
-    if cfg.samples > 1:
-        table.add_column(f"pass@{cfg.samples}")
+    most = max(r.samples for r in results.values())
+    table = Table("task", "success", "episodes", *([] if most == 1 else ["solved in k attempts"]), "statuses")
+    table.title = f"{model}: held-out success with 95 % intervals"
     for name, r in results.items():
         counts = {s: sum(t.status is s for t in found[name]) for s in Status}
         statuses = ", ".join(f"{s} {n}" for s, n in counts.items() if n)
-        table.add_row(
-            name, str(r), str(r.episodes), statuses, *([f"{100 * r.pass_at_n:.1f} %"] if cfg.samples > 1 else [])
-        )
+        solved = [] if most == 1 else [", ".join(f"pass@{k} {100 * p:.1f} %" for k, p in r.pass_at.items())]
+        table.add_row(name, f"{r.title} {r}", str(r.episodes), *solved, statuses)
     console.print(table)
     lines = [json.dumps(asdict(t)) + "\n" for trajectories in found.values() for t in trajectories]
     run_folder.write(folder / "trajectories.jsonl", "".join(lines))

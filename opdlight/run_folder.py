@@ -170,8 +170,9 @@ def close_run(
     table.title = "held-out success with 95 % intervals"
     for name, o in outcome.items():
         closed = "–" if o.gap_closed is None else f"{100 * o.gap_closed:.0f} %"
-        teacher = str(o.teacher) if o.teacher else "not measured"
-        table.add_row(name, str(o.before), str(o.after), teacher, closed, str(o.after.episodes))
+        teacher = str(o.teacher) if o.teacher else "–"
+        many = f" ({o.after.title})" if o.after.samples > 1 else ""
+        table.add_row(f"{name}{many}", str(o.before), str(o.after), teacher, closed, str(o.after.episodes))
     console = Console(width=None if Console().is_terminal else 140)
     console.print(table)
     console.print(f"run folder: {folder}", soft_wrap=True)

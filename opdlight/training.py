@@ -43,7 +43,7 @@ def make_optimizer(cfg: DictConfig, student: Student) -> Callable[[Any], Optimiz
 def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     """Instantiate every part and check that they fit together."""
     student: Student = instantiate(cfg.model.student)
-    teachers = Teachers({n: t.teacher for n, t in mixture.tasks.items()}, student, instantiate(cfg.teacher))
+    teachers = Teachers(mixture.teachers, student, instantiate(cfg.teacher))
     try:
         mask = instantiate(cfg.mask).resolve(student.tokenizer)
     except ValueError as error:  # losses know nothing of config errors
@@ -54,7 +54,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     reference = None
     if loss.needs.reference:
         own = partial(Teacher, dtype=cfg.model.dtype)
-        reference = Teachers(dict.fromkeys(mixture.names, cfg.model.student.model), student, own)
+        reference = Teachers(dict.fromkeys(mixture.teachers, cfg.model.student.model), student, own)
     if cfg.staleness and not loss.needs.engine_logprobs:  # the engine's policy is not the student any more
         try:
             loss = ImportanceWeighted(loss=loss)
@@ -84,7 +84,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         loss=loss,
         collector=collector,
         collate=Collate(
-            tasks=mixture.names,
+            tasks=tuple(mixture.teachers),
             pad_id=0,  # never attended to and never a loss position
             vocabulary_size=teachers.shared_vocabulary,
             micro_batch_tokens=cfg.micro_batch_tokens,
@@ -201,6 +201,8 @@ def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[T
     found: dict[str, list[Trajectory]] = {}
     by_model: dict[str, list[str]] = {}
     for name, task in mixture.tasks.items():
+        if task.teacher is None:
+            continue
         by_model.setdefault(str(resolve_model(task.teacher)), []).append(name)
     for model, names in by_model.items():
         engine = instantiate(cfg.engine, model=model)

@@ -105,8 +105,8 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
     student, found = _student(cfg)
     if student is not None:
         teachers: dict[str, Teacher] = {}
-        for name, task in mixture.tasks.items():
-            found += attempt("teacher", f"{task.teacher} ({name})", partial(_teach, teachers, mixture, name, cfg))
+        for name, teacher in mixture.teachers.items():
+            found += attempt("teacher", f"{teacher} ({name})", partial(_teach, teachers, mixture, name, cfg))
         patient = patient_of(cfg, mixture, student, loss, teachers)
         if on_gpu(patient):
             for model in (student, *teachers.values()):
@@ -136,7 +136,7 @@ def examine_quickly(cfg: DictConfig, mixture: TaskMixture, module: OnPolicyDisti
     """
     if not cfg.doctor:
         return
-    teachers = {name: module.teachers.of(name) for name in mixture.names}
+    teachers = {name: module.teachers.of(name) for name in mixture.teachers}
     with isolate_rng(include_cuda=False):
         found = said_once(examine(patient_of(cfg, mixture, module.student, module.loss, teachers)))
     bad = [f for f in found if f.verdict is not Verdict.PASS]
@@ -161,9 +161,9 @@ def _student(cfg: DictConfig) -> tuple[Student | None, list[Finding]]:
 
 
 def _teach(teachers: dict[str, Teacher], mixture: TaskMixture, name: str, cfg: DictConfig) -> list[Finding]:
-    model = resolve_model(mixture.tasks[name].teacher)
-    known = {resolve_model(mixture.tasks[other].teacher): teacher for other, teacher in teachers.items()}
-    teachers[name] = known.get(model) or instantiate(cfg.teacher)(mixture.tasks[name].teacher)
+    models = mixture.teachers
+    known = {resolve_model(models[other]): teacher for other, teacher in teachers.items()}
+    teachers[name] = known.get(resolve_model(models[name])) or instantiate(cfg.teacher)(models[name])
     return []
 
 

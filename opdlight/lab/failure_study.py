@@ -64,15 +64,14 @@ def study(cfg: DictConfig) -> dict[str, float]:
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
-    if cfg.special and cfg.special.task not in mixture.tasks:
-        raise ConfigError.wrong("special.task", expected=f"one of {', '.join(mixture.names)}", got=cfg.special.task)
+    tasks = {name: mixture.tasks[name] for name in mixture.teachers}
+    if cfg.special and cfg.special.task not in tasks:
+        raise ConfigError.wrong("special.task", expected=f"one of {', '.join(tasks)}", got=cfg.special.task)
     student: Student = instantiate(cfg.model.student)
-    teachers = Teachers(
-        {n: t.teacher for n, t in mixture.tasks.items()}, student, partial(Teacher, dtype=cfg.model.dtype)
-    )
+    teachers = Teachers(mixture.teachers, student, partial(Teacher, dtype=cfg.model.dtype))
     policies = {"top-p 1": 1.0, f"top-p {cfg.top_p:g}": cfg.top_p}
     with console.status("rolling out"), collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
-        rolled = {p: roll_out(collector, mixture.names, cfg.episodes, v, cfg.seed) for p, v in policies.items()}
+        rolled = {p: roll_out(collector, tasks, cfg.episodes, v, cfg.seed) for p, v in policies.items()}
     ordinary = _own_mask(cfg, student)
     with console.status("scoring"):
         ask: dict[str, Any] = {"k": cfg.k, "ngram": cfg.ngram, "kept": ordinary.kept}
@@ -83,7 +82,7 @@ def study(cfg: DictConfig) -> dict[str, float]:
     with console.status("intervals"):
         first = scored["top-p 1"]
         one = {task: imbalance(tokens, draws=cfg.draws, seed=cfg.seed) for task, tokens in first.items()}
-        two = {task: _depth_of(cfg, task, scored, rolled) for task in mixture.names}
+        two = {task: _depth_of(cfg, task, scored, rolled) for task in tasks}
     draw_imbalance(folder / "imbalance.png", first, one)
     draw_depth(folder / "depth.png", two)
     print_imbalance(console, one, first)
@@ -141,11 +140,11 @@ def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, fol
     model = folder / f"other-student-{number + 1}"
     with console.status(f"{title}: teaching the student"):
         student = taught_student(cfg, other.dropped, name, alone.tasks[name], model)
-    teachers = Teachers({name: alone.tasks[name].teacher}, student, partial(Teacher, dtype=cfg.model.dtype))
+    teachers = Teachers(alone.teachers, student, partial(Teacher, dtype=cfg.model.dtype))
     mask: SpecialTokenMask = instantiate(other.mask).resolve(student.tokenizer)
     status = f"{title}: rolling out and distilling"
     with console.status(status), collecting(cfg, str(model), student, alone.tasks) as collector:
-        made = roll_out(collector, [name], cfg.episodes, 1.0, cfg.seed)[name]
+        made = roll_out(collector, alone.tasks, cfg.episodes, 1.0, cfg.seed)[name]
         tokens = measure(student, teachers, made, k=cfg.k, ngram=cfg.ngram, kept=mask.kept)
         arms = distil(cfg, alone, model, collector, mask.kept) if cfg.special.opd_updates else []
     shown = min(range(len(made)), key=lambda i: (made[i].status is not Status.SUCCESS, i))  # the first solved, if any

@@ -1,7 +1,7 @@
 """The estimators on real trajectories of a student, with its real teachers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -40,8 +40,12 @@ def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[st
         collector = make_collector(engine, student.tokenizer, mixture.tasks, cfg.env_threads)
         sampling = Sampling(temperature=1.0, top_p=1.0)
         found = {
-            name: collector.collect(held_out(name, cfg.episodes, 1), sampling, sampling_seed=cfg.seed)
-            for name in mixture.names
+            name: collector.collect(
+                held_out(name, replace(mixture.tasks[name], episodes=cfg.episodes, samples=1)),
+                sampling,
+                sampling_seed=cfg.seed,
+            )
+            for name in mixture.teachers
         }
         collector.close()
     finally:
@@ -54,13 +58,11 @@ def measure_tasks(cfg: DictConfig, losses: Mapping[str, Loss], console: Console)
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
     student: Student = instantiate(cfg.model.student)
-    teachers = Teachers(
-        {n: t.teacher for n, t in mixture.tasks.items()}, student, partial(Teacher, dtype=cfg.model.dtype)
-    )
+    teachers = Teachers(mixture.teachers, student, partial(Teacher, dtype=cfg.model.dtype))
     with console.status("rolling out"):
         trajectories = roll_out(cfg, mixture, student)
     collate = Collate(
-        tasks=mixture.names,
+        tasks=tuple(mixture.teachers),
         pad_id=0,
         vocabulary_size=teachers.shared_vocabulary,
         micro_batch_tokens=cfg.model.max_model_len,

@@ -151,8 +151,13 @@ def _outcome(run: Run) -> Iterable[dict[str, Any]]:
                 for r in (result["before"], result["after"], result["teacher"])
             ],
             "closed": _percent(result["gap_closed"], 0),
-            "episodes": f"{result['after']['episodes']:.0f}",
+            "episodes": _episodes(result["after"]),
         }
+
+
+def _episodes(result: dict[str, Any]) -> str:
+    samples = result.get("samples", 1)
+    return f"{result['episodes']:.0f}" + (f" × {samples:.0f}" if samples > 1 else "")
 
 
 def _alarm(run: Run, alarm: dict[str, Any]) -> dict[str, Any]:
