@@ -15,6 +15,7 @@ from opdlight.data import Task, episode_seed, shuffled_seed, training_episodes
 from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.envs.rows import check_text, read_json_lines
 from opdlight.errors import ConfigError
+from opdlight.interrupt import leave_to_parent
 from opdlight.rollout.engine import Completion
 from opdlight.rollout.rendering import ChatRenderer
 from opdlight.types import Status, Trajectory, Turn
@@ -89,7 +90,7 @@ def collect_demonstrations(
     total = sum(t.weight for t in tasks.values())
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])  # the slow imports happen once
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=leave_to_parent) as pool:
         for name, task in tasks.items():
             wanted, tried = round(episodes * task.weight / total), 0
             rows = training_episodes(name, task)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
 from torch import Tensor
 
+from opdlight.console import show, table
 from opdlight.types import Status, Support, Trajectory
 
 
@@ -308,10 +308,10 @@ def main() -> None:
     if not found:
         groups = ", ".join(sorted({key.split("/")[0] for key in GLOSSARY}))
         parser.error(f"nothing has {' and '.join(map(repr, words))} in its key or meaning; groups of keys: {groups}")
-    table = Table(Column("key", no_wrap=True), "meaning", "unit", "estimator", "healthy")
+    shown = table(Column("key", no_wrap=True, overflow="fold"), "meaning", "unit", "estimator", "healthy")
     for key, e in found.items():
-        table.add_row(key, e.meaning, e.unit, e.estimator, e.healthy)
-    Console(width=None if Console().is_terminal else 160, markup=False).print(table)
+        shown.add_row(key, e.meaning, e.unit, e.estimator, e.healthy)
+    show(shown)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ class Patient:
         engine: the engine's config node, resolved.
         trainer: the trainer's config node.
         optimizer: dotted name of the optimizer.
+        learning_rate: its largest.
         dtype: of weights.
         micro_batch_tokens: padded tokens of one forward and backward.
         temperature: of the rollout policy.
@@ -101,6 +102,7 @@ class Patient:
     engine: Mapping[str, Any] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
     optimizer: str = "torch.optim.AdamW"
+    learning_rate: float = 1e-3
     dtype: str = "float32"
     micro_batch_tokens: int = 1024
     temperature: float = 1.0
