@@ -1,6 +1,6 @@
 # opdlight: `make train` sets everything up and distils; `make help` lists the rest.
 SHELL := /bin/bash
-# which Python .venv is made with: the first of 3.11, 3.12, 3.13 and python3 that fits, or make PYTHON=...
+# which Python .venv is made with: the first of 3.11 to 3.14 that is there, or make PYTHON=...
 PYTHON ?=
 # trainer and engine share the cores: sleeping threads, not spinning ones
 export OMP_WAIT_POLICY := passive
@@ -34,5 +34,9 @@ format: setup-dev ## apply lint fixes and the format
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-update-constraints: setup-dev ## remake tools/constraints-*.txt, the versions that are installed
+# not after setup-dev: the versions of today may not fit the ranges of today
+update-constraints: .venv/bin/python ## remake tools/constraints-*.txt, the versions that are installed
 	.venv/bin/python tools/update_constraints.py
+
+.venv/bin/python:
+	@tools/setup_env.sh dev "$(PYTHON)"

