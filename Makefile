@@ -2,8 +2,6 @@
 SHELL := /bin/bash
 # which Python .venv is made with: the first of 3.11 to 3.14 that is there, or make PYTHON=...
 PYTHON ?=
-# trainer and engine share the cores: sleeping threads, not spinning ones
-export OMP_WAIT_POLICY := passive
 ARGS ?=
 
 .DEFAULT_GOAL := help

@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import gymnasium
 import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
 import opdlight.envs  # noqa: F401  (registers the environments)
+from opdlight.bounds import PositiveFloat, PositiveInt
+from opdlight.config.environments import check_env
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv
+from opdlight.envs.wrapped import make_text_env
 from opdlight.errors import ConfigError
 from opdlight.types import RolloutRequest
 
@@ -21,19 +23,16 @@ class Task:
 
     env: dict[str, Any]  # Gymnasium id and the environment's arguments
     teacher: str  # model folder, Hub name, or lab/<name>
-    weight: float = 1.0  # share of the training batches (alternate) or of each batch (mixed)
-    turn_tokens: int = 256  # longest completion of one turn
-    trajectory_tokens: int = 2048  # longest context, prompts included
-    env_seconds: float = 300.0  # longest reset or step of the environment; then its trajectory ends as env_error
-    episodes: int = 128  # held-out episodes of one evaluation
+    weight: PositiveFloat = 1.0  # share of the training batches (alternate) or of each batch (mixed)
+    turn_tokens: PositiveInt = 256  # longest completion of one turn
+    trajectory_tokens: PositiveInt = 2048  # longest context, prompts included
+    env_seconds: PositiveFloat = 300.0  # longest reset or step of the environment; after it comes env_error
+    episodes: PositiveInt = 128  # held-out episodes of one evaluation
 
     def make_env(self) -> TextEnv:
-        """A new environment."""
+        """A new environment, inside the wrappers of its registration."""
         arguments = dict(self.env)
-        env = gymnasium.make(arguments.pop("id"), disable_env_checker=True, **arguments).unwrapped
-        if not isinstance(env, TextEnv):
-            raise ConfigError.wrong("task.tasks.*.env.id", expected="a TextEnv", got=type(env).__name__)
-        return env
+        return make_text_env(arguments.pop("id"), **arguments)
 
 
 class TaskMixture:
@@ -46,9 +45,6 @@ class TaskMixture:
     def __init__(self, tasks: Mapping[str, Task], schedule: Literal["alternate", "mixed"] = "alternate") -> None:
         if not tasks:
             raise ConfigError.wrong("task.tasks", expected="at least one task", got=dict(tasks))
-        for name, task in tasks.items():
-            if task.weight <= 0:
-                raise ConfigError.wrong(f"task.tasks.{name}.weight", expected="a positive number", got=task.weight)
         self.tasks = dict(tasks)
         self.schedule = schedule
 
@@ -56,6 +52,20 @@ class TaskMixture:
     def names(self) -> tuple[str, ...]:
         """Task names in the order of the config."""
         return tuple(self.tasks)
+
+    def check_envs(self) -> None:
+        """Make one environment of each task, so that what it refuses is told before models are loaded.
+
+        Raises:
+            ConfigError: naming the key. MissingDependencyError: if the environment's package is not installed.
+        """
+        for name, task in self.tasks.items():
+            key = f"task.tasks.{name}.env"
+            check_env(key, task.env)
+            try:
+                task.make_env().close()
+            except ConfigError as error:
+                raise ConfigError(f"`{key}`: {error}") from error
 
     def shares(self, step: int, groups: int) -> dict[str, int]:
         """How many of the `groups` of batch `step` each task gets; largest-remainder shares over all batches so far."""

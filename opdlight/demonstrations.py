@@ -76,8 +76,6 @@ def collect_demonstrations(
     tasks: dict[str, Task], *, episodes: int, seed: int, detours: float, workers: int = 1
 ) -> Iterator[Demonstration]:
     """`episodes` successful demonstrations shared among the tasks by weight; failed episodes are replaced."""
-    if not 0 <= detours < 1:
-        raise ConfigError.wrong("demonstrations.detours", expected="a share in [0, 1)", got=detours)
     total = sum(t.weight for t in tasks.values())
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])  # the slow imports happen once
@@ -129,7 +127,7 @@ def tokens(demonstration: Demonstration, renderer: ChatRenderer) -> Trajectory:
         demonstration.system_prompt, steps[0].observation, fresh_prompt=demonstration.fresh_prompt
     )
     for number, step in enumerate(steps):
-        ids = [*renderer.encode(step.reply), renderer.tokenizer.eos_token_id]
+        ids = renderer.written(step.reply, conversation)
         completion = Completion(
             request_id="", token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
         )

@@ -54,6 +54,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Run the evaluation of a composed config; writes `evaluation.json` and `trajectories.jsonl` to the run folder."""
     folder = run_folder.open_run(cfg)
     mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
     model = resolve_model(cfg.model.student.model)
     engine = instantiate(cfg.engine, model=model)
     try:

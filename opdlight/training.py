@@ -26,6 +26,7 @@ from opdlight.models.checkpoints import load_tokenizer
 from opdlight.module import OnPolicyDistillation
 from opdlight.preemption import Preempted, Preemption
 from opdlight.rollout import Collector
+from opdlight.system import threads
 from opdlight.types import Trajectory
 
 
@@ -54,17 +55,11 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     if loss.needs.reference:
         own = partial(Teacher, dtype=cfg.model.dtype)
         reference = Teachers(dict.fromkeys(mixture.names, cfg.model.student.model), student, own)
-    if cfg.rollout.mini_batches < 1:
-        raise ConfigError.wrong("rollout.mini_batches", expected="at least 1", got=cfg.rollout.mini_batches)
-    if cfg.staleness not in (0, 1):
-        raise ConfigError.wrong("staleness", expected="0 or 1", got=cfg.staleness)
     if cfg.staleness and not loss.needs.engine_logprobs:  # the engine's policy is not the student any more
         try:
             loss = ImportanceWeighted(loss=loss)
         except ValueError as error:
             raise ConfigError(f"`staleness: 1` weights the loss by importance, but: {error}") from error
-    if cfg.max_not_finite < 1:
-        raise ConfigError.wrong("max_not_finite", expected="at least 1", got=cfg.max_not_finite)
     if loss.needs.group_advantage and cfg.rollout.group_size < 2:
         raise ConfigError.wrong(
             "rollout.group_size", expected="at least 2 beside `loss.reward_weight`", got=cfg.rollout.group_size
@@ -131,15 +126,15 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         raise ConfigError.wrong("run_dir", expected="a folder without checkpoints, or `resume` it", got=str(folder))
     checkpoint = checkpointing.newest(folder, first=first) if cfg.resume else None
     done = checkpointing.steps_of(checkpoint) if checkpoint else None
-    if first:
-        run_folder.link_latest(folder)
     if cfg.resume:
         if first:
             records.rewind(folder, checkpointing.read_manifest(checkpoint)["records"] if checkpoint else {})
         where = "at the start: it has no checkpoint yet" if done is None else f"after step {done}"
         run_folder.say(f"{folder} goes on {where}")
+    run_folder.say(threads.describe())
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
     module = build(cfg, mixture)
     module.preemption = preemption
     callbacks = list(instantiate(cfg.callbacks).values())
@@ -169,6 +164,8 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
             with run_folder.timed(seconds, "evaluate before"):
                 trainer.validate(module, datamodule=data, verbose=False)
             module.before, module.evaluated = module.evaluated, {}
+        if first:
+            run_folder.link_latest(folder)
         with run_folder.timed(seconds, "train"):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint)  # its last validation loop: the figures after
         if not module.evaluated:  # unless a limit such as trainer.max_time stopped it earlier

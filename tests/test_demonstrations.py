@@ -110,5 +110,3 @@ def test_bad_files_and_shares_name_the_key(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"task": "c"}\n')
     with pytest.raises(ConfigError, match="line 1"):
         read_demonstrations(tmp_path / "bad.jsonl")
-    with pytest.raises(ConfigError, match=r"demonstrations\.detours"):
-        list(collect_demonstrations({"c": TASK}, episodes=1, seed=0, detours=1.5))

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from opdlight.envs.base import TextEnv
+from opdlight.envs.wrapped import make_text_env
 
 GROUPS = 16  # trajectories a step
 RUN = [
@@ -39,8 +40,7 @@ WARM_UP = 60.0  # seconds of a process that say nothing about growth
 
 def faulty(inner: str, share: float = 0.02, hang: float = 20.0, **arguments: Any) -> TextEnv:
     """The environment `inner`, which raises in one of 50 steps and in one of 2,500 hangs for `hang` seconds."""
-    made = gymnasium.make(inner, disable_env_checker=True, **arguments).unwrapped
-    assert isinstance(made, TextEnv)
+    made = make_text_env(inner, **arguments)
     reset, step, draw = made.reset, made.step, random.Random()
 
     def seeded(*, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
@@ -79,7 +79,7 @@ def start(folder: Path, updates: int, extra: list[str]) -> psutil.Popen:
     engine = [] if any(o.startswith("engine=") for o in extra) else POOL
     new = [*RUN, *engine, f"trainer.max_steps={updates}", *faulty_tasks(), *extra, f"hydra.run.dir={folder}"]
     command = [sys.executable, "-m", "opdlight.train", *([f"resume={folder}"] if begun else new)]
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
     with Path(f"{folder}.log").open("a") as log:
         return psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
 

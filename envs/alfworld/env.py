@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from opdlight.bounds import Bounds, PositiveInt
 from opdlight.envs.alfworld import wheel
 from opdlight.envs.alfworld.experts import EXPERTS, Expert
 from opdlight.envs.alfworld.game import NOTHING_HAPPENS, Game, Play
 from opdlight.envs.alfworld.generator import Design, generate, possible_rooms
 from opdlight.envs.alfworld.originals import SPLITS, find_games, read_game
-from opdlight.envs.alfworld.prompts import BANNER, CONVERSATION, paper_prompt, parse_action
-from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, unknown_name
+from opdlight.envs.alfworld.prompts import BANNER, CONVERSATION, paper_prompt
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, read_action, unknown_name
 from opdlight.errors import ConfigError
 
 
@@ -33,11 +34,11 @@ class ALFWorldEnv(TextEnv):
         held_out_split: Literal["train", "valid_seen", "valid_unseen"] = "valid_seen",
         task_types: Sequence[str] = wheel.TASK_TYPES,
         rooms: Sequence[str] = wheel.ROOMS,
-        receptacles: Sequence[int] = (10, 20),
-        objects: Sequence[int] = (8, 16),
+        receptacles: Sequence[Annotated[int, Bounds(at_least=3)]] = (10, 20),
+        objects: Sequence[Annotated[int, Bounds(at_least=2)]] = (8, 16),
         prompt: Literal["conversation", "paper"] = "conversation",
         expert: Literal["explorer", "planner", "handcoded"] = "explorer",
-        max_turns: int = 30,
+        max_turns: PositiveInt = 30,
     ) -> None:
         super().__init__()
         wheel.require()
@@ -76,7 +77,7 @@ class ALFWorldEnv(TextEnv):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Carry out the action that the answer names."""
-        command = parse_action(action, tags=self.fresh_prompt)
+        command = read_action(action, tags=self.fresh_prompt)
         inadmissible = command is not None and command not in self._play.commands
         feedback = NOTHING_HAPPENS
         if command is not None:

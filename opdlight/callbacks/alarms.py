@@ -10,6 +10,8 @@ from typing import Any
 import lightning as L
 from rich.console import Console
 
+from opdlight.bounds import FiniteFloat, PositiveInt
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
@@ -29,8 +31,8 @@ class Rule:
     key: str
     meaning: str
     advice: str
-    below: float | None = None
-    above: float | None = None
+    below: FiniteFloat | None = None
+    above: FiniteFloat | None = None
 
     def __post_init__(self) -> None:
         if (self.below is None) == (self.above is None):
@@ -53,9 +55,7 @@ class Alarms(L.Callback):
         patience: values in a row; a step that does not log the metric changes nothing.
     """
 
-    def __init__(self, rules: dict[str, Rule | None], folder: str, patience: int = 3) -> None:
-        if patience < 1:
-            raise ValueError(f"Expected `callbacks.alarms.patience` to be at least 1, but got {patience!r}.")
+    def __init__(self, rules: dict[str, Rule | None], folder: str, patience: PositiveInt = 3) -> None:
         self.rules = {name: rule for name, rule in rules.items() if rule is not None}
         self.path, self.patience = Path(folder) / "alarms.jsonl", patience
         self.count: dict[tuple[str, str], int] = {}  # rule and key → bad values in a row

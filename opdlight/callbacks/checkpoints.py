@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from opdlight import records
+from opdlight.bounds import PositiveInt
 from opdlight.checkpointing import FOLDER, CheckpointFolder, all_of
 from opdlight.distributed import gathered
 from opdlight.errors import ConfigError
@@ -29,10 +30,7 @@ class Checkpoints(Checkpoint):
         keep: so many are kept, so that a damaged one has a predecessor.
     """
 
-    def __init__(self, folder: str, every: int = 10, keep: int = 2) -> None:
-        for name, value in (("every", every), ("keep", keep)):
-            if value < 1:
-                raise ValueError(f"Expected `callbacks.checkpoints.{name}` to be at least 1, but got {value!r}.")
+    def __init__(self, folder: str, every: PositiveInt = 10, keep: PositiveInt = 2) -> None:
         self.run, self.every, self.keep = Path(folder), every, keep
         self.failed = 0
 

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from opdlight.bounds import PositiveInt
 from opdlight.module import OnPolicyDistillation
 
 
@@ -24,7 +25,7 @@ class StageProgress(ProgressBar):
     Without a terminal (a log file) it prints one plain line each `every` updates instead.
     """
 
-    def __init__(self, every: int = 5) -> None:
+    def __init__(self, every: PositiveInt = 5) -> None:
         super().__init__()
         self.every = every
         self.console = Console()
@@ -51,8 +52,7 @@ class StageProgress(ProgressBar):
                 TextColumn("{task.fields[note]}"),
                 console=self.console,
             )
-            total = int(trainer.num_training_batches) if stage == "fit" else None
-            self.updates = self.bar.add_task("updates", total=total, note="", visible=stage == "fit")
+            self.updates = self.bar.add_task("updates", total=None, note="", visible=False)  # on_train_start knows more
             self.stage = self.bar.add_task("starting", total=None, note="")
             self.bar.start()
 

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from opdlight.bounds import NonNegativeInt, PositiveInt
 from opdlight.collate import keep_all
 from opdlight.distributed import gathered
 from opdlight.losses import Needs
@@ -30,7 +31,14 @@ class TrajectoryRecorder(L.Callback):
         candidates: most probable tokens of either model that are recorded beside each token.
     """
 
-    def __init__(self, folder: str, every: int = 10, train: int = 2, val: int = 8, candidates: int = 5) -> None:
+    def __init__(
+        self,
+        folder: str,
+        every: PositiveInt = 10,
+        train: NonNegativeInt = 2,
+        val: NonNegativeInt = 8,
+        candidates: NonNegativeInt = 5,
+    ) -> None:
         self.path = Path(folder) / "trajectories.jsonl"
         self.every, self.counts, self.candidates = every, {"train": train, "val": val}, candidates
         self.steps = 0

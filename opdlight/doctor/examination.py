@@ -99,6 +99,7 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
     """Load the models that a config names, check everything, print the report; exits with 1 if anything fails."""
     run_folder.quiet_libraries()
     mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
     loss: Loss = instantiate(cfg.loss)
     console = Console(width=None if Console().is_terminal else 140)
     student, found = _student(cfg)

@@ -63,6 +63,7 @@ def study(cfg: DictConfig) -> dict[str, float]:
     console = Console(width=None if Console().is_terminal else 140)
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
     if cfg.special and cfg.special.task not in mixture.tasks:
         raise ConfigError.wrong("special.task", expected=f"one of {', '.join(mixture.names)}", got=cfg.special.task)
     student: Student = instantiate(cfg.model.student)

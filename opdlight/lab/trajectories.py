@@ -52,6 +52,7 @@ def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[st
 def measure_tasks(cfg: DictConfig, losses: Mapping[str, Loss], console: Console) -> list[Real]:
     """Roll out, then every loss's gradient of every trajectory."""
     mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
     student: Student = instantiate(cfg.model.student)
     teachers = Teachers(
         {n: t.teacher for n, t in mixture.tasks.items()}, student, partial(Teacher, dtype=cfg.model.dtype)

@@ -13,9 +13,8 @@ import opdlight.envs  # noqa: F401
 from opdlight.envs.alfworld import ALFWorldEnv, wheel
 from opdlight.envs.alfworld.env import _game
 from opdlight.envs.alfworld.generator import Design, generate
-from opdlight.envs.alfworld.prompts import parse_action
 from opdlight.envs.alfworld.text import _parse_grammar
-from opdlight.envs.base import FIRST_HELD_OUT_SEED
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, read_action
 from opdlight.envs.conformance import check_text_env
 from opdlight.errors import ConfigError, MissingDependencyError
 
@@ -97,11 +96,18 @@ def test_paper_prompt_shows_the_last_two_steps_and_what_can_be_done() -> None:
         ("<action> </action>", None, None),
         ("", None, None),
         ("<think>only</think>", None, None),
+        ("Go to cabinet 1", "go to cabinet 1", None),
+        ("go to cabinet 1.", "go to cabinet 1", None),
+        ('"Go to cabinet 1."', "go to cabinet 1", None),
+        ("<action>\u2018Go to Cabinet 1\u2019.</action>", "go to cabinet 1", "go to cabinet 1"),
+        ("<action>a</action> and <action>look", "a", "a"),
+        ("<action>look</action> or </action>", "look", "look"),
+        (" . ", None, None),
     ],
 )
 def test_reading_an_answer(text: str, plain: str | None, tagged: str | None) -> None:
-    assert parse_action(text, tags=False) == plain
-    assert parse_action(text, tags=True) == tagged
+    assert read_action(text) == plain
+    assert read_action(text, tags=True) == tagged
 
 
 def test_bad_actions_cost_a_step_and_are_counted() -> None:
