@@ -68,6 +68,7 @@ MISTAKES = {  # tool and arguments, what the one error names
     "bench_rollout.py --env opdlight/ToyText-v0 --env-args gaem=Taxi-v4": "gaem",
     "bench_step.py --updates 0": "--updates",
     "bench_step.py task=sumz": "sumz",
+    "bench_threads.py --turns 0": "--turns",
     "build_lab.py tokeniser": "'tokeniser'",
     "build_lab.py --scale 0": "--scale",
     "check_layers.py --fix": "--fix",
@@ -92,6 +93,14 @@ def test_a_mistake_is_one_error_that_names_it(
     assert "Traceback" not in said
 
 
+def test_each_tool_is_run_by_a_test() -> None:
+    here = Path(__file__).read_text()
+    elsewhere = {"check_layers.py": "test_layers.py", "update_constraints.py": "tools/test_setup.py"}
+    for tool in TOOLS:
+        text = (ROOT / "tests" / elsewhere[tool]).read_text() if tool in elsewhere else here
+        assert f'run("{tool}"' in text or f'"tools" / "{tool}"' in text, tool
+
+
 @pytest.mark.alfworld
 def test_bench_alfworld() -> None:
     said = run("bench_alfworld.py", "--games", "1", "--resets", "1", "--no-stock")
@@ -113,6 +122,11 @@ def test_bench_step() -> None:
 def test_bench_overlap() -> None:
     said = run("bench_overlap.py", "--pairs", "1", "--steps", "1", *ENGINE)
     assert "staleness 0 ÷ staleness 1: median" in said
+
+
+def test_bench_threads() -> None:
+    said = run("bench_threads.py", *ENGINE, "--turns", "1", "--steps", "1", "--settings", "one thread")
+    assert "1.00 (1.00 to 1.00)" in said
 
 
 @pytest.mark.vllm
