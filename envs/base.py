@@ -98,10 +98,16 @@ class TextEnv(gymnasium.Env[str, str]):
     action: it costs a step and is counted in `info["metrics"]` (a flat dict of floats, summed over the episode).
     When an episode ends, `info["success"]` says whether the task was solved; `terminated` means the task itself ended,
     `truncated` that a limit cut it. Rewards are 0 or 1 at the end unless a task says otherwise.
+
+    An env over a finite set says how many episodes each side has: so many consecutive seeds from 0 on show every
+    training episode once, and from `FIRST_HELD_OUT_SEED` on every held-out one; then they come again. Training then
+    walks through them in a new order each epoch.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  Gymnasium declares it so
     system_prompt: str | None = None  # sent once, before the first observation
+    training_episodes: int | None = None  # how many there are; None: a new one for every seed; 0: only held-out ones
+    held_out_episodes: int | None = None
     max_turns: int = 1  # every episode is over after so many steps; an env of several turns sets it
     fresh_prompt: bool = False  # True: each observation is a complete prompt and the conversation starts anew
     hidden_state: bool = False  # True: what differs between seeds is not seen in the first observation

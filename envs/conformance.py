@@ -39,7 +39,7 @@ def check_text_env(make_env: Callable[[], gymnasium.Env[str, str]], *, seeds_dif
     the seed (guess a number) has the class attribute `hidden_state = True`; `seeds_differ=False` is for a game that
     always starts, and goes on, the same way.
     The rules: gymnasium, spaces, text, reward, flags, metrics, success, bad-action, max-turns, determinism, reuse,
-    prepare, seeds, expert; each check below states its own.
+    prepare, seeds, rows, expert; each check below states its own.
     """
     make_env = _check_gymnasium(make_env)
     policies = _policies(make_env)
@@ -55,6 +55,7 @@ def check_text_env(make_env: Callable[[], gymnasium.Env[str, str]], *, seeds_dif
         _compare("reuse", "an env that had played before gave another transcript", where, expected, reused)
         _compare("prepare", "the transcript changed after prepare(seed)", where, expected, prepared)
         first_observations.add(expected[0])
+    _check_rows(used)
     used.close()
     if seeds_differ and not used.hidden_state and len(first_observations) < 2:
         what = f"seeds {SEEDS} all start with the same observation"
@@ -64,6 +65,16 @@ def check_text_env(make_env: Callable[[], gymnasium.Env[str, str]], *, seeds_dif
         _broken(
             "seeds", f"{what}: {hidden} in the class; if all episodes are the same, pass seeds_differ=False", "reset()"
         )
+
+
+def _check_rows(env: TextEnv) -> None:
+    sides = {"training_episodes": (env.training_episodes, 0)}
+    sides["held_out_episodes"] = (env.held_out_episodes, FIRST_HELD_OUT_SEED)
+    for name, (count, first) in sides.items():
+        if count is not None and (type(count) is not int or count < 0):
+            _broken("rows", f"{name} must be None or an int from 0 on, but is {count!r}", "make_env()")
+        if count and env.reset(seed=first)[0] != env.reset(seed=first + count)[0]:
+            _broken("rows", f"{name} is {count}, so that many seeds later the same episode must come again", "reset()")
 
 
 def play(env: TextEnv, seed: int, policy: Policy, where: str) -> Transcript:

@@ -12,7 +12,7 @@ from opdlight.envs.arithmetic import as_decimal, unfinished
 from opdlight.envs.base import on_side_of, redraw, unknown_name
 from opdlight.envs.grading import Verdict, judge
 from opdlight.envs.question import INSTRUCTION, AnswerFormat, QuestionEnv
-from opdlight.errors import ConfigError, EnvError, NoExpertError
+from opdlight.errors import ConfigError, NoExpertError
 
 MAX_DRAWS = 200  # a held-out seed keeps one draw in four: a set with enough questions fails with chance 1e-25
 _SUM = re.compile(r"-?[\d.]+(?: [+-] -?[\d.]+)*")
@@ -54,10 +54,8 @@ class ReasoningGymEnv(QuestionEnv):
             question = str(self._entry["question"]).strip()
             if on_side_of(seed, question):
                 return question
-        raise EnvError(
-            f"The reasoning-gym data set {self.dataset!r} with {self.params} has too few different questions to keep "
-            f"training and held-out seeds apart. Widen `params`."
-        )
+        expected = f"wide enough for different training and held-out questions of {self.dataset!r}"
+        raise ConfigError.wrong("params", expected=expected, got=self.params)  # no episode could begin: the run ends
 
     def judge(self, answer: str) -> Verdict:
         """Equal to the stored answer as text or as a decimal, or worth 1.0 to the data set's own scorer.

@@ -12,7 +12,9 @@ class ToyTextEnv(TextEnv):
     """A game of Gymnasium's ToyText family, played in words; reward 1 when the goal is reached, else 0.
 
     `game`: "FrozenLake-v1" (a new solvable map of `size` by `size` for every seed), "Taxi-v4" (a new start for every
-    seed) or "CliffWalking-v1" (always the same start). Training and held-out seeds never share a map or start.
+    seed) or "CliffWalking-v1". Training and held-out seeds never share a map or start, but for "CliffWalking-v1", which
+    has one start: its held-out episodes are its training episodes, and only its chance differs, if it is slippery.
+    Maps and starts come again where there are few, such as the 300 starts of "Taxi-v4".
     `is_slippery` lets the ice or the cliff move the player sideways; the shortest-path expert needs it off.
     """
 

@@ -125,7 +125,7 @@ def test_what_does_not_is_one_message(value: object, annotation: Any, message: s
         "callbacks.checkpoints.keep=0", "callbacks.alarms.patience=0", "callbacks.alarms.rules.entropy.below=nan",
         "callbacks.rollouts.ngram=0", "engine.max_num_seqs=0", "+engine.threads=0", "+engine.kv_cache_gib=-1",
         "model.max_model_len=0", "task.tasks.sums.turn_tokens=0", "task.tasks.sums.weight=-1", "loss.k=0",
-        "task.tasks.sums.episodes=-2", "+task.tasks.sums.env_seconds=0",
+        "task.tasks.sums.episodes=-2", "+task.tasks.sums.samples=0", "+task.tasks.sums.env_seconds=0",
     ],
 )  # fmt: skip
 def test_a_number_that_trains_nothing_or_ends_in_a_traceback_is_named(override: str) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LAYERS = (
-    ("types", "bounds", "errors", "config", "distributed", "server", "system"),
+    ("types", "bounds", "errors", "console", "interrupt", "config", "distributed", "server", "system"),
     ("losses", "metrics", "failure_metrics", "envs"),
     ("models", "rollout", "collate", "schedules", "memory", "preemption", "records", "stages", "checkpointing"),
     ("reading",),

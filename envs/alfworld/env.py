@@ -57,8 +57,11 @@ class ALFWorldEnv(TextEnv):
             raise ConfigError.wrong("max_turns", expected="a positive number of turns", got=max_turns)
         self.design = _design(task_types, rooms, receptacles, objects)
         self.splits = (split, held_out_split) if source == "original" else None
-        for name in self.splits or ():
-            find_games(name, self.design.task_types)  # a missing folder is told now, not in the first reset
+        if self.splits:
+            train, held_out = (len(find_games(name, self.design.task_types)) for name in self.splits)
+            if split == held_out_split:  # the same games
+                raise ConfigError.wrong("held_out_split", expected=f"another split than {split!r}", got=held_out_split)
+            self.training_episodes, self.held_out_episodes = train, held_out
         self.expert = expert
         self.max_turns = max_turns
         self.fresh_prompt = prompt == "paper"

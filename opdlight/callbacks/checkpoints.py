@@ -21,8 +21,8 @@ from opdlight.preemption import Preempted
 class Checkpoints(Checkpoint):
     """Writes `checkpoints/step-…`: before the first step, after every so many, before each validation, at the end.
 
-    On SIGTERM another one is written and the run ends. A checkpoint that cannot be written (the disk is full) is
-    reported and counted in `checkpoint/failed`; the run and its older checkpoints go on.
+    On SIGTERM or Ctrl-C another one is written and the run ends. A checkpoint that cannot be written (the disk is
+    full) is reported and counted in `checkpoint/failed`; the run and its older checkpoints go on.
 
     Args:
         folder: the run folder.
@@ -71,8 +71,8 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Write the state after `batch_idx` steps; stop if someone was asked to."""
         assert isinstance(pl_module, OnPolicyDistillation)
-        if any(gathered(pl_module.preemption.asked)):
-            raise Preempted(between_steps=True)
+        if asked := max(gathered(pl_module.preemption.number if pl_module.preemption.asked else 0)):
+            raise Preempted(between_steps=True, number=asked)
         if batch_idx % self.every == 0:
             self.save(trainer)
 
@@ -89,7 +89,7 @@ class Checkpoints(Checkpoint):
         self.save(trainer, "-end")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write what SIGTERM found."""
+        """Write what SIGTERM or Ctrl-C found."""
         if isinstance(exception, Preempted) and exception.between_steps:
             self.save(trainer)
 

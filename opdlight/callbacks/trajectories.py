@@ -148,7 +148,9 @@ class TrajectoryRecorder(L.Callback):
 
 @torch.no_grad()
 def read_whole(module: OnPolicyDistillation, trajectory: Trajectory) -> Reading | None:
-    """Every token of a trajectory, those that the mask leaves out included; None if it has none."""
+    """Every token of a trajectory, those that the mask leaves out included; None if it has none, or no teacher."""
+    if trajectory.task not in module.teachers.teacher_of:  # a task that is only evaluated
+        return None
     batches = replace(module.collate, kept=keep_all)([trajectory])
     if not batches:
         return None

@@ -185,7 +185,7 @@ class FailureModesConfig(RunConfig):
 class EvaluateConfig(RunConfig):
     """The top level of conf/evaluate.yaml."""
 
-    samples: PositiveInt
+    samples: PositiveInt | None
     sampling: Node
     engine: Node
     env_threads: PositiveInt

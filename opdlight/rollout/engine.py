@@ -1,5 +1,6 @@
 """What a rollout engine is (token ids in, token ids out), and a scripted one for tests."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Protocol, Self
@@ -24,7 +25,7 @@ class Sampling:
             legal = token >= 0 if type(token) is int else isinstance(token, str) and token != ""
             if not legal:
                 raise _wrong_stop(token)
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < math.inf:
             raise ConfigError.wrong("sampling.temperature", expected="a number ≥ 0", got=self.temperature)
         if not 0 < self.top_p <= 1:
             raise ConfigError.wrong("sampling.top_p", expected="a number in (0, 1]", got=self.top_p)

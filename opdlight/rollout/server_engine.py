@@ -246,6 +246,15 @@ class VLLMServerEngine:
                 "Start it with --logprobs-mode raw_logprobs and with the model's own config."
             )
 
+    @property
+    def dtype(self) -> str:
+        """In which the server holds its weights, such as bfloat16."""
+        reply = self._server.get("/server_info?config_format=json")
+        try:
+            return str(reply["vllm_config"]["model_config"]["dtype"]).removeprefix("torch.")
+        except (KeyError, TypeError) as error:
+            raise self._server.wrong_reply("its dtype (vllm_config.model_config.dtype)", reply) from error
+
     def stats(self) -> dict[str, float]:
         """Totals since the start: requests, tokens, steps, seconds; restarts and what had to be sent again."""
         return {**self._stats, **self._server.stats()}

@@ -193,7 +193,10 @@ def test_original_games_are_played_from_their_files(original_games: Path) -> Non
     env = make(source="original", task_types=["pick_heat_then_place_in_recep"], max_turns=40)
     train = {env.reset(seed=seed)[0] for seed in range(10)}
     held_out = {env.reset(seed=FIRST_HELD_OUT_SEED + seed)[0] for seed in range(10)}
-    assert (len(train), len(held_out)) == (2, 1)
+    assert (len(train), len(held_out)) == (2, 1) == (env.training_episodes, env.held_out_episodes)
+    assert {env.reset(seed=seed)[0] for seed in (0, 1)} == train  # so many seeds show every game
+    with pytest.raises(ConfigError, match=r"held_out_split.*another split than 'train'"):
+        make(source="original", split="train", held_out_split="train")
     assert not train & held_out
     for expert in ("explorer", "planner", "handcoded"):
         arguments = {"source": "original", "task_types": ["pick_heat_then_place_in_recep"], "max_turns": 60}

@@ -169,6 +169,14 @@ class WrongExpert(GuessEnv):
         return self.digit + 1  # type: ignore[return-value]
 
 
+class TooManyRows(GuessEnv):
+    training_episodes = 7  # it has as many as seeds
+
+
+class HalfARow(GuessEnv):
+    held_out_episodes = 0.5  # type: ignore[assignment]
+
+
 class NoTurns(GuessEnv):
     max_turns = 0
 
@@ -194,6 +202,8 @@ BROKEN: list[tuple[type[GuessEnv], str]] = [
     (Remembers, "Rule `reuse` broken .*You again"),
     (PrepareChanges, "Rule `prepare` broken"),
     (OneSeed, "Rule `seeds` broken"),
+    (TooManyRows, "Rule `rows` broken .*training_episodes is 7"),
+    (HalfARow, "Rule `rows` broken .*held_out_episodes must be"),
     (WrongExpert, "Rule `expert` broken"),
 ]
 

@@ -76,6 +76,8 @@ def test_training_and_held_out_seeds_share_no_start() -> None:
         assert len(held_out) > 5
         assert len(training) > 20
         assert not training & held_out
+    cliff = ToyTextEnv("CliffWalking-v1")  # one start: nothing can be held out, as its docstring says
+    assert cliff.reset(seed=0) == cliff.reset(seed=FIRST_HELD_OUT_SEED)
 
 
 def test_words_say_where_things_are() -> None:
