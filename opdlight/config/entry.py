@@ -4,6 +4,7 @@
 """
 
 import functools
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -122,6 +123,7 @@ def hydra_entry(
     def decorate(run: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(run)
         def job(cfg: DictConfig) -> Any:
+            _hear_warnings()
             try:
                 check(cfg, schema)
                 if (hydra_cfg := HydraConfig.get()).mode == RunMode.MULTIRUN:
@@ -174,6 +176,14 @@ def hydra_entry(
         return main
 
     return decorate
+
+
+def _hear_warnings() -> None:
+    """Let stderr have what opdlight itself warns of: Hydra without a log has silenced it along with the libraries."""
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("opdlight."):
+            logging.getLogger(name).disabled = False
+    logging.getLogger("opdlight").setLevel(logging.WARNING)
 
 
 def _plain(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
