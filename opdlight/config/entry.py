@@ -135,10 +135,12 @@ def hydra_entry(
                 say("Ctrl-C: stopped" + (f"; unfinished: {cfg.run_dir}" if cfg.get("run_dir", ".") != "." else ""))
                 raise
             except InstantiationException as error:
+                where = str(error).rpartition("full_key: ")[2]
+                if isinstance(error.__cause__, CheckpointError):  # models do not know which key names them
+                    _stop(CheckpointError(f"`{where}.model`: {error.__cause__}"))
                 if isinstance(error.__cause__, USER_ERRORS):
                     _stop(error.__cause__)
                 if isinstance(error.__cause__, ValueError):  # a constructor that refuses its arguments
-                    where = str(error).rpartition("full_key: ")[2]
                     _stop(ConfigError(f"Cannot build `{where}`: {error.__cause__}"))
                 raise
 
