@@ -7,6 +7,7 @@
   that everything else works without them.
 """
 
+import argparse
 import ast
 import sys
 from collections.abc import Iterator
@@ -102,6 +103,7 @@ def _room_of_name(name: str) -> str | None:
 
 def main() -> None:
     """Check this repository."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     found = violations(Path(__file__).resolve().parents[1])
     print("\n".join(found) if found else "layers: imports go one way")
     sys.exit(bool(found))

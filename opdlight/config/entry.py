@@ -4,6 +4,7 @@
 """
 
 import functools
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -132,6 +133,7 @@ def hydra_entry(
     def decorate(run: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(run)
         def job(cfg: DictConfig) -> Any:
+            _hear_warnings()
             try:
                 check(cfg, schema)
                 if (hydra_cfg := HydraConfig.get()).mode == RunMode.MULTIRUN:
@@ -143,10 +145,12 @@ def hydra_entry(
                 say("Ctrl-C: stopped" + (f"; unfinished: {cfg.run_dir}" if cfg.get("run_dir", ".") != "." else ""))
                 raise
             except InstantiationException as error:
+                where = str(error).rpartition("full_key: ")[2]
+                if isinstance(error.__cause__, CheckpointError):  # models do not know which key names them
+                    _stop(CheckpointError(f"`{where}.model`: {error.__cause__}"))
                 if isinstance(error.__cause__, USER_ERRORS):
                     _stop(error.__cause__)
                 if isinstance(error.__cause__, ValueError):  # a constructor that refuses its arguments
-                    where = str(error).rpartition("full_key: ")[2]
                     _stop(ConfigError(f"Cannot build `{where}`: {error.__cause__}"))
                 raise
 
@@ -186,6 +190,14 @@ def hydra_entry(
         return main
 
     return decorate
+
+
+def _hear_warnings() -> None:
+    """Let stderr have what opdlight itself warns of: Hydra without a log has silenced it along with the libraries."""
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("opdlight."):
+            logging.getLogger(name).disabled = False
+    logging.getLogger("opdlight").setLevel(logging.WARNING)
 
 
 def _plain(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:

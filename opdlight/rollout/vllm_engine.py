@@ -226,8 +226,12 @@ def _refusal(model: str, max_model_len: int, error: Exception) -> str:
     """What vLLM has against a model, with the key that says so."""
     details = error.errors() if hasattr(error, "errors") else []  # pydantic's text repeats all arguments
     reason = " ".join(str(details[0]["msg"] if details else error or type(error).__name__).split())
-    key = "engine.max_model_len" if "max_model_len" in reason else "engine"
-    return f"Cannot start `{key}` for the model {model!r} with max_model_len={max_model_len}. vLLM says: {reason}"
+    key = "engine"
+    if "max_model_len" in reason:
+        key = "engine.max_model_len"
+    elif "memory" in reason.lower():
+        key = "engine.gpu_memory_utilization" if torch.cuda.is_available() else "engine.kv_cache_gib"
+    return f"Cannot start the engine for {model!r} with max_model_len={max_model_len}: see `{key}`. vLLM says: {reason}"
 
 
 def _import_vllm() -> Any:
