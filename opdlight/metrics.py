@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from rich.table import Column
 from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from opdlight.console import show, table
 from opdlight.types import Status, Support, Trajectory
@@ -41,14 +43,6 @@ def success_interval(per_episode: Sequence[Sequence[float]]) -> tuple[float, tup
     return p, wilson_interval(p * effective, effective)
 
 
-def group_by_episode(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
-    """Trajectories with the same seed together, in order of first appearance."""
-    episodes: dict[int, list[Trajectory]] = {}
-    for t in trajectories:
-        episodes.setdefault(t.seed, []).append(t)
-    return list(episodes.values())
-
-
 def pass_at_k(attempts: int, solved: int, k: int) -> float:
     """Chance that at least one of k attempts solves an episode, 1 − C(n−c, k) / C(n, k), unbiased for n ≥ k attempts.
 
@@ -60,6 +54,12 @@ def pass_at_k(attempts: int, solved: int, k: int) -> float:
     if not 1 <= k <= attempts or not 0 <= solved <= attempts:
         raise ValueError(f"Expected 1 ≤ k ≤ n and 0 ≤ c ≤ n, but got n={attempts}, c={solved}, k={k}.")
     return 1.0 - math.comb(attempts - solved, k) / math.comb(attempts, k)
+
+
+def outcome_rows(trajectories: Sequence[Trajectory]) -> Tensor:
+    """Seed, 1 for success else 0, and reward of each trajectory, [n, 3] in float64 (which holds every seed exactly)."""
+    rows = [[t.seed, float(t.status is Status.SUCCESS), t.reward] for t in trajectories]
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +75,21 @@ class Result:
     reward: float
 
     @classmethod
-    def of(cls, trajectories: list[Trajectory]) -> "Result":
-        """Summarise the trajectories of one task."""
-        episodes = group_by_episode(trajectories)
-        solved = [[float(t.status is Status.SUCCESS) for t in e] for e in episodes]
+    def of(cls, trajectories: Sequence[Trajectory]) -> "Result":
+        """Summarise the trajectories of one task; those with the same seed are samples of one episode."""
+        return cls.of_rows(outcome_rows(trajectories))
+
+    @classmethod
+    def of_rows(cls, rows: Tensor) -> "Result":
+        """The same from `outcome_rows`, in any order."""
+        episodes: dict[float, list[tuple[float, float]]] = {}
+        for seed, solved_it, reward in sorted(rows.tolist()):
+            episodes.setdefault(seed, []).append((solved_it, reward))
+        solved = [[s for s, _ in e] for e in episodes.values()]
         success, (low, high) = success_interval(solved)
         samples = min(map(len, solved))
         ks = sorted({*(2**i for i in range(samples.bit_length())), samples})
-        rewards = [sum(t.reward for t in e) / len(e) for e in episodes]
+        rewards = [sum(reward for _, reward in e) / len(e) for e in episodes.values()]
         return cls(
             success=success,
             low=low,
@@ -100,6 +107,25 @@ class Result:
 
     def __str__(self) -> str:
         return f"{100 * self.success:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+class HeldOutOutcomes(Metric):
+    """Outcomes of one task's held-out episodes: each rank updates with its own, `compute` gathers those of all."""
+
+    full_state_update = False
+    rows: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    def update(self, trajectories: Sequence[Trajectory]) -> None:
+        """Add trajectories; a rank without any adds none."""
+        self.rows.append(outcome_rows(trajectories).to(self.device))
+
+    def compute(self) -> Tensor:
+        """`outcome_rows` of every rank, for `Result.of_rows`."""
+        return dim_zero_cat(self.rows)
 
 
 def teacher_mass(support: Support) -> Tensor:

@@ -19,7 +19,7 @@ from opdlight.errors import TrainingError
 from opdlight.losses import Loss, Needs, Remembers
 from opdlight.losses.reduce import token_mean
 from opdlight.memory import halved, is_out_of_memory
-from opdlight.metrics import Result
+from opdlight.metrics import HeldOutOutcomes, Result
 from opdlight.models.student import Student
 from opdlight.models.teacher import Teachers
 from opdlight.preemption import Preemption
@@ -96,6 +96,7 @@ class OnPolicyDistillation(L.LightningModule):
         self.preemption = Preemption()
         self.not_finite = 0  # updates that were skipped because of it
         self.out_of_memory = 0  # how often `micro_batch_tokens` was halved
+        self.held_out = HeldOutOutcomes()
         self.before: dict[str, Result] = {}  # the student as it was at the start, by task
         self.evaluated: dict[str, Result] = {}  # the last validation loop
         self.updates = 0  # the student's version: how often its weights have changed
@@ -349,8 +350,9 @@ class OnPolicyDistillation(L.LightningModule):
         with self.stage(f"evaluate {task}"), self._interruptible(rolling_out=False):
             trajectories = self.roll_out(self.own(requests), self.evaluation, seed=0)
         self._show_trajectories(trajectories, "val")
-        light = [replace(t, turns=[]) for t in trajectories]
-        self.evaluated[task] = Result.of(sorted((t for rank in gathered(light) for t in rank), key=lambda t: t.group))
+        self.held_out.reset()
+        self.held_out.update(trajectories)
+        self.evaluated[task] = Result.of_rows(self.held_out.compute())
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of every task that was evaluated."""

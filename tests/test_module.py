@@ -256,6 +256,7 @@ def test_what_a_loss_remembers_is_in_the_checkpoint(folders: tuple[str, str], tm
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     again, data, _ = parts(folders, loss=SampledToken(baseline="running_mean"))
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    again.trainer = trainer
     again.on_load_checkpoint(checkpoint)
     assert isinstance(again.loss, SampledToken)
     assert again.loss.state() == module.loss.state()
