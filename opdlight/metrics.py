@@ -186,7 +186,10 @@ GLOSSARY: dict[str, Entry] = {
     "kl/k1/{task}": Entry("KL(student‖teacher): mean log π(y)/q(y)", "nats", "k1, sampled positions", "falls to 0"),
     "kl/k2/{task}": Entry("mean ½ (log π(y)/q(y))²", "nats", "k2 (biased), sampled positions", "falls to 0"),
     "kl/k3/{task}": Entry(
-        "KL(student‖teacher): mean q(y)/π(y) − 1 − log q(y)/π(y)", "nats", "k3, sampled positions", "falls to 0"
+        "KL(student‖teacher): mean q(y)/π(y) − 1 − log q(y)/π(y). An exponential: one token with q ≫ π rules the mean",
+        "nats",
+        "k3, sampled positions; far above k1 it says nothing (y is no sample of π, or π has all but lost what q wants)",
+        "falls to 0",
     ),
     "optimizer/grad_norm": Entry("2-norm of the gradient before clipping", "norm", "whole batch", "no spikes"),
     "optimizer/gradient_variance": Entry(

@@ -274,12 +274,12 @@ class OnPolicyDistillation(L.LightningModule):
         needs, temperature = self.loss.needs, self.sampling.temperature
         limit = self.teachers.shared_vocabulary
         hidden = self.student.hidden(batch)
-        chosen = self.student.chosen(hidden, needs, temperature=temperature, limit=limit)
+        chosen = self.student.chosen(hidden, needs, limit=limit)
         ask: dict[str, Any] = {"update": self.updates, "temperature": temperature, "limit": limit}
         look = None
         if any(isinstance(c, WatchesTokens) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             with self.stage("watch"):
-                look = self.reader.look(batch, hidden.detach(), self.student.head(), **ask)
+                look = self.reader.look(batch, hidden.detach(), self.student.head(), update=self.updates, limit=limit)
         teacher = self.teachers.score(batch, needs=needs, chosen=chosen, temperature=temperature, look=look)
         if needs.reference:
             assert self.reference is not None
@@ -303,7 +303,7 @@ class OnPolicyDistillation(L.LightningModule):
     def with_rollout_logprobs(self, batch: TokenBatch) -> TokenBatch:
         """The batch with the log-probs of its tokens under the student as it is now."""
         with self.stage("score"):
-            now = replace(self.loss.needs, support=None, student_normaliser=False)
+            now = replace(self.loss.needs, support=None, normaliser=False)
             scores = self.student.score(
                 self.student.hidden(batch),
                 batch,

@@ -135,22 +135,19 @@ class Reader:
                 raise ValueError(f"Expected `reader.{name}` to be at least 1, but got {getattr(self, name)!r}.")
 
     @torch.no_grad()
-    def look(
-        self, batch: TokenBatch, hidden: Tensor, head: LMHead, *, update: int, temperature: float, limit: int
-    ) -> Look | None:
+    def look(self, batch: TokenBatch, hidden: Tensor, head: LMHead, *, update: int, limit: int) -> Look | None:
         """Choose positions, the same in every run, and ask the student; None in an update that is not read."""
         if update % self.every or not batch.num_tokens:
             return None
         generator = torch.Generator().manual_seed(update)
         at = metrics.subsample(batch.num_tokens, self.positions, generator).to(hidden.device)
-        return look_at(at, hidden, head, k=self.k, temperature=temperature, limit=limit)
+        return look_at(at, hidden, head, k=self.k, limit=limit)
 
 
 @torch.no_grad()
-def look_at(at: Tensor, hidden: Tensor, head: LMHead, *, k: int, temperature: float, limit: int) -> Look:
+def look_at(at: Tensor, hidden: Tensor, head: LMHead, *, k: int, limit: int) -> Look:
     """The student's top-K (fewer in a smaller vocabulary) at chosen places of hidden [N, d]."""
-    ids, _ = top_k(hidden[at], head, min(k, limit), temperature=temperature, limit=limit)
-    return Look(at=at, student_ids=ids)
+    return Look(at=at, student_ids=top_k(hidden[at], head, min(k, limit), limit=limit))
 
 
 @torch.no_grad()

@@ -95,7 +95,8 @@ class Support:
     """The K token ids at which the two models are compared, position by position."""
 
     token_ids: Tensor  # [N, K] int64
-    teacher_logprobs: Tensor  # [N, K] normalised over the teacher's full vocabulary, at the rollout temperature
+    teacher_logits: Tensor  # [N, K] divided by the temperature: the product that gives the student's, or log-probs
+    teacher_normaliser: Tensor | None  # [N] log Σ_v exp(z_v / temperature), its full vocabulary; None: nobody needs it
     valid: Tensor  # [N, K] bool, False on filler (ids there are legal but meaningless)
     kind: str  # "teacher_top_k", "student_top_k", "full_vocabulary", …
 
@@ -103,6 +104,12 @@ class Support:
     def k(self) -> int:
         """K, the width of the support."""
         return self.token_ids.shape[-1]
+
+    @property
+    def teacher_logprobs(self) -> Tensor:
+        """Log q [N, K], normalised over the teacher's full vocabulary; only where that was asked for."""
+        assert self.teacher_normaliser is not None
+        return self.teacher_logits - self.teacher_normaliser.unsqueeze(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

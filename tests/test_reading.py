@@ -56,7 +56,7 @@ def test_a_reading_is_what_full_softmaxes_say(folders: list[str], temperature: f
     student, teachers, batch = parts(folders)
     hidden, head, limit = student.hidden(batch), student.head(), teachers.shared_vocabulary
     at = torch.tensor([0, 2, 3, 6])
-    look = look_at(at, hidden, head, k=5, temperature=temperature, limit=limit)
+    look = look_at(at, hidden, head, k=5, limit=limit)
     # whatever the loss asks for beside it
     for needs in (Needs(), Needs(support="teacher_top_k", k=3), Needs(support="full_vocabulary", sampled=True)):
         teacher = teachers.score(batch, needs=needs, chosen=None, temperature=temperature, look=look)
@@ -92,16 +92,16 @@ def test_the_reader_looks_at_no_more_positions_than_asked_and_only_in_its_update
     student, teachers, batch = parts(folders)
     hidden, head = student.hidden(batch), student.head()
     reader = Reader(every=2, positions=4, k=400)
-    ask = {"temperature": 1.0, "limit": teachers.shared_vocabulary}
-    assert reader.look(batch, hidden, head, update=3, **ask) is None  # type: ignore[arg-type]
-    first, second = (reader.look(batch, hidden, head, update=u, **ask) for u in (2, 4))  # type: ignore[arg-type]
+    limit = teachers.shared_vocabulary
+    assert reader.look(batch, hidden, head, update=3, limit=limit) is None
+    first, second = (reader.look(batch, hidden, head, update=u, limit=limit) for u in (2, 4))
     assert first is not None
     assert second is not None
-    assert first.student_ids.shape == (4, teachers.shared_vocabulary)  # k is cut to what there is
+    assert first.student_ids.shape == (4, limit)  # k is cut to what there is
     assert not first.student_ids.requires_grad
     assert first.at.tolist() == sorted(set(first.at.tolist()))
     assert first.at.tolist() != second.at.tolist()
-    again = reader.look(batch, hidden, head, update=2, **ask)  # type: ignore[arg-type]
+    again = reader.look(batch, hidden, head, update=2, limit=limit)
     assert again is not None
     assert torch.equal(again.at, first.at)
 

@@ -148,7 +148,7 @@ def read_whole(module: OnPolicyDistillation, trajectory: Trajectory) -> Reading 
     limit, temperature = module.teachers.shared_vocabulary, module.sampling.temperature
     hidden, head = module.student.hidden(batch), module.student.head()
     at: Tensor = torch.arange(batch.num_tokens, device=hidden.device)
-    look = look_at(at, hidden, head, k=module.reader.k, temperature=temperature, limit=limit)
+    look = look_at(at, hidden, head, k=module.reader.k, limit=limit)
     teacher = module.teachers.score(batch, needs=Needs(), chosen=None, temperature=temperature, look=look)
     assert teacher.view is not None
     ask: dict[str, Any] = {"update": module.updates, "temperature": temperature, "limit": limit}

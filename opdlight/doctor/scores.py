@@ -11,7 +11,6 @@ from opdlight.collate import Collate
 from opdlight.doctor.findings import Finding, Verdict, override
 from opdlight.doctor.patient import Pair, Patient
 from opdlight.losses import EntropyAware, ImportanceWeighted, Loss, Needs, SampledToken, SupportMatching, TurnWeighted
-from opdlight.losses import complete as complete_support
 from opdlight.models import Student, Teacher
 from opdlight.models.lm_head import token_logprobs
 from opdlight.models.teacher import FrozenModel
@@ -154,10 +153,9 @@ def own_loss(patient: Patient) -> tuple[float, float]:
         hidden = student.hidden(batch)
         own = token_logprobs(hidden, student.head(), batch.target_ids)  # as the engine would report them
     batch = replace(batch, sampled_logprobs=own)
-    chosen = student.chosen(hidden, needs, temperature=temperature, limit=patient.shared)
+    chosen = student.chosen(hidden, needs, limit=patient.shared)
     teacher = itself.score(batch, needs=needs, chosen=chosen, temperature=temperature, limit=patient.shared)
-    support = complete_support(teacher.support, needs, batch.target_ids, teacher.sampled)
-    teacher = replace(teacher, support=support, reference=teacher.sampled if needs.reference else None)
+    teacher = replace(teacher, reference=teacher.sampled if needs.reference else None)
     leaf = hidden.detach().clone().requires_grad_()
     scores = student.score(leaf, batch, teacher=teacher, needs=needs, temperature=temperature, top_p=patient.top_p)
     each = loss(scores, batch)

@@ -70,6 +70,18 @@ def support_logits(hidden: Tensor, head: LMHead, token_ids: Tensor) -> Tensor:
     return head.activate(product if head.bias is None else product + _wide(head.bias)[token_ids])
 
 
+def support_values(hidden: Tensor, head: LMHead, support_ids: Tensor, temperature: float, *, whole: bool) -> Tensor:
+    """What a model says on a support: logits / temperature [N, K], for student and teacher alike.
+
+    Both must come from this one function on rows of one layout: then equal models give equal bits, and a loss between
+    them a gradient of exactly 0. `whole`: the support is the first K ids of the vocabulary at each position, so [N, V]
+    numbers exist, with gradient if `hidden` has one.
+    """
+    if whole:
+        return head.logits(hidden)[:, : support_ids.shape[1]] / temperature
+    return support_logits(hidden, head, support_ids) / temperature
+
+
 def log_normaliser(hidden: Tensor, head: LMHead, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
     """The log-normaliser log Σ_v exp(z_v / temperature) at each position [N], with gradients.
 
@@ -93,43 +105,29 @@ def token_logprobs(
 
 
 @torch.no_grad()
-def top_k(
-    hidden: Tensor, head: LMHead, k: int, *, temperature: float = 1.0, limit: int, chunk: int = CHUNK
-) -> tuple[Tensor, Tensor]:
-    """The `k` most probable ids below `limit` and their log-probs, both [N, K], descending; no gradient.
-
-    Log-probs are normalised over the full width V, ids from `limit` on included: their sum is the coverage.
+def top_k(hidden: Tensor, head: LMHead, k: int, *, limit: int, chunk: int = CHUNK) -> Tensor:
+    """The `k` most probable ids below `limit` [N, K], best first.
 
     Raises:
         ConfigError: naming `loss.k`, if fewer than `k` ids lie below `limit`.
     """
     _check_k(k, limit)
-    parts = [_top_k(head.logits(h) / temperature, k, limit) for h in hidden.split(chunk)]
-    return torch.cat([ids for ids, _ in parts]), torch.cat([logprobs for _, logprobs in parts])
+    return torch.cat([_top_k(head.logits(h), k, limit) for h in hidden.split(chunk)])
 
 
 @torch.no_grad()
 def top_k_and_token(
     hidden: Tensor, head: LMHead, k: int, token_ids: Tensor, *, temperature: float, limit: int, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`top_k` and `token_logprobs` [N] from one pass over the vocabulary: ids, log-probs, token log-probs."""
+    """Ids of `top_k` [N, K], `log_normaliser` [N] and `token_logprobs` [N] from one pass over the vocabulary."""
     _check_k(k, limit)
     parts = []
     for h, ids in zip(hidden.split(chunk), token_ids.split(chunk), strict=True):
         logits = head.logits(h) / temperature
-        parts.append((*_top_k(logits, k, limit), _pick(logits, ids)))
-    ids_parts, logprob_parts, token_parts = zip(*parts, strict=True)
-    return torch.cat(ids_parts), torch.cat(logprob_parts), torch.cat(token_parts)
-
-
-@torch.no_grad()
-def logprobs_at(hidden: Tensor, head: LMHead, token_ids: Tensor, *, temperature: float, chunk: int = CHUNK) -> Tensor:
-    """Log-probs [N, K] of chosen ids [N, K], normalised over the full width V; no gradient."""
-    parts = []
-    for h, ids in zip(hidden.split(chunk), token_ids.split(chunk), strict=True):
-        logits = head.logits(h) / temperature
-        parts.append(logits.gather(1, ids) - logits.logsumexp(-1, keepdim=True))
-    return torch.cat(parts)
+        normaliser = logits.logsumexp(-1)
+        parts.append((_top_k(logits, k, limit), normaliser, logits.gather(1, ids.unsqueeze(1)).squeeze(1) - normaliser))
+    ids_parts, normaliser_parts, token_parts = zip(*parts, strict=True)
+    return torch.cat(ids_parts), torch.cat(normaliser_parts), torch.cat(token_parts)
 
 
 @torch.no_grad()
@@ -254,9 +252,8 @@ def _pick(logits: Tensor, token_ids: Tensor) -> Tensor:
     return logits.gather(1, token_ids.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)
 
 
-def _top_k(logits: Tensor, k: int, limit: int) -> tuple[Tensor, Tensor]:
-    best, ids = logits[:, :limit].topk(k, dim=-1)
-    return ids, best - logits.logsumexp(-1, keepdim=True)
+def _top_k(logits: Tensor, k: int, limit: int) -> Tensor:
+    return logits[:, :limit].topk(k, dim=-1).indices
 
 
 def _check_k(k: int, limit: int) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from opdlight.errors import ConfigError, ServerError
-from opdlight.losses import Needs
+from opdlight.losses import Needs, make_support
 from opdlight.models.checkpoints import load_skeleton, load_tokenizer, resolve_model
 from opdlight.models.server_reply import Answer, Question, read_answer
-from opdlight.models.teacher import FrozenModel, Teacher, kind_of
+from opdlight.models.teacher import FrozenModel, Teacher
 from opdlight.server import VLLMServer, find_model
-from opdlight.types import Look, Support, TeacherScores, TokenBatch, View
+from opdlight.types import Look, TeacherScores, TokenBatch, View
 
 PROBE = "What is 12 + 7? The answer is 19. Go to the table, then take the red key."
 PROBE_TOKENS, PROBE_K = 24, 8
@@ -124,7 +124,7 @@ class ServerTeacher(Teacher):
 
         Where the server does not tell, the view's entropy is None and its log-probs of the student's ids are NaN.
         """
-        if needs.support is None and not needs.teacher_sampled and not needs.teacher_entropy and look is None:
+        if needs.support is None and not needs.sampled and not needs.teacher_entropy and look is None:
             return TeacherScores()
         if temperature != 1:
             raise ValueError(f"Expected `temperature` to be 1, but got {temperature}.")
@@ -142,8 +142,13 @@ class ServerTeacher(Teacher):
             ids = top_ids[:, : needs.k] if chosen is None else chosen
             if needs.support == "full_vocabulary":
                 ids = torch.arange(limit, device=top.device).expand(len(top), -1)
-            valid = torch.ones_like(ids, dtype=torch.bool)
-            support = Support(token_ids=ids, teacher_logprobs=found.at(ids), valid=valid, kind=kind_of(needs, chosen))
+
+            def told(support_ids: Tensor) -> tuple[Tensor, Tensor]:  # log-probs, which are logits of normaliser 0
+                own = support_ids == batch.target_ids.unsqueeze(1)
+                logprobs = torch.where(own, found.sampled.unsqueeze(1), found.at(support_ids))
+                return logprobs, torch.zeros_like(found.sampled)
+
+            support = make_support(needs, ids, batch.target_ids, told)
         entropy, view = found.entropy(), None
         if look is not None:
             view = View(
@@ -155,7 +160,7 @@ class ServerTeacher(Teacher):
             )
         return TeacherScores(
             support=support,
-            sampled=found.sampled if needs.teacher_sampled else None,
+            sampled=found.sampled if needs.sampled else None,
             entropy=entropy if needs.teacher_entropy else None,
             view=view,
         )

@@ -20,8 +20,8 @@ from opdlight.errors import ConfigError
 from opdlight.losses import Needs
 from opdlight.models.backbone import check_head, divide, head_of, hidden_at
 from opdlight.models.checkpoints import load_model, load_tokenizer
-from opdlight.models.lm_head import LMHead, log_normaliser, support_logits, token_logprobs, top_k
-from opdlight.types import Support, SupportScores, TeacherScores, TokenBatch
+from opdlight.models.lm_head import LMHead, log_normaliser, support_values, token_logprobs, top_k
+from opdlight.types import SupportScores, TeacherScores, TokenBatch
 
 
 class Student(nn.Module):
@@ -84,11 +84,11 @@ class Student(nn.Module):
         """The LM head as it is now."""
         return head_of(self.model)
 
-    def chosen(self, hidden: Tensor, needs: Needs, *, temperature: float, limit: int) -> Tensor | None:
+    def chosen(self, hidden: Tensor, needs: Needs, *, limit: int) -> Tensor | None:
         """The student's own top-K ids [N, K] below `limit`, if the loss compares there; no gradient."""
         if needs.support is None or not needs.support.startswith("student_top_k"):
             return None
-        return top_k(hidden, self.head(), needs.k, temperature=temperature, limit=limit)[0]
+        return top_k(hidden, self.head(), needs.k, limit=limit)
 
     def score(
         self,
@@ -102,14 +102,17 @@ class Student(nn.Module):
     ) -> SupportScores:
         """Exactly the scores that `needs` names, at the rollout temperature, from the hidden states [N, d]."""
         head, support = self.head(), teacher.support
-        sampled = None
+        sampled, logits = None, None
         if needs.sampled:
             limit = top_p if needs.top_p else 1.0
             sampled = token_logprobs(hidden, head, batch.target_ids, temperature, top_p=limit)
+        if support is not None:
+            whole = support.kind == "full_vocabulary"
+            logits = support_values(hidden, head, support.token_ids, temperature, whole=whole)
         return SupportScores(
             support=support,
-            student_logits=None if support is None else _logits_on(support, hidden, head) / temperature,
-            student_normaliser=log_normaliser(hidden, head, temperature) if needs.student_normaliser else None,
+            student_logits=logits,
+            student_normaliser=log_normaliser(hidden, head, temperature) if needs.normaliser else None,
             student_sampled=sampled,
             teacher_sampled=teacher.sampled,
             teacher_entropy=teacher.entropy,
@@ -169,12 +172,6 @@ class Student(nn.Module):
             for name, weight in merged.get_base_layer().state_dict().items():
                 weights[f"{layer}.{name}"] = weight.detach()
         return weights
-
-
-def _logits_on(support: Support, hidden: Tensor, head: LMHead) -> Tensor:
-    if support.kind == "full_vocabulary":  # [N, V] with gradient: the loss asked for it
-        return head.logits(hidden)[:, : support.k]
-    return support_logits(hidden, head, support.token_ids)
 
 
 @contextmanager

@@ -12,13 +12,22 @@ from transformers import PreTrainedModel
 
 from opdlight.collate import at_positions
 from opdlight.errors import ConfigError
-from opdlight.losses import Needs, complete
+from opdlight.losses import Needs, make_support
 from opdlight.models.backbone import check_head, divide, head_of, hidden_at
 from opdlight.models.checkpoints import load_model, load_tokenizer, resolve_model
-from opdlight.models.lm_head import LMHead, entropy, logprobs_at, token_logprobs, top_k, top_k_and_token, view
+from opdlight.models.lm_head import (
+    LMHead,
+    entropy,
+    log_normaliser,
+    support_values,
+    token_logprobs,
+    top_k,
+    top_k_and_token,
+    view,
+)
 from opdlight.models.student import Student
 from opdlight.models.vocabulary import shared_size
-from opdlight.types import Look, Support, TeacherScores, TokenBatch, View
+from opdlight.types import Look, TeacherScores, TokenBatch, View
 
 
 class FrozenModel(nn.Module):
@@ -112,7 +121,7 @@ class Teacher(nn.Module):
         Log-probs are at `temperature` and normalised over the teacher's full width; ids lie below `limit`. `chosen`
         [N, K] are ids that the student has named; None lets the teacher choose. `look`: where callbacks look.
         """
-        if needs.support is None and not needs.teacher_sampled and not needs.teacher_entropy and look is None:
+        if needs.support is None and not needs.sampled and not needs.teacher_entropy and look is None:
             return TeacherScores()
         found = self._score(self._hidden_from_torch[0](batch), batch, needs, chosen, temperature, limit, look)
         self._rest()
@@ -141,26 +150,27 @@ class Teacher(nn.Module):
                 limit=limit,
             )
         wavering = entropy(hidden, head, temperature=temperature) if needs.teacher_entropy else None
-        token: Tensor | None = None
-        if needs.support is None:
-            if needs.teacher_sampled:
-                token = token_logprobs(hidden, head, batch.target_ids, temperature)
-            return TeacherScores(sampled=token, entropy=wavering, view=seen)
-        if needs.support == "full_vocabulary":
+        token, normaliser, ids = None, None, chosen
+        whole, normalised = needs.support == "full_vocabulary", needs.normaliser or needs.support == "teacher_nucleus"
+        if whole:
             ids = torch.arange(limit, device=hidden.device).expand(len(hidden), -1)
-            logprobs = logprobs_at(hidden, head, ids, temperature=temperature)
-        elif chosen is not None:
-            ids, logprobs = chosen, logprobs_at(hidden, head, chosen, temperature=temperature)
-        elif needs.teacher_sampled:
-            ids, logprobs, token = top_k_and_token(
-                hidden, head, needs.k, batch.target_ids, temperature=temperature, limit=limit
-            )
-        else:
-            ids, logprobs = top_k(hidden, head, needs.k, temperature=temperature, limit=limit)
-        if needs.teacher_sampled and token is None:
+        elif needs.support is not None and chosen is None:
+            if needs.sampled or normalised:
+                ids, normaliser, token = top_k_and_token(
+                    hidden, head, needs.k, batch.target_ids, temperature=temperature, limit=limit
+                )
+            else:
+                ids = top_k(hidden, head, needs.k, limit=limit)
+        if needs.sampled and token is None:
             token = token_logprobs(hidden, head, batch.target_ids, temperature)
-        valid = torch.ones_like(ids, dtype=torch.bool)
-        support = Support(token_ids=ids, teacher_logprobs=logprobs, valid=valid, kind=kind_of(needs, chosen))
+        if normalised and normaliser is None:
+            normaliser = log_normaliser(hidden, head, temperature)
+
+        def on(support_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+            return support_values(hidden, head, support_ids, temperature, whole=whole), normaliser
+
+        support = None if ids is None else make_support(needs, ids, batch.target_ids, on)
+        token = token if needs.sampled else None
         return TeacherScores(support=support, sampled=token, entropy=wavering, view=seen)
 
 
@@ -225,13 +235,10 @@ class Teachers(nn.Module):
         temperature: float,
         look: Look | None = None,
     ) -> TeacherScores:
-        """What `needs` asks for; each row is read by the teacher of its task only. `chosen`: ids the student named."""
-        found = self._score(batch, needs, chosen, temperature, look)
-        return replace(found, support=complete(found.support, needs, batch.target_ids, found.sampled))
+        """What `needs` asks for; each row is read by the teacher of its task only. `chosen`: ids the student named.
 
-    def _score(
-        self, batch: TokenBatch, needs: Needs, named: Tensor | None, temperature: float, look: Look | None
-    ) -> TeacherScores:
+        A teacher that equals the student gives the student's own numbers, to the bit, where it reads the whole batch.
+        """
         ask: dict[str, Any] = {"needs": needs, "temperature": temperature, "limit": self.shared_vocabulary}
         teachers = [self.of(task) for task in batch.tasks]
         present = list(dict.fromkeys(teachers[i] for i in batch.task_index.unique().tolist())) or teachers[:1]
@@ -239,7 +246,7 @@ class Teachers(nn.Module):
         if len(present) < 2:
             for teacher in self._all():  # in the same order on every rank
                 if teacher is present[0]:
-                    found = teacher.score(batch, chosen=named, look=look, **ask)
+                    found = teacher.score(batch, chosen=chosen, look=look, **ask)
                 elif self.divided:
                     teacher.touch(batch)
         if found is not None:
@@ -260,8 +267,8 @@ class Teachers(nn.Module):
                 here = torch.isin(look.at, at).nonzero().squeeze(1)
                 looked.append(here)
                 mine = Look(at=torch.searchsorted(at, look.at[here]), student_ids=look.student_ids[here])
-            chosen = None if named is None else named[at]
-            parts.append(teacher.score(at_positions(batch, at), chosen=chosen, look=mine, **ask))
+            named = None if chosen is None else chosen[at]
+            parts.append(teacher.score(at_positions(batch, at), chosen=named, look=mine, **ask))
         back = torch.argsort(torch.cat(places))
         support = None
         if parts[0].support is not None:
@@ -269,7 +276,8 @@ class Teachers(nn.Module):
             support = replace(
                 supports[0],
                 token_ids=torch.cat([s.token_ids for s in supports])[back],
-                teacher_logprobs=torch.cat([s.teacher_logprobs for s in supports])[back],
+                teacher_logits=torch.cat([s.teacher_logits for s in supports])[back],
+                teacher_normaliser=_join([s.teacher_normaliser for s in supports], back),
                 valid=torch.cat([s.valid for s in supports])[back],
             )
         return TeacherScores(
@@ -289,10 +297,3 @@ def _join_views(parts: Sequence[View | None], back: Tensor) -> View:
 def _join(parts: Sequence[Tensor | None], back: Tensor) -> Tensor | None:
     whole = [p for p in parts if p is not None]
     return torch.cat(whole)[back] if whole else None
-
-
-def kind_of(needs: Needs, chosen: Tensor | None) -> str:
-    """Whose ids a support holds before it is completed."""
-    if needs.support == "full_vocabulary":
-        return needs.support
-    return "teacher_top_k" if chosen is None else "student_top_k"

@@ -66,7 +66,13 @@ def test_gradient_norms_are_those_of_the_losses() -> None:
     torch.testing.assert_close(found, expected.norm(dim=1))
 
     best, ids = teacher.topk(4, dim=1)
-    support = Support(token_ids=ids, teacher_logprobs=best, valid=torch.ones_like(ids) > 0, kind="teacher_top_k")
+    support = Support(
+        token_ids=ids,
+        teacher_logits=best,
+        teacher_normaliser=torch.zeros(len(ids)),
+        valid=torch.ones_like(ids) > 0,
+        kind="teacher_top_k",
+    )
     scores = SupportScores(support=support, student_logits=logits.gather(1, ids))
     (expected,) = torch.autograd.grad(SupportMatching(k=4)(scores, batch).sum(), logits)
     torch.testing.assert_close(matching_gradient_norm(logits.detach().gather(1, ids), best), expected.norm(dim=1))

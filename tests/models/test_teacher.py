@@ -26,7 +26,7 @@ def expected_top_k(logits: Tensor, k: int, temperature: float, limit: int) -> tu
 
 def asks(k: int | None, sampled: bool) -> Needs:
     """The teacher's top-K of this size, if any."""
-    return Needs(support=None if k is None else "teacher_top_k", k=k or 0, sampled=sampled)
+    return Needs(support=None if k is None else "teacher_top_k", k=k or 0, sampled=sampled, normaliser=k is not None)
 
 
 def test_score_is_the_top_of_the_full_distribution(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_adapter_folder_is_merged_into_its_base(tmp_path: Path) -> None:
 
 def scored(student: Student, teachers: Teachers, loss: Loss, batch: TokenBatch) -> SupportScores:
     hidden = student.hidden(batch)
-    chosen = student.chosen(hidden, loss.needs, temperature=1.0, limit=teachers.shared_vocabulary)
+    chosen = student.chosen(hidden, loss.needs, limit=teachers.shared_vocabulary)
     teacher = teachers.score(batch, needs=loss.needs, chosen=chosen, temperature=1.0)
     return student.score(hidden, batch, teacher=teacher, needs=loss.needs, temperature=1.0)
 
