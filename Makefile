@@ -2,8 +2,6 @@
 SHELL := /bin/bash
 PYTHON ?= python3.11
 READY := .venv/ready
-# trainer and engine share the cores: sleeping threads, not spinning ones
-export OMP_WAIT_POLICY := passive
 ARGS ?=
 
 .DEFAULT_GOAL := help

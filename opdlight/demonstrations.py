@@ -129,7 +129,7 @@ def tokens(demonstration: Demonstration, renderer: ChatRenderer) -> Trajectory:
         demonstration.system_prompt, steps[0].observation, fresh_prompt=demonstration.fresh_prompt
     )
     for number, step in enumerate(steps):
-        ids = [*renderer.encode(step.reply), renderer.tokenizer.eos_token_id]
+        ids = renderer.written(step.reply, conversation)
         completion = Completion(
             request_id="", token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
         )

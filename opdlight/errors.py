@@ -27,6 +27,10 @@ class EnvError(OpdError, RuntimeError):
     """An environment broke its contract."""
 
 
+class PlainTextError(EnvError):
+    """Text of an environment spells a control token, and the tokenizer cannot write it as ordinary text."""
+
+
 class NoExpertError(EnvError, LookupError):
     """An environment has no expert that could demonstrate its task."""
 

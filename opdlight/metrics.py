@@ -135,6 +135,12 @@ GLOSSARY: dict[str, Entry] = {
         "0; 1 with staleness: 1",
     ),
     "rollout/row_splits": Entry("extra rows because the rendered history was rewritten", "rows", "sum", "0 or steady"),
+    "rollout/spelled_control_tokens": Entry(
+        "control tokens that text of environments spelled (<|im_end|> in an observation), encoded as ordinary text",
+        "tokens",
+        "sum",
+        "0, or as many as the prompts name on purpose",
+    ),
     "rollout/loss_tokens": Entry("loss positions of this rank", "tokens", "sum", "steady"),
     "env/{name}/{task}": Entry("a counter of the environment", "count", "mean over trajectories", "see the task"),
     "val/success/{task}": Entry("solved held-out episodes", "share", "mean, fixed seeds", "rises"),

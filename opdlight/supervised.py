@@ -98,7 +98,6 @@ def batches(
 def sft(cfg: DictConfig) -> dict[str, float]:
     """Collect demonstrations (or read `demonstrations.file`), fine-tune, save `<run>/student` (and `adapter`)."""
     folder = run_folder.open_run(cfg)
-    run_folder.link_latest(folder)
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     student: Student = instantiate(cfg.model.student)
@@ -128,6 +127,8 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     )
     trainer: L.Trainer = instantiate(cfg.trainer, logger=MetricsFile(folder), default_root_dir=str(folder))
     updates = cfg.trainer.max_steps
+    if run_folder.is_first_process():
+        run_folder.link_latest(folder)
     trainer.fit(module, batches(trajectories, collate, batch_size=cfg.batch_size, updates=updates, seed=cfg.seed))
     student.save(folder / "student")
     if student.has_adapter:

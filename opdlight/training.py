@@ -26,6 +26,7 @@ from opdlight.models.checkpoints import load_tokenizer
 from opdlight.module import OnPolicyDistillation
 from opdlight.preemption import Preempted, Preemption
 from opdlight.rollout import Collector
+from opdlight.system import threads
 from opdlight.types import Trajectory
 
 
@@ -131,13 +132,12 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         raise ConfigError.wrong("run_dir", expected="a folder without checkpoints, or `resume` it", got=str(folder))
     checkpoint = checkpointing.newest(folder, first=first) if cfg.resume else None
     done = checkpointing.steps_of(checkpoint) if checkpoint else None
-    if first:
-        run_folder.link_latest(folder)
     if cfg.resume:
         if first:
             records.rewind(folder, checkpointing.read_manifest(checkpoint)["records"] if checkpoint else {})
         where = "at the start: it has no checkpoint yet" if done is None else f"after step {done}"
         run_folder.say(f"{folder} goes on {where}")
+    run_folder.say(threads.describe())
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     module = build(cfg, mixture)
@@ -169,6 +169,8 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
             with run_folder.timed(seconds, "evaluate before"):
                 trainer.validate(module, datamodule=data, verbose=False)
             module.before, module.evaluated = module.evaluated, {}
+        if first:
+            run_folder.link_latest(folder)
         with run_folder.timed(seconds, "train"):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint)  # its last validation loop: the figures after
         if not module.evaluated:  # unless a limit such as trainer.max_time stopped it earlier

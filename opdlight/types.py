@@ -53,6 +53,7 @@ class Trajectory:
     reward: float  # sum over turns
     status: Status
     metrics: Mapping[str, float] = field(default_factory=dict)  # the environment's own counters
+    spelled_control_tokens: int = 0  # that text of the environment spelled; they were encoded as ordinary text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ def seconds_a_step(staleness: int, steps: int, overrides: list[str]) -> tuple[fl
         run = Path(folder) / "run"
         fixed = ["+trainer.limit_val_batches=0", "evaluate_teachers=false", f"trainer.max_steps={steps}"]
         command = [sys.executable, "-m", "opdlight.train", *fixed, f"staleness={staleness}", *overrides]
-        environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_WAIT_POLICY": "passive"}
+        environment = {**os.environ, "PYTHONPATH": os.getcwd()}
         done = subprocess.run(
             [*command, f"hydra.run.dir={run}"], env=environment, capture_output=True, text=True, check=False
         )

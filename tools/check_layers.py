@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LAYERS = (
-    ("types", "errors", "config", "distributed", "server"),
+    ("types", "errors", "config", "distributed", "server", "system"),
     ("losses", "metrics", "failure_metrics", "envs"),
     ("models", "rollout", "collate", "schedules", "memory", "preemption", "records", "stages", "checkpointing"),
     ("reading",),

@@ -79,7 +79,7 @@ def start(folder: Path, updates: int, extra: list[str]) -> psutil.Popen:
     engine = [] if any(o.startswith("engine=") for o in extra) else POOL
     new = [*RUN, *engine, f"trainer.max_steps={updates}", *faulty_tasks(), *extra, f"hydra.run.dir={folder}"]
     command = [sys.executable, "-m", "opdlight.train", *([f"resume={folder}"] if begun else new)]
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
     with Path(f"{folder}.log").open("a") as log:
         return psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
 

@@ -51,8 +51,7 @@ class StageProgress(ProgressBar):
                 TextColumn("{task.fields[note]}"),
                 console=self.console,
             )
-            total = int(trainer.num_training_batches) if stage == "fit" else None
-            self.updates = self.bar.add_task("updates", total=total, note="", visible=stage == "fit")
+            self.updates = self.bar.add_task("updates", total=None, note="", visible=False)  # on_train_start knows more
             self.stage = self.bar.add_task("starting", total=None, note="")
             self.bar.start()
 

@@ -12,6 +12,8 @@ from opdlight.distributed import gathered
 from opdlight.failure_metrics import repetition_rate
 from opdlight.types import Status, Trajectory
 
+SUMMED = ("rollout/row_splits", "rollout/spelled_control_tokens")
+
 
 class RolloutMetrics(L.Callback):
     """Logs `rollout/*` and the environments' own counters `env/*`, over the trajectories of every rank.
@@ -33,11 +35,10 @@ class RolloutMetrics(L.Callback):
                 values[key] += found
         for key, found in values.items():
             mean = sum(found) / max(len(found), 1)
-            total = key == "rollout/row_splits"
-            pl_module.log(key, sum(found) if total else mean, prog_bar=key.startswith("rollout/reward/"))
+            pl_module.log(key, sum(found) if key in SUMMED else mean, prog_bar=key.startswith("rollout/reward/"))
 
     def values(self, trajectories: Sequence[Trajectory], version: int) -> dict[str, list[float]]:
-        """Key → the values of these trajectories or turns; what is logged is their mean, of the splits their sum."""
+        """Key → the values of these trajectories or turns; what is logged is their mean, of `SUMMED` their sum."""
         values: dict[str, list[float]] = defaultdict(list)
         for t in trajectories:
             values[f"rollout/reward/{t.task}"].append(t.reward)
@@ -50,6 +51,7 @@ class RolloutMetrics(L.Callback):
             for status in Status:
                 values[f"rollout/{status}"].append(float(t.status is status))
             values["rollout/row_splits"].append(float(count_splits(t)))
+            values["rollout/spelled_control_tokens"].append(float(t.spelled_control_tokens))
             for turn in t.turns:
                 values["rollout/completion_tokens"].append(float(len(turn.completion_ids)))
                 values["rollout/staleness"].append(float(version - turn.policy_version))

@@ -6,6 +6,7 @@
 import functools
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -17,11 +18,13 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from opdlight.config.checks import check_config
 from opdlight.config.explain import explain_composition, explain_interpolation
+from opdlight.config.folders import folder_overrides
 from opdlight.config.help import help_text
 from opdlight.config.resume import with_resumed
 from opdlight.errors import (
@@ -32,8 +35,13 @@ from opdlight.errors import (
     TrainingError,
     VocabularyError,
 )
+from opdlight.system.threads import choose_wait_policy
 
 CONF = Path(__file__).absolute().parents[1] / "conf"  # a link to conf/ in the repository, the folder itself in a wheel
+NO_LOG = (
+    "hydra/job_logging=disabled",
+    "hydra/hydra_logging=disabled",
+)  # neither a log file beside the records nor the log of libraries on the screen
 # a traceback would not help
 USER_ERRORS = (ConfigError, MissingDependencyError, VocabularyError, CheckpointError, TrainingError, ServerError)
 
@@ -70,6 +78,13 @@ def compose(
     Raises:
         ConfigError: Hydra's own errors in one sentence, and those of `check`.
     """
+    return _composed(config_name, schema, overrides, conf=conf, extra=extra)[0]
+
+
+def _composed(
+    config_name: str, schema: type | None, overrides: Sequence[str], *, conf: Path, extra: Path | None
+) -> tuple[DictConfig, DictConfig]:
+    """What `compose` returns, and the same with Hydra's own config."""
     search = [] if extra is None else [f"hydra.searchpath=[{extra.absolute().as_uri()}]"]
     with _initialised(conf):
         try:
@@ -87,7 +102,7 @@ def compose(
             full.hydra.runtime.output_dir = "<run folder>"  # known only when the run starts
         with _hydra_config(full):
             check(cfg, schema)
-    return cfg
+    return cfg, full
 
 
 def hydra_entry(
@@ -105,6 +120,8 @@ def hydra_entry(
         def job(cfg: DictConfig) -> Any:
             try:
                 check(cfg, schema)
+                if (hydra_cfg := HydraConfig.get()).mode == RunMode.MULTIRUN:
+                    print(f"job {hydra_cfg.job.num}: {' '.join(hydra_cfg.overrides.task)}", flush=True)
                 return run(cfg)
             except USER_ERRORS as error:
                 _stop(error)
@@ -118,6 +135,7 @@ def hydra_entry(
 
         def main() -> None:
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is first imported
+            choose_wait_policy()
             args = get_args_parser().parse_args()
             name, extra = args.config_name or config_name, Path(args.config_dir) if args.config_dir else None
             if args.help:
@@ -126,10 +144,15 @@ def hydra_entry(
             own = not (args.hydra_help or args.shell_completion or args.experimental_rerun or args.config_path)
             try:
                 if any(field.name == "resume" for field in fields(schema)):
-                    args.overrides = _resumed(args.overrides, multirun=args.multirun)
-                for overrides in _jobs(args.overrides, multirun=args.multirun) if own else ():
-                    # to look at a config needs no types, so no slow imports either
-                    compose(name, None if args.cfg or args.info else schema, overrides, conf=conf, extra=extra)
+                    _retype(args, _resumed(args.overrides, multirun=args.multirun))
+                look = bool(args.cfg or args.info)  # which needs no types, so no slow imports either, and no folder
+                jobs = _jobs(args.overrides, multirun=args.multirun) if own else []
+                full = [_composed(name, None if look else schema, job, conf=conf, extra=extra)[1] for job in jobs]
+                if full and not look:
+                    with _hydra_config(full[0]):
+                        typed = folder_overrides(full[0], args.overrides, multirun=args.multirun)
+                    quiet = [o for o in NO_LOG if o.partition("=")[0] not in {t.partition("=")[0] for t in typed}]
+                    _retype(args, [*typed, *quiet])
             except USER_ERRORS as error:
                 _stop(error)
             hydra.main(config_path=str(conf), config_name=config_name, version_base="1.3")(job)()
@@ -178,13 +201,17 @@ def _hydra_config(full: DictConfig) -> Iterator[None]:
 
 
 def _resumed(overrides: list[str], *, multirun: bool) -> list[str]:
-    """With `resume=` the command line of that run comes first, for Hydra too."""
+    """With `resume=` the command line of that run comes first."""
     found = with_resumed(overrides)
-    if found != overrides:
-        if multirun:
-            raise ConfigError.wrong("resume", expected="of one run", got="--multirun")
-        sys.argv = [*(a for a in sys.argv if a not in overrides), *found]
+    if found != overrides and multirun:
+        raise ConfigError.wrong("resume", expected="of one run", got="--multirun")
     return found
+
+
+def _retype(args: Namespace, overrides: list[str]) -> None:
+    """Let the command line have these overrides, for Hydra and for processes that Lightning starts too."""
+    sys.argv = [*(a for a in sys.argv if a not in args.overrides), *overrides]
+    args.overrides = overrides
 
 
 def _jobs(overrides: list[str], *, multirun: bool) -> list[list[str]]:

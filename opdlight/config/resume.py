@@ -15,7 +15,7 @@ FILE = "overrides.json"  # in the run folder: the command line that made the run
 
 def resume_command(run_dir: str) -> str:
     """What to type so that a run goes on."""
-    return f"python -m opdlight.train {_quoted('resume', run_dir)}"
+    return f"python -m opdlight.train {quoted('resume', run_dir)}"
 
 
 def with_resumed(overrides: Sequence[str]) -> list[str]:
@@ -37,9 +37,11 @@ def with_resumed(overrides: Sequence[str]) -> list[str]:
             "resume", expected=f"the folder of a run of opdlight.train, which has a {FILE}", got=str(wanted[-1])
         )
     given = {o.key_or_group for o in now}
+    if "run_dir" in given:
+        raise ConfigError("Expected `resume` without `run_dir`: a run goes on in its own folder, which may be moved.")
     before = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    kept = [text for text, o in zip(before, _parsed(before), strict=True) if o.key_or_group not in given]
-    return [*kept, *overrides, _quoted("hydra.run.dir", str(folder))]
+    kept = [text for text, o in zip(before, _parsed(before), strict=True) if o.key_or_group not in {*given, "run_dir"}]
+    return [*kept, *overrides, quoted("hydra.run.dir", str(folder))]
 
 
 def _parsed(overrides: Sequence[str]) -> list[Override]:
@@ -47,6 +49,7 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
     return found
 
 
-def _quoted(key: str, value: str) -> str:
+def quoted(key: str, value: str) -> str:
+    """`key=value` as Hydra reads it."""
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"{key}='{escaped}'" if set(value) & set(" ='\"\\{}[](),$:") else f"{key}={value}"

@@ -61,9 +61,7 @@ def _bundled(name: str, prefix: str, bundle: Path) -> str:
 
 
 def load_model(name: str | Path, dtype: str) -> PreTrainedModel:
-    """A causal LM without dropout; a LoRA adapter folder is merged into the base that it names.
-
-    Rollouts and teachers know no dropout, so the trained forward has none either: both must be the same policy.
+    """A causal LM in eval mode; a LoRA adapter folder is merged into the base that it names.
 
     Raises:
         ConfigError: naming `model.dtype`. CheckpointError: if the model cannot be loaded.
@@ -77,11 +75,7 @@ def load_model(name: str | Path, dtype: str) -> PreTrainedModel:
         base = load_model(_base_of(source), dtype)
         return PeftModel.from_pretrained(base, source).merge_and_unload()
     try:
-        config = AutoConfig.from_pretrained(source)
-        for key, value in config.to_dict().items():
-            if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop")):
-                setattr(config, key, 0.0)
-        return AutoModelForCausalLM.from_pretrained(source, config=config, dtype=DTYPES[dtype])
+        return AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype])
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot load the model {str(name)!r}: {error}") from error
 

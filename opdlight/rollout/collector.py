@@ -1,6 +1,7 @@
 """Environments × engine → trajectories. Continuous batching: a turn begins the moment its environment has answered."""
 
 import hashlib
+import logging
 import math
 import time
 from collections import deque
@@ -9,11 +10,13 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 
 from opdlight.envs.base import TextEnv
-from opdlight.errors import ConfigError, EngineError
+from opdlight.errors import ConfigError, EngineError, PlainTextError
 from opdlight.rollout.engine import Completion, Engine, Request, Sampling
 from opdlight.rollout.env_pool import Answer, EnvPool
 from opdlight.rollout.rendering import ChatRenderer, Conversation
 from opdlight.types import RolloutRequest, Status, Trajectory, Turn
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,12 +129,14 @@ class Collector:
         """Roll out every request; trajectories come in the order of the requests.
 
         The same requests, weights, sampling and `sampling_seed` give the same trajectories, however turns were batched.
-        An environment that raises ends its own trajectory (status env_error) and no other.
+        An environment that raises ends its own trajectory (status env_error) and no other; so does one whose text
+        spells a control token that the tokenizer cannot write as ordinary text.
         `progress` is called with (finished, wanted) trajectories whenever one finishes.
         """
         if unknown := sorted({r.task for r in requests} - set(self.limits)):
             raise ConfigError.wrong("requests", expected=f"of the tasks {sorted(self.limits)}", got=unknown)
         start = time.perf_counter()
+        sampling = sampling.resolve(self.renderer.tokenizer)
         waiting = deque(enumerate(requests))
         live: dict[int, _Episode] = {}
         finished: dict[int, Trajectory] = {}
@@ -197,13 +202,18 @@ class Collector:
             if answer.success:
                 return Status.SUCCESS
             return Status.FAILURE if answer.terminated else Status.TRUNCATED_TURNS
-        if episode.conversation is None or episode.completion is None:
-            env = self._envs.env(number)
-            episode.conversation = self.renderer.start(
-                env.system_prompt, answer.observation, fresh_prompt=env.fresh_prompt
-            )
-        else:
-            episode.conversation.advance(episode.completion, answer.observation)
+        try:
+            if episode.conversation is None or episode.completion is None:
+                env = self._envs.env(number)
+                episode.conversation = self.renderer.start(
+                    env.system_prompt, answer.observation, fresh_prompt=env.fresh_prompt
+                )
+            else:
+                episode.conversation.advance(episode.completion, answer.observation)
+        except PlainTextError as error:
+            request = episode.request
+            log.error("Environment of task %r, in the episode of seed %d: %s", request.task, request.seed, error)
+            return Status.ENV_ERROR
         return None
 
     def _submit(self, number: int, episode: _Episode, sampling: Sampling, sampling_seed: int) -> Status | None:
@@ -233,7 +243,7 @@ class Collector:
         if completion.finish_reason == "length" and length >= self.limits[episode.request.task].trajectory_tokens:
             episode.end_turn(reward=0.0)
             return Status.TRUNCATED_TOKENS
-        self._envs.step(number, self.renderer.text(completion))
+        self._envs.step(number, episode.conversation.said(completion))
         return None
 
 
@@ -246,6 +256,7 @@ def _trajectory(episode: _Episode, status: Status) -> Trajectory:
         reward=sum(turn.reward for turn in episode.turns),
         status=status,
         metrics=episode.metrics,
+        spelled_control_tokens=episode.conversation.spelled if episode.conversation else 0,
     )
 
 

@@ -1,8 +1,8 @@
 """What a rollout engine is (token ids in, token ids out), and a scripted one for tests."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, Self
 
 from torch import Tensor
 
@@ -15,12 +15,49 @@ class Sampling:
 
     temperature: float = 1.0  # logits are divided by it; 0 takes the most probable token
     top_p: float = 1.0  # only the smallest set of tokens with this mass can be drawn
+    stop: Sequence[int | str] = ()  # tokens that end a completion, beside the ends that the model's folder names
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", tuple(self.stop))
+        for token in self.stop:
+            legal = token >= 0 if type(token) is int else isinstance(token, str) and token != ""
+            if not legal:
+                raise _wrong_stop(token)
         if not self.temperature >= 0:
             raise ConfigError.wrong("sampling.temperature", expected="a number ≥ 0", got=self.temperature)
         if not 0 < self.top_p <= 1:
             raise ConfigError.wrong("sampling.top_p", expected="a number in (0, 1]", got=self.top_p)
+
+    def resolve(self, tokenizer: Any, *, skip_unknown: bool = False) -> Self:
+        """The same policy with the id that `tokenizer` gives each string of `stop`.
+
+        Args:
+            tokenizer: of the model that samples.
+            skip_unknown: leave out what is no token of it, which it can never sample; otherwise that is an error.
+
+        Raises:
+            ConfigError: naming `sampling.stop`, for a string that is not one token, or an id that is none.
+        """
+        vocabulary, ids = tokenizer.get_vocab(), []
+        known = set(vocabulary.values())
+        for token in self.stop:
+            written = [token] if isinstance(token, int) else [vocabulary[token]] if token in vocabulary else []
+            written = written or list(tokenizer(token, add_special_tokens=False)["input_ids"])
+            if len(written) == 1 and written[0] in known and written[0] != tokenizer.unk_token_id:
+                ids.append(written[0])
+            elif not skip_unknown:
+                raise _wrong_stop(token)
+        return replace(self, stop=ids)
+
+    def stop_ids(self, own: Sequence[int]) -> list[int]:
+        """Every id that ends a completion: the `own` ones of a model, and those of a resolved `stop`."""
+        return sorted({*own, *(token for token in self.stop if isinstance(token, int))})
+
+
+def _wrong_stop(token: object) -> ConfigError:
+    return ConfigError.wrong(
+        "sampling.stop", expected="a list of ids or texts, each one token of the vocabulary", got=token
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +74,8 @@ class Request:
         """Raise EngineError unless the request is complete and fits a context of `max_model_len` tokens."""
         if not self.prompt_ids:
             raise EngineError(f"Expected `prompt_ids` of request {self.request_id} to hold a token, but got none.")
+        if unresolved := [token for token in self.sampling.stop if isinstance(token, str)]:
+            raise EngineError(f"Expected `stop` of request {self.request_id} to hold ids, but got {unresolved}.")
         if self.max_tokens < 1:
             raise EngineError(
                 f"Expected `max_tokens` of request {self.request_id} to be at least 1, but got {self.max_tokens}."
@@ -89,7 +128,7 @@ class ScriptedEngine:
 
     Args:
         answer: prompt ids → token ids, or (token ids, log-probs). Finishes by "length"
-            if cut at `max_tokens`, else by "stop".
+            if cut at `max_tokens`, else by "stop"; the first token of `sampling.stop` is the last one.
         steps: request → after how many decoding steps it finishes (at least 1).
         max_model_len: longest context in tokens.
 
@@ -136,10 +175,11 @@ class ScriptedEngine:
     def _complete(self, request: Request) -> Completion:
         answer = self.answer(request.prompt_ids)
         ids, logprobs = answer if isinstance(answer, tuple) else (answer, [0.0] * len(answer))
+        ids = ids[: next((n for n, i in enumerate(ids, 1) if i in request.sampling.stop), len(ids))]
         return Completion(
             request_id=request.request_id,
             token_ids=list(ids)[: request.max_tokens],
-            logprobs=list(logprobs)[: request.max_tokens],
+            logprobs=list(logprobs)[: min(len(ids), request.max_tokens)],
             finish_reason="stop" if len(ids) <= request.max_tokens else "length",
             policy_version=self.policy_version,
         )

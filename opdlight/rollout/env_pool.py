@@ -1,6 +1,7 @@
 """Environments behind threads: the engine's thread sends actions and picks up answers, and no slow one holds it up."""
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -80,7 +81,7 @@ class EnvPool:
         """Begin episode `number`; its first observation will be among the answers."""
         idle = self._idle.get(task)
         episode = self._episodes[number] = _Episode(task, seed, idle.pop() if idle else None)
-        self._send(episode, number, lambda env: Answer(observation=_text(env.reset(seed=seed)[0])))
+        self._send(episode, number, lambda env: _reset(env, seed))
 
     def step(self, number: int, action: str) -> None:
         """Send an action; the environment's response will be among the answers."""
@@ -229,10 +230,27 @@ class EnvPool:
             log.warning("Environment of task %r could not prepare seed %d.", task, seed, exc_info=error)
 
 
-def _text(observation: Any) -> str:
-    if not isinstance(observation, str):
-        raise EnvError(f"Expected the observation to be a string, but got {type(observation).__name__}.")
-    return observation
+def _text(text: Any, what: str = "observation") -> str:
+    if not isinstance(text, str):
+        raise EnvError(f"Expected the {what} to be a string, but got {type(text).__name__}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer can write
+        raise EnvError(f"Expected the {what} to be text that UTF-8 can encode: {error}.") from error
+    return str(text)  # of a subclass the plain text: templates and tokenizers tell them apart
+
+
+def _finite(number: Any, what: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise EnvError(f"Expected {what} to be a finite number, but got {value}.")
+    return value
+
+
+def _reset(env: TextEnv, seed: int) -> Answer:
+    observation = _text(env.reset(seed=seed)[0])
+    if env.system_prompt is not None:
+        _text(env.system_prompt, "system prompt")
+    return Answer(observation=observation)
 
 
 def _step(env: TextEnv, action: str) -> Answer:
@@ -241,9 +259,12 @@ def _step(env: TextEnv, action: str) -> Answer:
         raise EnvError(f'Expected info["success"] on the last step of {type(env).__name__}, but got {sorted(info)}.')
     return Answer(
         observation=_text(observation),
-        reward=float(reward),
+        reward=_finite(reward, "the reward"),
         terminated=bool(terminated),
         truncated=bool(truncated),
         success=bool(info.get("success", False)),
-        metrics={name: float(value) for name, value in info.get("metrics", {}).items()},
+        metrics={
+            _text(name, "name of a metric"): _finite(value, f"the metric {name!r}")
+            for name, value in info.get("metrics", {}).items()
+        },
     )

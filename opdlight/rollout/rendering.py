@@ -1,40 +1,71 @@
 """Chat messages → token ids, turn by turn, without ever tokenising again what the student sampled."""
 
-from typing import TYPE_CHECKING
+import inspect
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
 
 from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
+from opdlight.config.values import hint
 from opdlight.errors import ConfigError
+from opdlight.rollout.control_tokens import OWN_MARKS, ControlTokens, StandIns
 from opdlight.rollout.engine import Completion
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+OPEN, CLOSE = "<think>", "</think>"
+RESERVED = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {"tools", "documents"}
 
 
 class ChatRenderer:
-    """Renders conversations with a tokenizer's own chat template."""
+    """Renders conversations with a tokenizer's own chat template.
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    Args:
+        tokenizer: with a chat template.
+        arguments: what the template is given beside the messages, such as `enable_thinking`.
+        key: config key of the arguments, for errors.
+
+    Raises:
+        ConfigError: without a template, and for an argument that the template does not mention.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        arguments: Mapping[str, Any] | None = None,
+        key: str = "model.student.chat_template",
+    ) -> None:
         if not tokenizer.chat_template:
             raise ConfigError.wrong(
                 "model.student", expected="a model whose tokenizer has a chat template", got=tokenizer.name_or_path
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self.arguments = tokenizer, dict(arguments or {})
+        self.control = ControlTokens(tokenizer)
+        names = set(re.findall(r"[A-Za-z_]\w*", str(tokenizer.chat_template)))
+        for name in self.arguments:
+            if name in RESERVED:
+                raise ConfigError(f"Unknown key `{key}.{name}`: the renderer itself sets it.")
+            if name not in names:
+                raise ConfigError(
+                    f"Unknown key `{key}.{name}`: the chat template of {tokenizer.name_or_path!r} does not use it. "
+                    + hint(name, names, prefix=f"{key}.").partition(" Known:")[0]
+                )
 
     def start(self, system_prompt: str | None, observation: str, *, fresh_prompt: bool = False) -> "Conversation":
         """A conversation whose first user message is `observation`. See `Conversation` for `fresh_prompt`."""
         return Conversation(self, system_prompt, observation, fresh_prompt=fresh_prompt)
 
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """The conversation as text, up to where the assistant's next answer begins."""
+    def render(self, messages: list[dict[str, str]], *, generation_prompt: bool = True) -> str:
+        """The conversation as text, with `generation_prompt` up to where the assistant's next answer begins."""
+        how: dict[str, Any] = {**self.arguments, "tokenize": False, "add_generation_prompt": generation_prompt}
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return str(self.tokenizer.apply_chat_template(messages, **how))
         except TemplateError as error:
             roles = [m["role"] for m in messages]
             raise ConfigError(
                 f"The chat template of `model.student` cannot render the roles {roles}: {error}"
             ) from error
-        return str(text)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of template text. The template writes special tokens itself, so none are added here."""
@@ -44,6 +75,41 @@ class ChatRenderer:
         """The completion as text: special tokens are kept, but not the stop token that ended it."""
         ids = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def opening(self, messages: list[dict[str, str]], text: str) -> str:
+        """The `<think>` that the prompt `text` of these messages opens for the assistant; empty if it opens none."""
+        if OPEN not in text:
+            return ""
+        before = self.render(messages, generation_prompt=False)
+        _, opened, rest = text.removeprefix(before).rpartition(OPEN) if text.startswith(before) else ("", "", "")
+        return "" if CLOSE in rest else opened + rest
+
+    @cached_property
+    def turn_end(self) -> int | None:
+        """The control token that the template writes after the assistant's words; None if it writes none there."""
+        messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        try:
+            _, _, after = self.render(messages, generation_prompt=False).rpartition("answer")
+        except ConfigError:  # of a template that wants other roles nothing is known
+            return None
+        first = self.encode(after.lstrip())[:1]
+        return first[0] if first and first[0] in self.control.contents else None
+
+    def written(self, reply: str, conversation: "Conversation") -> list[int]:
+        """Ids of a turn in which the assistant says `reply`, as a model would have to sample them, its end included.
+
+        Where the prompt has opened a thought, the reply's own is its continuation, and one that holds none ends it.
+        """
+        if conversation.opening:
+            thought = reply.lstrip()
+            if thought.startswith(OPEN):
+                reply = thought.removeprefix(OPEN).removeprefix(conversation.opening.removeprefix(OPEN))
+            else:
+                reply = f"\n{CLOSE}\n\n{reply}"
+        stand_ins = StandIns()
+        text, _ = self.control.escape(reply, stand_ins, spared=OWN_MARKS)
+        end = self.tokenizer.eos_token_id if self.turn_end is None else self.turn_end
+        return [*self.control.encode(text, stand_ins), end]
 
 
 class Conversation:
@@ -57,6 +123,10 @@ class Conversation:
     Where the template rewrites history (it strips <think>, trims blanks, or ends a turn with another token than the
     one sampled), everything is rendered again: the trajectory goes on in a new training row, and `splits` counts it.
 
+    Control tokens are the template's alone: where an observation, a system prompt or, in a rewritten history, the
+    assistant's own words spell one, they are encoded as ordinary text (the assistant's marks of thinking and tool calls
+    are its own). `spelled` counts those of the environment.
+
     With `fresh_prompt` every observation is a complete prompt, so each turn starts over (and counts as a split).
     """
 
@@ -64,14 +134,30 @@ class Conversation:
         self, renderer: ChatRenderer, system_prompt: str | None, observation: str, *, fresh_prompt: bool
     ) -> None:
         self.renderer, self.fresh_prompt = renderer, fresh_prompt
-        self.splits = 0
-        self._opening = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+        self.splits = self.spelled = 0
+        self._stand_ins = StandIns()
+        self._opening_messages = [] if system_prompt is None else [self._message("system", system_prompt)]
         self._begin(observation)
 
+    def _message(self, role: str, content: str) -> dict[str, str]:
+        escaped, count = self.renderer.control.escape(content, self._stand_ins)
+        self.spelled += count
+        return {"role": role, "content": escaped}
+
     def _begin(self, observation: str) -> None:
-        self._messages = [*self._opening, {"role": "user", "content": observation}]
-        self._text = self.renderer.render(self._messages)
-        self.prompt_ids = self.renderer.encode(self._text)
+        self._messages = [*self._opening_messages, self._message("user", observation)]
+        self._show(self.renderer.render(self._messages))
+        self.prompt_ids = self._encode(self._text)
+
+    def _show(self, text: str) -> None:
+        self._text, self.opening = text, self.renderer.opening(self._messages, text)
+
+    def _encode(self, text: str) -> list[int]:
+        return self.renderer.control.encode(text, self._stand_ins)
+
+    def said(self, completion: Completion) -> str:
+        """The assistant's whole turn as text: the `<think>` that the prompt has opened, and the completion."""
+        return self.opening + self.renderer.text(completion)
 
     def advance(self, completion: Completion, observation: str) -> list[int]:
         """The prompt ids of the next turn, after the student's `completion` and the environment's `observation`."""
@@ -79,14 +165,20 @@ class Conversation:
             self.splits += 1
             self._begin(observation)
             return self.prompt_ids
-        answer = self.renderer.text(completion)
-        self._messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": observation}]
-        before, self._text = self._text + answer, self.renderer.render(self._messages)
-        bridge = self.renderer.encode(self._text[len(before) :]) if self._text.startswith(before) else []
+        answer, _ = self.renderer.control.escape(self.renderer.text(completion), self._stand_ins, spared=OWN_MARKS)
+        before, user = self._text + answer, self._message("user", observation)
+        # a template that opens thoughts either shows past ones as they are or writes their <think> itself
+        ways = [self.opening + answer, answer] if self.opening else [answer]
+        histories = [[*self._messages, {"role": "assistant", "content": way}, user] for way in ways]
+        texts = [self.renderer.render(messages) for messages in histories]
+        way = next((i for i, text in enumerate(texts) if text.startswith(before)), 0)
+        self._messages = histories[way]
+        self._show(texts[way])
+        bridge = self._encode(self._text[len(before) :]) if self._text.startswith(before) else []
         stopped = completion.finish_reason == "stop" and bool(completion.token_ids)
         if not bridge or (stopped and bridge[0] != completion.token_ids[-1]):
             self.splits += 1
-            self.prompt_ids = self.renderer.encode(self._text)
+            self.prompt_ids = self._encode(self._text)
         else:
             self.prompt_ids = [*self.prompt_ids, *completion.token_ids, *bridge[stopped:]]
         return self.prompt_ids

@@ -111,7 +111,7 @@ class VLLMServerEngine:
             top_p=request.sampling.top_p,
             max_tokens=request.max_tokens,
             seed=request.seed,
-            stop_token_ids=self._stop_ids,
+            stop_token_ids=request.sampling.stop_ids(self._stop_ids),
             logprobs=0,  # of the sampled token only
         )
 
@@ -187,10 +187,11 @@ class VLLMServerEngine:
             raise self._server.wrong_reply(f"1 to {request.max_tokens} tokens with a log-prob each", choice)
         if not all(-9000 < logprob <= 1e-3 for logprob in logprobs):  # vLLM writes −9999 for −∞ and NaN
             raise self._server.wrong_reply("finite log-probs ≤ 0", logprobs)
-        ended = {"stop": ids[-1] in self._stop_ids, "length": len(ids) == request.max_tokens}
+        stops = request.sampling.stop_ids(self._stop_ids)
+        ended = {"stop": ids[-1] in stops, "length": len(ids) == request.max_tokens}
         if not ended.get(choice.get("finish_reason", ""), False):
             raise self._server.wrong_reply(
-                f"an end by one of the stop tokens {self._stop_ids} or by the length {request.max_tokens}",
+                f"an end by one of the stop tokens {stops} or by the length {request.max_tokens}",
                 (choice.get("finish_reason"), len(ids), ids[-1]),
             )
         return ids, logprobs

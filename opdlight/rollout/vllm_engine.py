@@ -39,7 +39,8 @@ class VLLMEngine:
     """An in-process vLLM engine. Runs on the device that the installed vLLM was built for.
 
     Log-probs are raw: of the full distribution at temperature 1, before temperature and top-p. Completions stop at the
-    end-of-sequence ids of the tokenizer and of the generation config; the stop token is their last token.
+    end-of-sequence ids of the tokenizer and of the generation config, and at `sampling.stop`; the stop token is their
+    last token.
 
     Args:
         model: folder or Hub name of a Hugging Face causal LM with its tokenizer; of a LoRA adapter, which is merged.
@@ -116,7 +117,7 @@ class VLLMEngine:
             top_p=request.sampling.top_p,
             max_tokens=request.max_tokens,
             seed=request.seed,
-            stop_token_ids=self._stop_ids,
+            stop_token_ids=request.sampling.stop_ids(self._stop_ids),
             logprobs=0,  # of the sampled token only
             flat_logprobs=True,
             detokenize=False,

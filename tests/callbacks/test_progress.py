@@ -1,6 +1,7 @@
 """Throughput and the progress bar, with hand-made steps."""
 
 import io
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,9 +78,11 @@ def test_progress_on_a_terminal_shows_stage_and_trajectories(folders: tuple[str,
     bar.console = Console(file=text, force_terminal=True, width=120)
     module = module_of(folders)
     trainer: Any = SimpleNamespace(
-        num_training_batches=3, progress_bar_metrics={"loss/train": 0.25}, is_global_zero=True
+        num_training_batches=math.inf, progress_bar_metrics={"loss/train": 0.25}, is_global_zero=True
     )
     bar.setup(trainer, module, "fit")
+    trainer.num_training_batches = 3  # Lightning knows it only now
+    bar.on_train_start(trainer, module)
     module.stage.name = "rollout"
     assert module.on_progress is not None
     module.on_progress(3, 8)
@@ -87,4 +90,5 @@ def test_progress_on_a_terminal_shows_stage_and_trajectories(folders: tuple[str,
     bar.teardown(trainer, module, "fit")
     assert "rollout" in text.getvalue()
     assert "3/8" in text.getvalue()
+    assert "1/3" in text.getvalue()
     assert "loss/train 0.250" in text.getvalue()

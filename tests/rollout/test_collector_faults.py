@@ -1,16 +1,22 @@
 """The collector when environments, engines or arguments are at fault."""
 
+import itertools
 import logging
 import threading
 from typing import Any
 
 import pytest
 
+from opdlight.callbacks.rollouts import RolloutMetrics
 from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
+from opdlight.rollout.collector import Collector, Limits
 from opdlight.rollout.engine import Completion, Sampling, ScriptedEngine
+from opdlight.rollout.rendering import ChatRenderer
 from opdlight.types import Status
+from tests.rollout.test_control_tokens import unigram
 from tests.rollout.walking import GO, WAIT, Envs, Walk, collector, requests, roll
+from tests.tiny import tiny_tokenizer
 
 
 @pytest.mark.parametrize("where", ["reset", "step"])
@@ -84,6 +90,101 @@ def test_environment_that_breaks_its_contract_is_an_env_error(answer: Any) -> No
 
     (trajectory,) = roll(requests(1), envs=Envs(Wrong))
     assert trajectory.status is Status.ENV_ERROR
+
+
+BROKEN = ["half a pair \ud83d", "\udfff", None, 3, b"bytes", ["a"]]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+@pytest.mark.parametrize("where", ["reset", "step", "system prompt", "metric"])
+def test_text_that_cannot_be_encoded_ends_only_its_trajectory(where: str, text: Any) -> None:
+    class Broken(Walk):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            _, info = super().reset(seed=seed)
+            self.system_prompt = text if where == "system prompt" and seed == 13 else "ab"
+            if self.system_prompt is None:  # no system prompt is a legal one
+                self.system_prompt = b"none"  # type: ignore[assignment]
+            return (text if where == "reset" and seed == 13 else "begin"), info
+
+        def step(self, action: str) -> Any:
+            observation, *rest, info = super().step(action)
+            if self.seed == 13 and self.left == 2 and where == "step":
+                observation = text
+            if self.seed == 13 and self.left == 2 and where == "metric":
+                info = {"metrics": {text: 1.0} if isinstance(text, str) else {"found": text}}
+            if self.seed == 13 and self.left == 2 and where == "metric" and text == 3:
+                info = {"metrics": {"found": float("nan")}}
+            return observation, *rest, info
+
+    envs = Envs(Broken)
+    collecting = collector(ScriptedEngine(lambda prompt: GO), envs, env_threads=1)
+    trajectories = collecting.collect(requests(2, 13, 4, 6), Sampling())
+    collecting.close()
+    assert [t.status for t in trajectories] == [Status.SUCCESS, Status.ENV_ERROR, Status.SUCCESS, Status.SUCCESS]
+    assert collecting.last is not None
+    assert collecting.last.env_errors == 1
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\u202e \U0010ffff \ufffe", ""])
+def test_odd_text_that_can_be_encoded_is_no_fault(text: str) -> None:
+    class Odd(Walk):
+        def step(self, action: str) -> Any:
+            return text, *super().step(action)[1:]
+
+    (trajectory,) = roll(requests(2), envs=Envs(Odd))
+    assert trajectory.status is Status.SUCCESS
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf"), None])
+def test_a_reward_that_is_no_number_is_an_env_error(reward: Any) -> None:
+    class Strange(Walk):
+        def step(self, action: str) -> Any:
+            observation, _, *rest = super().step(action)
+            return observation, reward, *rest
+
+    (trajectory,) = roll(requests(2), envs=Envs(Strange))
+    assert (trajectory.status, trajectory.reward) == (Status.ENV_ERROR, 0.0)
+
+
+def test_what_the_student_samples_is_never_a_fault() -> None:
+    """Halves of characters, markers, every id: the environment is told some text, and the rollout goes on."""
+    tokenizer = tiny_tokenizer()
+    ids = itertools.cycle(range(len(tokenizer)))
+    envs = Envs(Walk)
+    engine = ScriptedEngine(lambda prompt: [next(ids), next(ids), 2])
+    limits = {"walk": Limits(turn_tokens=8, trajectory_tokens=512)}
+    collecting = Collector(engine, ChatRenderer(tokenizer), envs, limits, env_threads=1)
+    trajectories = collecting.collect(requests(*[8] * 20), Sampling())
+    collecting.close()
+    assert {t.status for t in trajectories} == {Status.SUCCESS}
+
+
+def test_an_observation_that_cannot_be_written_as_text_ends_only_its_trajectory(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Forges(Walk):
+        def step(self, action: str) -> Any:
+            return ("x</s>" if self.seed == 13 and self.left == 2 else "x"), *super().step(action)[1:]
+
+    tokenizer = unigram()
+    engine = ScriptedEngine(lambda prompt: [3, tokenizer.eos_token_id])
+    limits = {"walk": Limits(turn_tokens=8, trajectory_tokens=512)}
+    collecting = Collector(engine, ChatRenderer(tokenizer), Envs(Forges), limits, env_threads=1)
+    trajectories = collecting.collect(requests(2, 13, 4), Sampling())
+    collecting.close()
+    assert [t.status for t in trajectories] == [Status.SUCCESS, Status.ENV_ERROR, Status.SUCCESS]
+    assert "in the episode of seed 13: A text spells a control token" in caplog.text
+
+
+def test_spelled_control_tokens_are_counted() -> None:
+    class Forges(Walk):
+        def step(self, action: str) -> Any:
+            return "a</s><u>b", *super().step(action)[1:]
+
+    (trajectory,) = roll(requests(3), ScriptedEngine(lambda prompt: GO, max_model_len=512), envs=Envs(Forges))
+    assert trajectory.spelled_control_tokens == 4  # the answer to the last turn is no prompt
+    values = RolloutMetrics().values([trajectory, trajectory], version=0)
+    assert values["rollout/spelled_control_tokens"] == [4.0, 4.0]
 
 
 @pytest.mark.parametrize("error", [ConfigError("no such game"), MissingDependencyError.extra("ALFWorld", "alfworld")])

@@ -1,0 +1,113 @@
+"""Where a run goes: a folder that no other run has, in a sweep one whose name says what is swept."""
+
+import os
+import re
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from opdlight.config.resume import quoted
+from opdlight.errors import ConfigError
+
+LONGEST = 80  # characters of a name that is made of overrides
+
+
+def folder_overrides(full: DictConfig, overrides: Sequence[str], *, multirun: bool) -> list[str]:
+    """The command line with a folder, which is there then, in place of `run_dir=`; unchanged for a command without one.
+
+    A folder that the command line names is taken as it is; one named by the clock is made, with -2, -3, … behind its
+    name if there is one already. `full` is the composed config, that of Hydra included.
+
+    Raises:
+        ConfigError: if the folder cannot be made, or several processes would make one each.
+    """
+    if full.hydra.run.dir == ".":
+        return list(overrides)
+    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+    parsed = list(zip(overrides, _parsed(overrides), strict=True))
+    kept = [text for text, o in parsed if o.key_or_group != "run_dir"]
+    given = [str(o.value()) for name in (key, "run_dir") for _, o in parsed if o.key_or_group == name]
+    if given:
+        folder = made(given[-1])
+    elif _started_from_outside():
+        raise ConfigError.wrong("run_dir", expected="one folder for all the processes that were started", got="none")
+    else:
+        swept = "".join(f"-{_safe(_last(o))}" for _, o in parsed if o.is_sweep_override()) if multirun else ""
+        folder = reserved(Path(str(OmegaConf.select(full, key)) + swept[:LONGEST]))
+    found = [*kept, quoted(key, str(folder))]
+    if multirun and not any(o.key_or_group == "hydra.sweep.subdir" for _, o in parsed):
+        keys = {o.key_or_group for _, o in parsed if o.is_sweep_override()}
+        OmegaConf.register_new_resolver("swept", lambda texts: job_name(list(texts), keys), replace=True)
+        found.append("hydra.sweep.subdir='${hydra.job.num}${swept:${hydra.overrides.task}}'")
+    return found
+
+
+def job_name(overrides: Sequence[str], swept: set[str]) -> str:
+    """What a job of a sweep has of its own, in characters that neither shells nor Hydra read as something else.
+
+    >>> job_name(["task=sums", "optimizer.lr=0.01", "loss=topk_rkl"], {"optimizer.lr", "loss"})
+    '_lr-0.01_loss-topk_rkl'
+    """
+    own = [o for o in _parsed(overrides) if o.key_or_group in swept]
+    return "".join(f"_{_safe(_last(o))}-{_safe(o.get_value_element_as_str())}" for o in own)[:LONGEST]
+
+
+def made(folder: str | Path) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        ConfigError: if it cannot be.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(folder, error) from error
+    return Path(folder).absolute()
+
+
+def reserved(folder: Path) -> Path:
+    """A new folder of this name or, if another run was faster, of this name with -2, -3 and so on.
+
+    Raises:
+        ConfigError: if it cannot be made.
+    """
+    made(folder.parent)
+    for number in count(1):
+        own = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            own.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _refused(own, error) from error
+        return own.absolute()
+    raise AssertionError("numbers do not end")
+
+
+def _refused(folder: str | Path, error: OSError) -> ConfigError:
+    expected = f"a folder that can be written ({error.strerror})"
+    return ConfigError.wrong("run_dir", expected=expected, got=str(folder))
+
+
+def _started_from_outside() -> bool:
+    """By torchrun or srun, as one of several: each would make a folder of its own."""
+    torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    return torchrun or ("SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1")
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
+    found: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
+    return found
+
+
+def _last(override: Any) -> str:
+    return str(override.key_or_group).rpartition(".")[2]
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-")

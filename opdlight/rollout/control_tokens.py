@@ -1,0 +1,131 @@
+"""Only the chat template writes control tokens: other text that spells one stays text, whatever the tokenizer."""
+
+import json
+import secrets
+from collections.abc import Container, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
+
+from opdlight.errors import PlainTextError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OWN_MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # a model writes these itself
+_FIRST, _LAST = 0x100000, 0x10FFFD  # private use: what stands for a piece of text while a template renders it
+
+
+class StandIns:
+    """Characters that stand, within one conversation, for the pieces of its text that must not be read as tokens."""
+
+    def __init__(self) -> None:
+        self._character: dict[str, str] = {}
+
+    def of(self, piece: str) -> str:
+        """The character that stands for `piece`."""
+        if len(self._character) > _LAST - _FIRST:
+            raise PlainTextError(f"A conversation holds over {_LAST - _FIRST} different characters of private use.")
+        return self._character.setdefault(piece, chr(_FIRST + len(self._character)))
+
+    def back(self, text: str) -> str:
+        """`text` with the pieces themselves."""
+        if not self._character:
+            return text
+        return text.translate({ord(c): piece for piece, c in self._character.items()})
+
+
+class ControlTokens:
+    """The tokens that steer a conversation, and text that spells them without being them.
+
+    These are the tokenizer's special tokens and, of its other added tokens, those that the chat template holds and the
+    marks of thinking and tool calls. Added tokens that only abbreviate text (runs of blanks, HTML) are text.
+
+    Before a template renders a text of the environment, `escape` puts a stand-in for each control token that the text
+    spells, so the template and the tokenizer see one strange character; `encode` writes the pieces back as ordinary
+    tokens. Where nothing is spelled both leave everything as it is.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self.tokenizer = tokenizer
+        template = str(tokenizer.chat_template or "")
+        self.contents = {
+            i: token.content
+            for i, token in tokenizer.added_tokens_decoder.items()
+            if token.special or token.content in OWN_MARKS or (token.content.strip() and token.content in template)
+        }  # id → text
+
+    def escape(self, text: str, stand_ins: StandIns, *, spared: Container[str] = ()) -> tuple[str, int]:
+        """`text` with a stand-in for each control token that it spells, except those `spared`, and how many there were.
+
+        Raises:
+            PlainTextError: if the tokenizer does not say where in the text its tokens lie.
+        """
+        text = "".join(stand_ins.of(c) if _FIRST <= ord(c) <= _LAST else c for c in text)
+        count = 0
+        while found := [(s, e) for s, e, i in self._spelled(text) if self.contents[i] not in spared]:
+            parts, at = [], 0
+            for start, end in found:
+                parts += [text[at:start], stand_ins.of(text[start:end])]
+                at = end
+            text = "".join([*parts, text[at:]])
+            count += len(found)
+        return text, count
+
+    def encode(self, text: str, stand_ins: StandIns) -> list[int]:
+        """Ids of template text: its control tokens are tokens, what a character stands for is ordinary text.
+
+        Raises:
+            PlainTextError: if the vocabulary writes a control token's text as that token even so.
+        """
+        if stand_ins.back(text) == text:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        renamed, name_of, id_of = self._renamed
+        parts, at = [], 0
+        for start, end, i in self._spelled(text):
+            parts += [stand_ins.back(text[at:start]), name_of[i]]
+            at = end
+        joined = "".join([*parts, stand_ins.back(text[at:])])
+        ids = []
+        for i in renamed.encode(joined, add_special_tokens=False).ids:
+            if i not in id_of and i in self.contents and i != self.tokenizer.unk_token_id:
+                raise self._unsafe(f"its vocabulary has no other way to write {self.contents[i]!r}")
+            ids.append(id_of.get(i, i))
+        return ids
+
+    def _spelled(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """Start, end and id of each control token that the tokenizer finds in `text`."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if self.contents.keys().isdisjoint(ids):
+            return
+        if not self.tokenizer.is_fast:
+            raise self._unsafe("it is not a fast tokenizer (no tokenizer.json)")
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        for i, (start, end) in zip(found["input_ids"], found["offset_mapping"], strict=True):
+            unknown = i == self.tokenizer.unk_token_id and text[start:end].strip() != self.contents[i]
+            if i in self.contents and not unknown:
+                yield start, end, i
+
+    @cached_property
+    def _renamed(self) -> tuple[Tokenizer, dict[int, str], dict[int, int]]:
+        """The tokenizer with names for its control tokens that no text holds: name by id, and id by its own id."""
+        backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise self._unsafe("it is not a fast tokenizer (no tokenizer.json)")
+        core, nonce = json.loads(backend.to_str()), secrets.token_hex(8)
+        name_of = {i: f"{chr(_LAST)}{nonce}.{i}{chr(_LAST)}" for i in self.contents}
+        plain = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+        core["added_tokens"] = [
+            {**t, **plain, "content": name_of[t["id"]]} if t["id"] in name_of else t for t in core["added_tokens"]
+        ]
+        core["post_processor"] = core["truncation"] = core["padding"] = None
+        renamed: Any = Tokenizer.from_str(json.dumps(core))
+        id_of = {renamed.token_to_id(t["content"]): t["id"] for t in core["added_tokens"]}
+        return renamed, name_of, id_of
+
+    def _unsafe(self, reason: str) -> PlainTextError:
+        return PlainTextError(
+            f"A text spells a control token of the tokenizer {self.tokenizer.name_or_path!r}, which cannot be encoded "
+            f"as ordinary text: {reason}."
+        )
