@@ -141,6 +141,12 @@ GLOSSARY: dict[str, Entry] = {
         "sum",
         "0, or as many as the prompts name on purpose",
     ),
+    "rollout/unshared_tokens": Entry(
+        "sampled tokens that carry no loss because a teacher lacks their id or means another token by it",
+        "tokens",
+        "sum over the trajectories of all ranks",
+        "0, or next to rollout/loss_tokens next to nothing",
+    ),
     "rollout/loss_tokens": Entry("loss positions of this rank", "tokens", "sum", "steady"),
     "env/{name}/{task}": Entry("a counter of the environment", "count", "mean over trajectories", "see the task"),
     "val/success/{task}": Entry("solved held-out episodes", "share", "mean, fixed seeds", "rises"),

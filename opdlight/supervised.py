@@ -24,7 +24,7 @@ from opdlight.models.lm_head import token_logprobs
 from opdlight.records import MetricsFile
 from opdlight.rollout import ChatRenderer
 from opdlight.training import make_optimizer
-from opdlight.types import TokenBatch, Trajectory
+from opdlight.types import SharedVocabulary, TokenBatch, Trajectory
 
 
 class SupervisedFineTuning(L.LightningModule):
@@ -116,7 +116,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     collate = Collate(
         tasks=tuple(dict.fromkeys(t.task for t in trajectories)),
         pad_id=0,
-        vocabulary_size=student.head().width,
+        shared=SharedVocabulary(student.head().width),
         micro_batch_tokens=cfg.micro_batch_tokens,
     )
     module = SupervisedFineTuning(

@@ -92,7 +92,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         collate=Collate(
             tasks=mixture.names,
             pad_id=0,  # never attended to and never a loss position
-            vocabulary_size=teachers.shared_vocabulary,
+            shared=teachers.shared_vocabulary,
             micro_batch_tokens=cfg.micro_batch_tokens,
             kept=mask.kept,
         ),

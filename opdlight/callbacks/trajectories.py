@@ -145,13 +145,13 @@ def read_whole(module: OnPolicyDistillation, trajectory: Trajectory) -> Reading 
     if not batches:
         return None
     batch = batches[0].to(module.device)
-    limit, temperature = module.teachers.shared_vocabulary, module.sampling.temperature
+    shared, temperature = module.teachers.shared_vocabulary, module.sampling.temperature
     hidden, head = module.student.hidden(batch), module.student.head()
     at: Tensor = torch.arange(batch.num_tokens, device=hidden.device)
-    look = look_at(at, hidden, head, k=module.reader.k, limit=limit)
+    look = look_at(at, hidden, head, k=module.reader.k, shared=shared)
     teacher = module.teachers.score(batch, needs=Needs(), chosen=None, temperature=temperature, look=look)
     assert teacher.view is not None
-    ask: dict[str, Any] = {"update": module.updates, "temperature": temperature, "limit": limit}
+    ask: dict[str, Any] = {"update": module.updates, "temperature": temperature, "shared": shared}
     return read(batch, look, teacher.view, hidden, head, **ask)
 
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import and_
 from typing import Any
 
 from opdlight.data import Task, episode_seed
 from opdlight.losses import Loss, SpecialTokenMask
 from opdlight.models import Student, Teacher
+from opdlight.models.vocabulary import compare_vocabularies
+from opdlight.types import SharedVocabulary
 
 PROMPTS = 4  # episodes of each task that are reset for their prompt
 
@@ -61,11 +64,10 @@ class Pair:
         return f"task.tasks.{self.tasks[0]}.teacher"
 
     @cached_property
-    def shared(self) -> int:
-        """How many ids, counted from 0, both can compare; unlike `shared_size` it does not ask what they mean."""
-        ours, theirs = (set(t.get_vocab().values()) for t in (self.student.tokenizer, self.teacher.tokenizer))
-        both = max(ours & theirs, default=-1) + 1
-        return min(both, self.student.head().width, self.teacher.head().width)
+    def shared(self) -> SharedVocabulary:
+        """The ids that both can compare, however many they leave out."""
+        ours, theirs = self.student, self.teacher
+        return compare_vocabularies(ours.tokenizer, ours.head().width, theirs.tokenizer, theirs.head().width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +116,9 @@ class Patient:
         ]
 
     @cached_property
-    def shared(self) -> int:
+    def shared(self) -> SharedVocabulary:
         """The ids that a support may hold."""
-        return min((p.shared for p in self.pairs), default=self.student.head().width)
+        return reduce(and_, (p.shared for p in self.pairs), SharedVocabulary(self.student.head().width))
 
     @property
     def one_engine(self) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from opdlight.losses import Loss, Needs, Remembers, make_support
 from opdlight.models.lm_head import LMHead, log_normaliser, support_values, token_logprobs, top_k
-from opdlight.types import SupportScores, TokenBatch
+from opdlight.types import SharedVocabulary, SupportScores, TokenBatch
 
 
 def table_scores(needs: Needs, z: Tensor, q: Tensor, tokens: Tensor) -> SupportScores:
@@ -16,16 +16,18 @@ def table_scores(needs: Needs, z: Tensor, q: Tensor, tokens: Tensor) -> SupportS
     Temperature 1; no reference model, no entropy.
     """
     head = LMHead(weight=torch.eye(z.shape[1], dtype=z.dtype))
-    size, support, logits = z.shape[1], None, None
+    shared, support, logits = SharedVocabulary(z.shape[1]), None, None
     whole = needs.support == "full_vocabulary"
     if needs.support is not None:
-        ids = torch.arange(size).expand(len(z), -1)
+        ids = None
         if not whole:
-            ids = top_k(z if needs.support.startswith("student") else q, head, needs.k, limit=size)
+            ids = top_k(z if needs.support.startswith("student") else q, head, needs.k, shared=shared)
+
+        def of_teacher(support_ids: Tensor) -> tuple[Tensor, Tensor]:
+            return support_values(q, head, support_ids, 1.0, whole=whole), log_normaliser(q, head)
+
         with torch.no_grad():
-            support = make_support(
-                needs, ids, tokens, lambda on: (support_values(q, head, on, 1.0, whole=whole), log_normaliser(q, head))
-            )
+            support = make_support(needs, ids, tokens, shared, of_teacher)
         logits = support_values(z, head, support.token_ids, 1.0, whole=whole)
     return SupportScores(
         support=support,

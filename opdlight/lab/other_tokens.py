@@ -21,6 +21,7 @@ from opdlight.models.checkpoints import load_model
 from opdlight.rollout import ChatRenderer
 from opdlight.schedules import learning_rate
 from opdlight.supervised import SupervisedFineTuning, batches
+from opdlight.types import SharedVocabulary
 
 
 def other_tokenizer(tokenizer: PreTrainedTokenizerFast, dropped: Sequence[str], end: str) -> PreTrainedTokenizerFast:
@@ -83,7 +84,7 @@ def taught_student(cfg: DictConfig, dropped: Sequence[str], name: str, task: Tas
     collate = Collate(
         tasks=(name,),
         pad_id=0,
-        vocabulary_size=student.head().width,
+        shared=SharedVocabulary(student.head().width),
         micro_batch_tokens=cfg.model.micro_batch_tokens,
     )
     data = batches(shown, collate, batch_size=special.batch_size, updates=special.sft_updates, seed=cfg.seed)

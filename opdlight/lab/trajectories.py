@@ -61,7 +61,7 @@ def measure_tasks(cfg: DictConfig, losses: Mapping[str, Loss], console: Console)
     collate = Collate(
         tasks=mixture.names,
         pad_id=0,
-        vocabulary_size=teachers.shared_vocabulary,
+        shared=teachers.shared_vocabulary,
         micro_batch_tokens=cfg.model.max_model_len,
     )
     found = []
@@ -98,7 +98,7 @@ def trajectory_gradients(
             hidden = student.hidden(batch)
             for name, loss in losses.items():
                 needs = loss.needs
-                chosen = student.chosen(hidden, needs, limit=teachers.shared_vocabulary)
+                chosen = student.chosen(hidden, needs, shared=teachers.shared_vocabulary)
                 teacher = teachers.score(batch, needs=needs, chosen=chosen, temperature=1.0)
                 scores = student.score(hidden, batch, teacher=teacher, needs=needs, temperature=1.0)
                 slopes = torch.autograd.grad(loss(scores, batch).sum(), weights, retain_graph=True, allow_unused=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from opdlight.losses.base import Needs
-from opdlight.types import Support
+from opdlight.types import SharedVocabulary, Support
 
 
 def with_token(token_ids: Tensor, valid: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,23 +42,31 @@ def nucleus(support: Support, mass: float) -> Support:
 
 
 def make_support(
-    needs: Needs, token_ids: Tensor, sampled: Tensor, score: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    needs: Needs,
+    top_ids: Tensor | None,
+    sampled: Tensor,
+    shared: SharedVocabulary,
+    score: Callable[[Tensor], tuple[Tensor, Tensor | None]],
 ) -> Support:
     """The support that a loss asked for.
 
     Args:
         needs: names the support.
-        token_ids: [N, K] the top-K of a model, or the vocabulary.
+        top_ids: [N, K] the top-K of a model; None where the support is the whole vocabulary.
         sampled: y [N].
+        shared: the ids of the whole vocabulary.
         score: ids [N, K] → the teacher's logits of them [N, K], divided by the temperature, and its log-normaliser [N]
             if the loss or the nucleus needs it.
     """
     assert needs.support is not None
-    valid = torch.ones_like(token_ids, dtype=torch.bool)
+    ids = torch.arange(shared.size, device=sampled.device).expand(len(sampled), -1) if top_ids is None else top_ids
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    if top_ids is None and shared.left_out:
+        valid = shared.holds(torch.arange(shared.size, device=ids.device)).expand_as(ids)
     if needs.support.endswith("_and_sampled"):
-        token_ids, valid = with_token(token_ids, valid, sampled)
-    logits, normaliser = score(token_ids)
+        ids, valid = with_token(ids, valid, sampled)
+    logits, normaliser = score(ids)
     support = Support(
-        token_ids=token_ids, teacher_logits=logits, teacher_normaliser=normaliser, valid=valid, kind=needs.support
+        token_ids=ids, teacher_logits=logits, teacher_normaliser=normaliser, valid=valid, kind=needs.support
     )
     return nucleus(support, needs.nucleus) if needs.support == "teacher_nucleus" else support

@@ -23,7 +23,7 @@ from opdlight.models.checkpoints import load_model, load_tokenizer
 from opdlight.models.lm_head import LMHead, log_normaliser, support_values, token_logprobs, top_k
 from opdlight.models.lora import add_lora, lora_layers, merged_weights
 from opdlight.models.randomness import check_no_dropout
-from opdlight.types import SupportScores, TeacherScores, TokenBatch
+from opdlight.types import SharedVocabulary, SupportScores, TeacherScores, TokenBatch
 
 
 class Student(nn.Module):
@@ -89,11 +89,11 @@ class Student(nn.Module):
         """The LM head as it is now."""
         return head_of(self.model)
 
-    def chosen(self, hidden: Tensor, needs: Needs, *, limit: int) -> Tensor | None:
-        """The student's own top-K ids [N, K] below `limit`, if the loss compares there; no gradient."""
+    def chosen(self, hidden: Tensor, needs: Needs, *, shared: SharedVocabulary) -> Tensor | None:
+        """The student's own top-K of the shared ids [N, K], if the loss compares there; no gradient."""
         if needs.support is None or not needs.support.startswith("student_top_k"):
             return None
-        return top_k(hidden, self.head(), needs.k, limit=limit)
+        return top_k(hidden, self.head(), needs.k, shared=shared)
 
     def score(
         self,

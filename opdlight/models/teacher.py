@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import and_
 from typing import Any, Self
 
 import torch
@@ -26,8 +28,8 @@ from opdlight.models.lm_head import (
     view,
 )
 from opdlight.models.student import Student
-from opdlight.models.vocabulary import shared_size
-from opdlight.types import Look, TeacherScores, TokenBatch, View
+from opdlight.models.vocabulary import check_shared, compare_vocabularies, ids_in_use
+from opdlight.types import Look, SharedVocabulary, TeacherScores, TokenBatch, View
 
 
 class FrozenModel(nn.Module):
@@ -83,7 +85,7 @@ class Teacher(nn.Module):
         """Counters since the start, of a teacher that can fail for a while."""
         return {}
 
-    def check(self, needs: Needs, *, temperature: float, limit: int, look_k: int) -> None:
+    def check(self, needs: Needs, *, temperature: float, shared: SharedVocabulary, look_k: int) -> None:
         """Raise ConfigError if it cannot give what a run will ask: `needs`, and `look_k` ids where callbacks look."""
 
     def shard(self, mesh: DeviceMesh, *, offload: bool) -> None:
@@ -113,17 +115,17 @@ class Teacher(nn.Module):
         needs: Needs,
         chosen: Tensor | None,
         temperature: float,
-        limit: int,
+        shared: SharedVocabulary,
         look: Look | None = None,
     ) -> TeacherScores:
         """The top-K or the vocabulary that `needs` names, log-probs of the sampled tokens, the entropy: what is asked.
 
-        Log-probs are at `temperature` and normalised over the teacher's full width; ids lie below `limit`. `chosen`
+        Log-probs are at `temperature` and normalised over the teacher's full width; ids are `shared` ones. `chosen`
         [N, K] are ids that the student has named; None lets the teacher choose. `look`: where callbacks look.
         """
         if needs.support is None and not needs.sampled and not needs.teacher_entropy and look is None:
             return TeacherScores()
-        found = self._score(self._hidden_from_torch[0](batch), batch, needs, chosen, temperature, limit, look)
+        found = self._score(self._hidden_from_torch[0](batch), batch, needs, chosen, temperature, shared, look)
         self._rest()
         return found
 
@@ -134,7 +136,7 @@ class Teacher(nn.Module):
         needs: Needs,
         chosen: Tensor | None,
         temperature: float,
-        limit: int,
+        shared: SharedVocabulary,
         look: Look | None,
     ) -> TeacherScores:
         head = self.head()
@@ -147,20 +149,18 @@ class Teacher(nn.Module):
                 token_ids=batch.target_ids[look.at],
                 other_ids=look.student_ids,
                 temperature=temperature,
-                limit=limit,
+                shared=shared,
             )
         wavering = entropy(hidden, head, temperature=temperature) if needs.teacher_entropy else None
         token, normaliser, ids = None, None, chosen
         whole, normalised = needs.support == "full_vocabulary", needs.normaliser or needs.support == "teacher_nucleus"
-        if whole:
-            ids = torch.arange(limit, device=hidden.device).expand(len(hidden), -1)
-        elif needs.support is not None and chosen is None:
+        if needs.support is not None and not whole and chosen is None:
             if needs.sampled or normalised:
                 ids, normaliser, token = top_k_and_token(
-                    hidden, head, needs.k, batch.target_ids, temperature=temperature, limit=limit
+                    hidden, head, needs.k, batch.target_ids, temperature=temperature, shared=shared
                 )
             else:
-                ids = top_k(hidden, head, needs.k, limit=limit)
+                ids = top_k(hidden, head, needs.k, shared=shared)
         if needs.sampled and token is None:
             token = token_logprobs(hidden, head, batch.target_ids, temperature)
         if normalised and normaliser is None:
@@ -169,7 +169,7 @@ class Teacher(nn.Module):
         def on(support_ids: Tensor) -> tuple[Tensor, Tensor | None]:
             return support_values(hidden, head, support_ids, temperature, whole=whole), normaliser
 
-        support = None if ids is None else make_support(needs, ids, batch.target_ids, on)
+        support = None if needs.support is None else make_support(needs, ids, batch.target_ids, shared, on)
         token = token if needs.sampled else None
         return TeacherScores(support=support, sampled=token, entropy=wavering, view=seen)
 
@@ -183,7 +183,8 @@ class Teachers(nn.Module):
         make: model → teacher.
 
     Raises:
-        VocabularyError: if a teacher's tokenizer disagrees with the student's on an id that both have.
+        VocabularyError: if a teacher's tokenizer differs from the student's in more than a few ids, or in one that is
+            in use; a few others are left out of every support and of the loss, with a warning.
     """
 
     def __init__(self, models: Mapping[str, str], student: Student, make: Callable[[str], Teacher] = Teacher) -> None:
@@ -195,10 +196,15 @@ class Teachers(nn.Module):
         self.teachers = nn.ModuleList(make(model) for model in distinct)
         self.divided = False
         self.teacher_of = {task: distinct.index(model) for task, model in checkpoints.items()}
-        self.shared_vocabulary = min(
-            shared_size(student.tokenizer, student.head().width, t.tokenizer, t.head().width, t.name)
-            for t in self._all()
-        )
+        self.shared_vocabulary = reduce(and_, (self._share(student, t) for t in self._all()))
+
+    @staticmethod
+    def _share(student: Student, teacher: Teacher) -> SharedVocabulary:
+        ours, theirs = (m.tokenizer for m in (student, teacher))
+        shared = compare_vocabularies(ours, student.head().width, theirs, teacher.head().width)
+        in_use = ids_in_use(ours, student.model) | ids_in_use(theirs, teacher.model) if shared.left_out else set()
+        check_shared(shared, ours, theirs, in_use, teacher.name)
+        return shared
 
     def shard(self, mesh: DeviceMesh, *, offload: bool = False) -> None:
         """Divide each teacher over the ranks of `mesh`; `offload`: their shares wait in the CPU's memory."""
@@ -208,9 +214,9 @@ class Teachers(nn.Module):
 
     def check(self, needs: Needs, *, temperature: float, look_k: int) -> None:
         """Raise ConfigError if a teacher cannot give what a run will ask of it."""
-        limit = self.shared_vocabulary
+        shared = self.shared_vocabulary
         for teacher in self._all():
-            teacher.check(needs, temperature=temperature, limit=limit, look_k=min(look_k, limit))
+            teacher.check(needs, temperature=temperature, shared=shared, look_k=min(look_k, len(shared)))
 
     def stats(self) -> dict[str, float]:
         """Counters of all teachers since the start, added up."""
@@ -239,7 +245,7 @@ class Teachers(nn.Module):
 
         A teacher that equals the student gives the student's own numbers, to the bit, where it reads the whole batch.
         """
-        ask: dict[str, Any] = {"needs": needs, "temperature": temperature, "limit": self.shared_vocabulary}
+        ask: dict[str, Any] = {"needs": needs, "temperature": temperature, "shared": self.shared_vocabulary}
         teachers = [self.of(task) for task in batch.tasks]
         present = list(dict.fromkeys(teachers[i] for i in batch.task_index.unique().tolist())) or teachers[:1]
         found = None

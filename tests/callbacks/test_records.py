@@ -16,7 +16,7 @@ from opdlight.metrics import describe
 from opdlight.models import Student, Teachers
 from opdlight.module import OnPolicyDistillation
 from opdlight.rollout import Sampling
-from opdlight.types import Status, Trajectory, Turn
+from opdlight.types import SharedVocabulary, Status, Trajectory, Turn
 from tests.tiny import save_tiny
 
 
@@ -47,7 +47,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> OnPolicyDistillation:
     mask = SpecialTokenMask(tokens=[21])
     made = OnPolicyDistillation(
         student=student, teachers=teachers, loss=SupportMatching(k=4), collector=None, optimizer=None, schedule=None,  # type: ignore[arg-type]
-        collate=Collate(tasks=("a", "b"), pad_id=0, vocabulary_size=teachers.shared_vocabulary, micro_batch_tokens=999,
+        collate=Collate(tasks=("a", "b"), pad_id=0, shared=teachers.shared_vocabulary, micro_batch_tokens=999,
                         kept=mask.kept),
         sampling=Sampling(), evaluation=Sampling(), max_grad_norm=1.0, seed=0,
     )  # fmt: skip
@@ -109,7 +109,7 @@ def test_records_are_written_at_their_steps(module: OnPolicyDistillation, tmp_pa
 
 
 def test_tokens_that_the_teacher_lacks_are_not_scored(module: OnPolicyDistillation, tmp_path: Path) -> None:
-    limited = replace(module.collate, vocabulary_size=61)
+    limited = replace(module.collate, shared=SharedVocabulary(61))
     module.collate, whole = limited, module.collate
     try:
         line = TrajectoryRecorder(str(tmp_path)).record(module, MADE)

@@ -60,16 +60,31 @@ def test_the_same_vocabulary_passes(tmp_path: Path) -> None:
     assert f"logits {size} / {size} wide" in finding.evidence
 
 
-@pytest.mark.parametrize(
-    ("change", "evidence"), [(swap, "2 ids write other bytes"), (no_byte_level, "ids write other bytes")]
-)
-def test_ids_that_mean_something_else_fail(change: Any, evidence: str, tmp_path: Path) -> None:
-    finding = examined(check_vocabulary, patient(tmp_path, teacher=edited(change)))
+def test_many_ids_that_mean_something_else_fail(tmp_path: Path) -> None:
+    finding = examined(check_vocabulary, patient(tmp_path, teacher=edited(no_byte_level)))
     assert finding.verdict is Verdict.FAIL
-    assert evidence in finding.evidence
+    assert "ids are spelt alike and write other bytes" in finding.evidence
     assert "task.tasks.errand.teacher=" in finding.repair
-    if change is swap:
-        assert "b'x' / b'y'" in finding.evidence
+
+
+def test_a_few_ids_that_mean_something_else_are_left_out(tmp_path: Path) -> None:
+    finding = examined(check_vocabulary, patient(tmp_path, teacher=edited(swap)))
+    assert finding.verdict is Verdict.WARN
+    assert f"2 of {len(tiny_tokenizer())} ids" in finding.evidence
+    assert "'x' / 'y'" in finding.evidence
+    assert f"{len(tiny_tokenizer()) - 2} shared ids" in finding.evidence
+
+
+def test_an_id_of_the_template_that_means_something_else_fails(tmp_path: Path) -> None:
+    def rename(core: dict[str, Any]) -> None:
+        for token in core["added_tokens"]:
+            token["content"] = token["content"].replace("im_start", "other")
+        vocabulary = core["model"]["vocab"]
+        vocabulary["<|other|>"] = vocabulary.pop("<|im_start|>")
+
+    finding = examined(check_vocabulary, patient(tmp_path, teacher=edited(rename)))
+    assert finding.verdict is Verdict.FAIL
+    assert "a chat template or an end of sequence uses 1" in finding.evidence
 
 
 def test_ids_that_the_teacher_cannot_read_are_named(tmp_path: Path) -> None:

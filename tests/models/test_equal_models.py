@@ -49,7 +49,7 @@ def learn(loss: Loss, student: Student, teachers: Teachers, temperature: float =
     """The losses [N] and the gradients of a micro-batch, as a training step computes them."""
     needs = loss.needs
     hidden = student.hidden(BATCH)
-    chosen = student.chosen(hidden, needs, limit=teachers.shared_vocabulary)
+    chosen = student.chosen(hidden, needs, shared=teachers.shared_vocabulary)
     teacher = teachers.score(BATCH, needs=needs, chosen=chosen, temperature=temperature)
     if needs.reference:
         teacher = replace(teacher, reference=teacher.sampled)
