@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import lightning as L
 import torch
 
@@ -41,6 +42,9 @@ class Count(TextEnv):
         return "go on", float(over), over, False, {"success": over, "metrics": {"words": 1.0}}
 
 
+gymnasium.register(id="test/Count-v0", entry_point=Count, disable_env_checker=True, order_enforce=False)
+
+
 def parts(
     folders: tuple[str, str],
     *,
@@ -51,9 +55,11 @@ def parts(
     student: Mapping[str, Any] | None = None,
     **collate: Any,
 ) -> tuple[OnPolicyDistillation, OnPolicyData, ScriptedEngine]:
-    mixture = TaskMixture({n: Task(env={"id": ""}, teacher=folders[1], episodes=3) for n in ("a", "b")}, "mixed")
+    mixture = TaskMixture(
+        {n: Task(env={"id": "test/Count-v0"}, teacher=folders[1], episodes=3) for n in ("a", "b")}, "mixed"
+    )
     trained = Student(folders[0], **(student or {}))
-    teachers = Teachers({n: t.teacher for n, t in mixture.tasks.items()}, trained)
+    teachers = Teachers(mixture.teachers, trained)
     lengths = itertools.cycle([1, 5, 2, 9])  # in the order of the requests: one environment thread
     engine = ScriptedEngine(answer or (lambda prompt: [7 + len(prompt) % 90] * next(lengths) + [2]))
     limits = {n: Limits(turn_tokens=16, trajectory_tokens=256) for n in mixture.names}

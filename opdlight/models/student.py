@@ -125,8 +125,9 @@ class Student(nn.Module):
         )
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight under its Hugging Face checkpoint name, adapters merged; tied weights come once. Detached.
+        """Every weight under its Hugging Face checkpoint name; tied weights come once. Detached.
 
+        Where adapters are merged the weights are float32, whatever the base is.
         Those of a divided student are still divided: `distributed.whole` puts one together.
         """
         yield from revert_weight_conversion(self.model, self._merged()).items()
@@ -134,6 +135,7 @@ class Student(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write a Hugging Face folder (merged weights, config, tokenizer); it appears whole or not at all.
 
+        With adapters all of it is float32: on the grid of bfloat16 the saved model would not be the trained one.
         Every rank must call it; the first one writes.
         """
         first = rank() == 0
@@ -141,11 +143,16 @@ class Student(nn.Module):
         for name, weight in self._merged().items():
             full = whole(weight)
             if first:
+                full = full.float() if self.has_adapter else full
                 weights[name] = full if full is weight else full.cpu()
         if not first:
             return
         with _written_whole(Path(folder)) as temporary:
             self.model.save_pretrained(temporary, state_dict=weights)
+            if self.has_adapter:
+                config = copy.deepcopy(self.model.config)
+                config.dtype = torch.float32
+                config.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
 
     def save_adapter(self, folder: str | Path) -> None:
