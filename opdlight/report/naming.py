@@ -13,7 +13,10 @@ from opdlight.report.text import visible
 
 def distinct(folders: Sequence[Path]) -> list[Path]:
     """The folders, each once: `runs/latest` may be one of the others."""
-    return list({folder.resolve(): folder for folder in reversed(folders)}.values())[::-1]
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        found.setdefault(folder.resolve(), folder)
+    return list(found.values())
 
 
 def names(runs: Sequence[Run]) -> list[str]:

@@ -25,7 +25,7 @@ from tests.end_to_end.runs import SMALL, processes, start
 from tests.report.made_up import make_run
 from tests.screen import Screen
 
-NOISE = re.compile(r"warn|deprecat|site-packages|\bINFO\b|\bDEBUG\b|\[HYDRA\]|Traceback|it/s|💡", re.IGNORECASE)
+NOISE = re.compile(r"warning|deprecat|site-packages|\bINFO\b|\bDEBUG\b|\[HYDRA\]|Traceback|it/s|💡", re.IGNORECASE)
 MOVING = re.compile(r"[━╸╺]{8}")
 
 
@@ -85,7 +85,7 @@ COMMANDS = {
         "seeds=[1]", "gammas=[0.0,1.0]", "iterations=40", "sensitivity=null", "setting.teacher_iterations=2",
         "setting.walks=8",
     ],
-    "opdlight.lab.estimators": ["lengths=[2,4]", "seeds=[1,2]", "sequences=64", "episodes=4", "task=sums", SMALL[-2]],
+    "opdlight.lab.estimators": ["lengths=[2,4,8]", "seeds=[1,2]", "sequences=64", "episodes=4", "task=sums", SMALL[-2]],
 }  # fmt: skip
 
 
