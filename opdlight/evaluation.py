@@ -1,16 +1,17 @@
 """Success of a model on held-out episodes, with intervals."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from opdlight import run_folder
+from opdlight.closing import Closing
 from opdlight.config import instantiate
+from opdlight.console import say, show, stage, table
 from opdlight.data import Task, TaskMixture, held_out
 from opdlight.metrics import Result
 from opdlight.models.checkpoints import load_tokenizer, resolve_model
@@ -38,13 +39,14 @@ def evaluate_tasks(
     sampling: Sampling,
     *,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    whose: str = "",
 ) -> dict[str, list[Trajectory]]:
-    """Roll out every held-out episode of every task, as often as it says."""
+    """Roll out every held-out episode of every task, as often as it says; `whose` stands in the titles of the bars."""
     results = {}
     for name, task in tasks.items():
-        report = (lambda done, total, name=name: progress(name, done, total)) if progress else None
-        results[name] = collector.collect(held_out(name, task), sampling, sampling_seed=seed, progress=report)
+        requests = held_out(name, task)
+        with stage(f"evaluate {whose}{name}", len(requests)) as bar:
+            results[name] = collector.collect(requests, sampling, sampling_seed=seed, progress=bar.update)
     return results
 
 
@@ -57,33 +59,39 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if cfg.samples is not None:
         tasks = {name: replace(task, samples=cfg.samples) for name, task in tasks.items()}
     model = resolve_model(cfg.model.student.model)
-    engine = instantiate(cfg.engine, model=model)
+    with stage("starting the engine"):
+        engine, closing = instantiate(cfg.engine, model=model), Closing()
+    collector: Collector | None = None
     try:
-        collector = make_collector(engine, load_tokenizer(model), tasks, cfg.env_threads)
-        console = Console()
-        with console.status("rolling out") as status:
-            found = evaluate_tasks(
-                collector,
-                tasks,
-                instantiate(cfg.sampling),
-                seed=cfg.seed,
-                progress=lambda name, done, total: status.update(f"{name}: {done}/{total} trajectories"),
-            )
-        collector.close()
+        tokenizer = load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code)
+        collector = make_collector(engine, tokenizer, tasks, cfg.env_threads)
+        found = evaluate_tasks(collector, tasks, instantiate(cfg.sampling), seed=cfg.seed)
     finally:
-        engine.close()
+        with closing.part("stop the environments and the engine"):
+            if collector is not None:
+                collector.close()
+            engine.close()
     results = {name: Result.of(trajectories) for name, trajectories in found.items()}
+    with closing.part("write evaluation.json"):
+        run_folder.write(folder / "evaluation.json", json.dumps({n: asdict(r) for n, r in results.items()}, indent=2))
+    with closing.part("write trajectories.jsonl"):
+        lines = [json.dumps(asdict(t)) + "\n" for trajectories in found.values() for t in trajectories]
+        run_folder.write(folder / "trajectories.jsonl", "".join(lines))
+    with closing.part("print the table"):
+        show(outcome_table(str(model), found, results))
+        say(f"run folder: {folder}")
+    closing.end()
+    return {f"success/{name}": r.success for name, r in results.items()}
+
+
+def outcome_table(model: str, found: Mapping[str, list[Trajectory]], results: Mapping[str, Result]) -> Table:
+    """Success and endings by task, for the terminal."""
     most = max(r.samples for r in results.values())
-    table = Table("task", "success", "episodes", *([] if most == 1 else ["solved in k attempts"]), "statuses")
-    table.title = f"{model}: held-out success with 95 % intervals"
+    shown = table("task", "success", "episodes", *([] if most == 1 else ["solved in k attempts"]), "statuses")
+    shown.title = f"{model}: held-out success with 95 % intervals"
     for name, r in results.items():
         counts = {s: sum(t.status is s for t in found[name]) for s in Status}
         statuses = ", ".join(f"{s} {n}" for s, n in counts.items() if n)
         solved = [] if most == 1 else [", ".join(f"pass@{k} {100 * p:.1f} %" for k, p in r.pass_at.items())]
-        table.add_row(name, f"{r.title} {r}", str(r.episodes), *solved, statuses)
-    console.print(table)
-    lines = [json.dumps(asdict(t)) + "\n" for trajectories in found.values() for t in trajectories]
-    run_folder.write(folder / "trajectories.jsonl", "".join(lines))
-    run_folder.write(folder / "evaluation.json", json.dumps({n: asdict(r) for n, r in results.items()}, indent=2))
-    console.print(f"run folder: {folder}", soft_wrap=True)
-    return {f"success/{name}": r.success for name, r in results.items()}
+        shown.add_row(name, f"{r.title} {r}", str(r.episodes), *solved, statuses)
+    return shown

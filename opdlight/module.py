@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from opdlight.collate import Collate, in_parts, with_global_tokens, without_tokens
+from opdlight.console import stage
 from opdlight.distributed import gathered, whole
 from opdlight.errors import TrainingError
 from opdlight.losses import Loss, Needs, Remembers
@@ -106,7 +107,8 @@ class OnPolicyDistillation(L.LightningModule):
     def collector(self) -> Collector:
         """Environments × engine."""
         if self._collector is None:
-            self._collector = self.make_collector()
+            with stage("starting the engine"):
+                self._collector = self.make_collector()
         return self._collector
 
     def configure_model(self) -> None:

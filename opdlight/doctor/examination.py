@@ -9,13 +9,13 @@ from typing import Any
 from hydra.errors import InstantiationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from opdlight import run_folder
 from opdlight.config import instantiate
+from opdlight.console import say, show, stage, track
 from opdlight.data import TaskMixture
 from opdlight.doctor.answers import check_answers, first_turns, whole_episodes
-from opdlight.doctor.findings import Finding, Verdict, as_json, table, worst
+from opdlight.doctor.findings import Finding, Verdict, as_json, said_once, table, worst
 from opdlight.doctor.limits import check_context, check_support
 from opdlight.doctor.memory import check_memory, on_gpu
 from opdlight.doctor.patient import Pair, Patient
@@ -50,15 +50,20 @@ OF_RUN: Mapping[str, Callable[[Patient], list[Finding]]] = {
 
 def examine(patient: Patient) -> list[Finding]:
     """Every check that needs no answer of the student."""
+    checks: list[tuple[str, str, Callable[[], Iterable[Finding]]]] = [
+        *(
+            (name, pair.name, partial(of_pair, patient, pair))
+            for pair in patient.pairs
+            for name, of_pair in OF_PAIR.items()
+        ),
+        *((name, task, partial(of_task, patient, task)) for task in patient.tasks for name, of_task in OF_TASK.items()),
+        *((name, "", partial(of_run, patient)) for name, of_run in OF_RUN.items()),
+    ]
     found: list[Finding] = []
-    for pair in patient.pairs:
-        for name, of_pair in OF_PAIR.items():
-            found += attempt(name, pair.name, partial(of_pair, patient, pair))
-    for task in patient.tasks:
-        for name, of_task in OF_TASK.items():
-            found += attempt(name, task, partial(of_task, patient, task))
-    for name, of_run in OF_RUN.items():
-        found += attempt(name, "", partial(of_run, patient))
+    with stage("doctor", len(checks), log=False) as bar:
+        for done, (name, about, run) in enumerate(checks):
+            bar.update(done, title=f"doctor: {name}")
+            found += attempt(name, about, run)
     return found
 
 
@@ -104,22 +109,23 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
     loss: Loss = instantiate(cfg.loss)
-    console = Console(width=None if Console().is_terminal else 140)
-    student, found = _student(cfg)
+    with stage("loading the student"):
+        student, found = _student(cfg)
     if student is not None:
         teachers: dict[str, Teacher] = {}
-        for name, teacher in mixture.teachers.items():
+        for name, teacher in track(list(mixture.teachers.items()), "loading the teachers"):
             found += attempt("teacher", f"{teacher} ({name})", partial(_teach, teachers, mixture, name, cfg))
         patient = patient_of(cfg, mixture, student, loss, teachers)
         if on_gpu(patient):
             for model in (student, *teachers.values()):
                 model.to("cuda")
-        with console.status("examining"):
-            found += examine(patient)
+        found += examine(patient)
+        with stage("greedy answers"):
             found += _answers(cfg, patient)
-    console.print(table(found))
+    found = said_once(found)
+    show(table(found))
     counts = {v: sum(f.verdict is v for f in found) for v in Verdict}
-    console.print("doctor: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
+    say("doctor: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
     if cfg.out is not None:
         Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
         run_folder.write(Path(cfg.out), as_json(found) + "\n")
@@ -140,15 +146,14 @@ def examine_quickly(cfg: DictConfig, mixture: TaskMixture, module: OnPolicyDisti
         return
     teachers = {name: module.teachers.of(name) for name in mixture.teachers}
     with isolate_rng(include_cuda=False):
-        found = examine(patient_of(cfg, mixture, module.student, module.loss, teachers))
+        found = said_once(examine(patient_of(cfg, mixture, module.student, module.loss, teachers)))
     bad = [f for f in found if f.verdict is not Verdict.PASS]
-    console = Console(quiet=not run_folder.is_first_process())
     for finding in bad:
-        console.print(f"doctor: {finding}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(f"doctor: {finding}", style="yellow")
     if worst(found) is Verdict.FAIL:
         reasons = " ".join(str(f) for f in bad if f.verdict is Verdict.FAIL)
         raise ConfigError(f"The doctor found what would spoil the run: {reasons} To train all the same: doctor=false")
-    console.print(f"doctor: {len(found) - len(bad)} checks passed", highlight=False)
+    say(f"doctor: {len(found) - len(bad)} checks passed")
 
 
 def _student(cfg: DictConfig) -> tuple[Student | None, list[Finding]]:

@@ -4,11 +4,13 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from rich.table import Table
 from rich.text import Text
+
+from opdlight import console
 
 
 class Verdict(StrEnum):
@@ -57,6 +59,22 @@ def _hydra(value: object) -> str:
     return str(value)
 
 
+def said_once(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings, where one fault that several checks met is one finding that names them all."""
+    met: dict[tuple[str, str, str], list[Finding]] = {}
+    for number, f in enumerate(findings):
+        same = (f.verdict, f.evidence, f.repair) if f.verdict is not Verdict.PASS else ("", "", str(number))
+        met.setdefault(same, []).append(f)
+    return [
+        replace(
+            group[0],
+            check=", ".join(dict.fromkeys(f.check for f in group)),
+            about=", ".join(dict.fromkeys(f.about for f in group if f.about)),
+        )
+        for group in met.values()
+    ]
+
+
 def worst(findings: Sequence[Finding]) -> Verdict:
     """The worst verdict; `pass` if nothing was found."""
     order = list(Verdict)
@@ -65,7 +83,7 @@ def worst(findings: Sequence[Finding]) -> Verdict:
 
 def table(findings: Sequence[Finding]) -> Table:
     """The report for the screen; a repair stands below its evidence."""
-    shown = Table("check", "of", "", "evidence", title="opdlight.doctor", show_lines=True)
+    shown = console.table("check", "of", "", "evidence", title="opdlight.doctor", show_lines=True)
     for f in findings:
         evidence = Text(f.evidence)
         if f.repair:

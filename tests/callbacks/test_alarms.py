@@ -2,12 +2,12 @@
 
 import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from opdlight.callbacks import Alarms, Rule
 from tests.callbacks.readings import Logged
@@ -19,16 +19,15 @@ ERROR = Rule(key="rollout/env_error", above=0.05, meaning="Tasks break.", advice
 def steps(alarms: Alarms, *values: dict[str, float]) -> str:
     """Each dict is what a step has logged; returns what was printed."""
     text = io.StringIO()
-    console = Console(file=text, force_terminal=False, width=200)
     for step, logged in enumerate(values):
         results = SimpleNamespace(metrics=lambda on_step, logged=logged: {"callback": logged})
         trainer: Any = SimpleNamespace(
             fit_loop=SimpleNamespace(_results=results),
-            progress_bar_callback=SimpleNamespace(console=console),
             is_global_zero=True,
         )
         module: Any = Logged()
-        alarms.on_train_batch_end(trainer, module, {}, None, step)
+        with redirect_stdout(text):
+            alarms.on_train_batch_end(trainer, module, {}, None, step)
         assert module.values == {"alarms/on": len(alarms.on)}
     return text.getvalue()
 

@@ -88,7 +88,8 @@ def test_dapo_from_parquet(tmp_path: Path) -> None:
 
 
 def test_a_hostile_answer_is_counted(tmp_path: Path) -> None:
-    env = MathDatasetEnv(held_out={"path": jsonl(tmp_path / "math.jsonl", MATH)}, question="problem")
+    rows = [{"question": "The diagonal of a unit square?", "answer": "\\sqrt{2}"}]
+    env = MathDatasetEnv(held_out={"path": jsonl(tmp_path / "math.jsonl", rows)})
     env.reset(seed=0)
     assert env.step("\\boxed{9^{9^{9^9}}}")[4] == {
         "success": False,
