@@ -21,6 +21,7 @@ class Task:
 
     env: dict[str, Any]  # Gymnasium id and the environment's arguments
     teacher: str  # model folder, Hub name, or lab/<name>
+    teacher_chat_template: dict[str, Any] | None = None  # what the teacher's template is given, as enable_thinking
     weight: float = 1.0  # share of the training batches (alternate) or of each batch (mixed)
     turn_tokens: int = 256  # longest completion of one turn
     trajectory_tokens: int = 2048  # longest context, prompts included

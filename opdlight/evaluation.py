@@ -18,11 +18,17 @@ from opdlight.rollout import ChatRenderer, Collector, Engine, Limits, Sampling
 from opdlight.types import Status, Trajectory
 
 
-def make_collector(engine: Engine, tokenizer: Any, tasks: Mapping[str, Task], env_threads: int) -> Collector:
-    """Environments × engine for these tasks."""
+def make_collector(
+    engine: Engine,
+    tokenizer: Any,
+    tasks: Mapping[str, Task],
+    env_threads: int,
+    chat_template: Mapping[str, Any] | None = None,
+) -> Collector:
+    """Environments × engine for these tasks; `chat_template` holds what the template is given beside the messages."""
     return Collector(
         engine=engine,
-        renderer=ChatRenderer(tokenizer),
+        renderer=ChatRenderer(tokenizer, chat_template),
         make_env=lambda task: tasks[task].make_env(),
         limits={
             n: Limits(turn_tokens=t.turn_tokens, trajectory_tokens=t.trajectory_tokens, env_seconds=t.env_seconds)
@@ -55,15 +61,19 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     folder = run_folder.open_run(cfg)
     mixture: TaskMixture = instantiate(cfg.task)
     model = resolve_model(cfg.model.student.model)
+    tokenizer, sampling = load_tokenizer(model), instantiate(cfg.sampling)
+    chat_template = instantiate(cfg.model.student.get("chat_template") or {})
+    ChatRenderer(tokenizer, chat_template)  # what is wrong is an error before the engine starts
+    sampling.resolve(tokenizer)
     engine = instantiate(cfg.engine, model=model)
     try:
-        collector = make_collector(engine, load_tokenizer(model), mixture.tasks, cfg.env_threads)
+        collector = make_collector(engine, tokenizer, mixture.tasks, cfg.env_threads, chat_template)
         console = Console()
         with console.status("rolling out") as status:
             found = evaluate_tasks(
                 collector,
                 mixture.tasks,
-                instantiate(cfg.sampling),
+                sampling,
                 samples=cfg.samples,
                 seed=cfg.seed,
                 progress=lambda name, done, total: status.update(f"{name}: {done}/{total} episodes"),

@@ -25,7 +25,7 @@ from opdlight.models import Student, Teacher, Teachers, resolve_model
 from opdlight.models.checkpoints import load_tokenizer
 from opdlight.module import OnPolicyDistillation
 from opdlight.preemption import Preempted, Preemption
-from opdlight.rollout import Collector
+from opdlight.rollout import ChatRenderer, Collector
 from opdlight.system import threads
 from opdlight.types import Trajectory
 
@@ -55,6 +55,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     if loss.needs.reference:
         own = partial(Teacher, dtype=cfg.model.dtype)
         reference = Teachers(dict.fromkeys(mixture.names, cfg.model.student.model), student, own)
+    _check_chats(cfg, mixture, student, teachers)
     if cfg.rollout.mini_batches < 1:
         raise ConfigError.wrong("rollout.mini_batches", expected="at least 1", got=cfg.rollout.mini_batches)
     if cfg.staleness not in (0, 1):
@@ -82,7 +83,8 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
 
     def collector() -> Collector:
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
-        return make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads)
+        threads = cfg.rollout.env_threads
+        return make_collector(engine, student.tokenizer, mixture.tasks, threads, student.chat_template)
 
     return OnPolicyDistillation(
         student=student,
@@ -109,6 +111,17 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         teacher_placement=cfg.teacher_placement,
         staleness=cfg.staleness,
     )
+
+
+def _check_chats(cfg: DictConfig, mixture: TaskMixture, student: Student, teachers: Teachers) -> None:
+    """Raise ConfigError for stops, templates and their arguments that would fail only when somebody rolls out."""
+    ChatRenderer(student.tokenizer, student.chat_template)
+    for name in ("sampling", "evaluation"):
+        instantiate(cfg[name]).resolve(student.tokenizer)
+    for name, task in mixture.tasks.items():
+        if cfg.evaluate_teachers or task.teacher_chat_template:
+            key = f"task.tasks.{name}.teacher_chat_template"
+            ChatRenderer(teachers.of(name).tokenizer, task.teacher_chat_template, key)
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -208,12 +221,15 @@ def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[T
     for name, task in mixture.tasks.items():
         by_model.setdefault(str(resolve_model(task.teacher)), []).append(name)
     for model, names in by_model.items():
-        engine = instantiate(cfg.engine, model=model)
+        engine, tokenizer = instantiate(cfg.engine, model=model), load_tokenizer(model)
+        sampling = instantiate(cfg.evaluation).resolve(tokenizer, skip_unknown=True)
         try:
-            tasks = {n: mixture.tasks[n] for n in names}
-            collector = make_collector(engine, load_tokenizer(model), tasks, cfg.rollout.env_threads)
-            found |= evaluate_tasks(collector, tasks, instantiate(cfg.evaluation))
-            collector.close()
+            for name in names:  # each has its own arguments of the chat template
+                tasks = {name: mixture.tasks[name]}
+                arguments = mixture.tasks[name].teacher_chat_template
+                collector = make_collector(engine, tokenizer, tasks, cfg.rollout.env_threads, arguments)
+                found |= evaluate_tasks(collector, tasks, sampling)
+                collector.close()
         finally:
             engine.close()
     return found

@@ -37,7 +37,7 @@ def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[st
     """`episodes` held-out episodes a task at temperature 1, top-p 1: the policy that the estimators assume."""
     engine = instantiate(cfg.engine, model=cfg.model.student.model)
     try:
-        collector = make_collector(engine, student.tokenizer, mixture.tasks, cfg.env_threads)
+        collector = make_collector(engine, student.tokenizer, mixture.tasks, cfg.env_threads, student.chat_template)
         sampling = Sampling(temperature=1.0, top_p=1.0)
         found = {
             name: collector.collect(held_out(name, cfg.episodes, 1), sampling, sampling_seed=cfg.seed)

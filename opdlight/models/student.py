@@ -32,6 +32,7 @@ class Student(nn.Module):
         dtype: of weights and forward pass, "float32" or "bfloat16".
         lora: arguments of `peft.LoraConfig` (at least `r`); None trains every weight.
         gradient_checkpointing: recompute each layer in the backward pass, for less memory.
+        chat_template: what the chat template is given beside the messages, such as `enable_thinking`.
 
     Raises:
         ConfigError, CheckpointError: naming what is wrong.
@@ -43,11 +44,13 @@ class Student(nn.Module):
         dtype: str = "float32",
         lora: Mapping[str, Any] | None = None,
         gradient_checkpointing: bool = False,
+        chat_template: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(model, dtype)
         self.base = model
+        self.chat_template = dict(chat_template or {})
         self.has_adapter = lora is not None
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -369,7 +369,7 @@ def test_memory_that_is_there_passes_and_what_is_not_there_is_repaired(
 def test_a_healthy_patient_passes_everything(tmp_path: Path) -> None:
     found = examine(patient(tmp_path))
     assert worst(found) is Verdict.PASS, found
-    assert len({f.check for f in found}) == len(found) == 9
+    assert len({f.check for f in found}) == len(found) == 10
 
 
 def test_overrides_survive_shell_and_hydra() -> None:
