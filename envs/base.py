@@ -12,6 +12,7 @@ from gymnasium import spaces
 from opdlight.errors import ConfigError, NoExpertError
 
 FIRST_HELD_OUT_SEED = 10**9  # training seeds lie below, held-out seeds from here on
+_QUOTES = " \n\t\"'`\u2018\u2019\u201c\u201d"
 HELD_OUT_SHARE = 4  # one content in this many is kept for held-out seeds
 
 
@@ -34,6 +35,26 @@ def after_thinking(text: str) -> str | None:
     if "<think>" in rest:
         return None
     return rest
+
+
+def read_action(text: str, *, tags: bool = False) -> str | None:
+    """The action in a completion, as all games of words read it; None if there is none.
+
+    It stands in the last `<action>…</action>` after the thinking; without `tags` the bare rest of the text will do.
+    Case, blanks, quotes around it and a final full stop say nothing.
+
+    >>> read_action("<think>Go.</think><action>Move  Left.</action>"), read_action("'go to cabinet 1'.")
+    ('move left', 'go to cabinet 1')
+    """
+    rest = after_thinking(text)
+    if rest is None:
+        return None
+    before, closed, _ = rest.rpartition("</action>")
+    _, opened, tagged = before.rpartition("<action>")
+    if not (closed and opened) and (tags or "<action>" in rest):
+        return None
+    action = tagged.partition("</action>")[0] if closed and opened else rest
+    return " ".join(action.strip().strip(_QUOTES).removesuffix(".").strip(_QUOTES).lower().split()) or None
 
 
 def unknown_name(key: str, got: str, known: Iterable[str]) -> ConfigError:
@@ -77,14 +98,19 @@ class TextEnv(gymnasium.Env[str, str]):
     action: it costs a step and is counted in `info["metrics"]` (a flat dict of floats, summed over the episode).
     When an episode ends, `info["success"]` says whether the task was solved; `terminated` means the task itself ended,
     `truncated` that a limit cut it. Rewards are 0 or 1 at the end unless a task says otherwise.
+
+    An env over a finite set says how many episodes each side has: so many consecutive seeds from 0 on show every
+    training episode once, and from `FIRST_HELD_OUT_SEED` on every held-out one; then they come again. Training then
+    walks through them in a new order each epoch.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  Gymnasium declares it so
     system_prompt: str | None = None  # sent once, before the first observation
+    training_episodes: int | None = None  # how many there are; None: a new one for every seed; 0: only held-out ones
+    held_out_episodes: int | None = None
     max_turns: int = 1  # every episode is over after so many steps; an env of several turns sets it
-    fresh_prompt: bool = (
-        False  # True: every observation is a complete prompt and the conversation starts anew each turn
-    )
+    fresh_prompt: bool = False  # True: each observation is a complete prompt and the conversation starts anew
+    hidden_state: bool = False  # True: what differs between seeds is not seen in the first observation
 
     def __init__(self) -> None:
         self.observation_space = UnicodeText()

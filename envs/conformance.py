@@ -7,9 +7,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import gymnasium
 from gymnasium.utils.env_checker import check_env
 
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, UnicodeText
+from opdlight.envs.wrapped import text_env
 from opdlight.errors import EnvError, NoExpertError
 
 SEEDS = (0, 1, FIRST_HELD_OUT_SEED, 2 * 10**9)
@@ -30,14 +32,16 @@ Policy = Callable[[TextEnv, int], str]  # env, turn -> action
 Transcript = list[tuple[Any, ...]]
 
 
-def check_text_env(make_env: Callable[[], TextEnv], *, seeds_differ: bool = True) -> None:
+def check_text_env(make_env: Callable[[], gymnasium.Env[str, str]], *, seeds_differ: bool = True) -> None:
     """Raise EnvError naming the rule that the env breaks; return None if it keeps them all.
 
-    `make_env` makes a fresh env each time. `seeds_differ=False` is for a game that always starts the same way.
+    `make_env` makes a fresh env each time, in its wrappers or without. A game whose first observation tells nothing of
+    the seed (guess a number) has the class attribute `hidden_state = True`; `seeds_differ=False` is for a game that
+    always starts, and goes on, the same way.
     The rules: gymnasium, spaces, text, reward, flags, metrics, success, bad-action, max-turns, determinism, reuse,
-    prepare, seeds, expert; each check below states its own.
+    prepare, seeds, rows, expert; each check below states its own.
     """
-    _check_gymnasium(make_env)
+    make_env = _check_gymnasium(make_env)
     policies = _policies(make_env)
     used = make_env()  # plays every episode, one after another
     first_observations = set()
@@ -51,9 +55,26 @@ def check_text_env(make_env: Callable[[], TextEnv], *, seeds_differ: bool = True
         _compare("reuse", "an env that had played before gave another transcript", where, expected, reused)
         _compare("prepare", "the transcript changed after prepare(seed)", where, expected, prepared)
         first_observations.add(expected[0])
+    _check_rows(used)
     used.close()
-    if seeds_differ and len(first_observations) < 2:
-        _broken("seeds", f"seeds {SEEDS} all start with the same observation", "reset()")
+    if seeds_differ and not used.hidden_state and len(first_observations) < 2:
+        what = f"seeds {SEEDS} all start with the same observation"
+        hidden = (
+            "if what differs is not seen at first, as when a number is to be guessed, declare `hidden_state = True`"
+        )
+        _broken(
+            "seeds", f"{what}: {hidden} in the class; if all episodes are the same, pass seeds_differ=False", "reset()"
+        )
+
+
+def _check_rows(env: TextEnv) -> None:
+    sides = {"training_episodes": (env.training_episodes, 0)}
+    sides["held_out_episodes"] = (env.held_out_episodes, FIRST_HELD_OUT_SEED)
+    for name, (count, first) in sides.items():
+        if count is not None and (type(count) is not int or count < 0):
+            _broken("rows", f"{name} must be None or an int from 0 on, but is {count!r}", "make_env()")
+        if count and env.reset(seed=first)[0] != env.reset(seed=first + count)[0]:
+            _broken("rows", f"{name} is {count}, so that many seeds later the same episode must come again", "reset()")
 
 
 def play(env: TextEnv, seed: int, policy: Policy, where: str) -> Transcript:
@@ -105,10 +126,16 @@ def _check_end(env: TextEnv, turn: int, terminated: object, truncated: object, i
         _broken("success", "info['success'] may be true only when the task itself ended (terminated)", here)
 
 
-def _check_gymnasium(make_env: Callable[[], TextEnv]) -> None:
-    env = make_env()
-    if not isinstance(env, TextEnv):
-        _broken("gymnasium", f"the env must be a TextEnv, but is {type(env).__name__}", "make_env()")
+def _check_gymnasium(made: Callable[[], gymnasium.Env[str, str]]) -> Callable[[], TextEnv]:
+    """The rules of a fresh env; returns what makes another, with everything that a TextEnv has around its wrappers."""
+
+    def make_env() -> TextEnv:
+        return text_env(made())
+
+    try:
+        env = make_env()
+    except EnvError as error:
+        _broken("gymnasium", str(error).rstrip("."), "make_env()")
     for name in ("observation_space", "action_space"):
         if not isinstance(getattr(env, name, None), UnicodeText):
             _broken("spaces", f"{name} must be a UnicodeText (call super().__init__())", "make_env()")
@@ -124,6 +151,7 @@ def _check_gymnasium(make_env: Callable[[], TextEnv]) -> None:
     except Exception as error:
         raise EnvError(f"Rule `gymnasium` broken (gymnasium.utils.env_checker.check_env): {error!r}") from error
     env.close()
+    return make_env
 
 
 def _check_text(text: object, where: str) -> None:

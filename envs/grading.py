@@ -17,11 +17,11 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
+from opdlight.envs.arithmetic import as_number, unfinished
 from opdlight.errors import EnvError
 
 CPU_SECONDS = 2.0  # for one answer; CPU time, so that a busy machine grades like an idle one
@@ -29,8 +29,6 @@ WALL_SECONDS = 60.0  # for one answer that uses no CPU, and for the worker's sta
 MEMORY_BYTES = 4 * 2**30  # address space of the worker
 MAX_ANSWER = 1000  # characters; nothing longer goes to math-verify
 
-_DECIMAL = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[+-]?\.\d+")
-_FRACTION = re.compile(r"([+-]?)\\[dt]?frac\{(-?\d+)\}\{(-?\d+)\}|([+-]?\d+)/(\d+)")
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s,]+[^\W\d_]+)*")
 
 
@@ -43,27 +41,6 @@ class Verdict:
     failed: bool = False  # the comparison raised or crashed
 
 
-def as_decimal(text: str) -> Fraction | None:
-    """The exact value of an integer or decimal, thousands separators allowed; None for anything else.
-
-    >>> as_decimal("-1,234.50"), as_decimal("1,2")
-    (Fraction(-2469, 2), None)
-    """
-    text = text.strip()
-    return Fraction(text.replace(",", "")) if len(text) <= 64 and _DECIMAL.fullmatch(text) else None
-
-
-def as_number(text: str) -> Fraction | None:
-    r"""As `as_decimal`, and simple fractions too: `3/4`, `\frac{3}{4}`."""
-    text = text.strip()
-    match = _FRACTION.fullmatch(text) if len(text) <= 64 else None
-    if match is None:
-        return as_decimal(text)
-    sign, top, bottom, plain_top, plain_bottom = match.groups()
-    numerator, denominator = int(top or plain_top), int(bottom or plain_bottom)
-    return None if denominator == 0 else Fraction(-numerator if sign == "-" else numerator, denominator)
-
-
 def plain(text: str) -> str:
     r"""The answer without what says nothing: outer `$`, `\text{}`, `\,` and `{,}` in numbers, a final full stop."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text.strip().strip("$"))
@@ -74,7 +51,8 @@ def plain(text: str) -> str:
 def compare(answer: str, target: str) -> Verdict:
     r"""Judge a final answer (no sentence, no `\boxed`) against the target: numbers, text, then math-verify.
 
-    Integers decide at once, so do words (math-verify would read `no` and `on` as the same product). Everything else
+    Where the target is a number, an answer that still has to be computed is wrong (`arithmetic.unfinished`). Integers
+    decide at once, so do words (math-verify would read `no` and `on` as the same product). Everything else
     that is not equal as a number or as text (LaTeX, sets, intervals, rounded decimals) goes to math-verify.
     """
     answer, target = plain(answer), plain(target)
@@ -82,6 +60,8 @@ def compare(answer: str, target: str) -> Verdict:
         return Verdict(correct=False)
     if answer == target:
         return Verdict(correct=True)
+    if unfinished(answer, target):
+        return Verdict(correct=False)
     value, wanted = as_number(answer), as_number(target)
     if value is not None and wanted is not None:
         if value == wanted:

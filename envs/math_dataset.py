@@ -1,62 +1,87 @@
 """Mathematics questions from a file or from the Hugging Face hub: DAPO-Math-17K, GSM8K, MATH-500 or your own rows."""
 
-import json
+import difflib
+import logging
+import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-from opdlight.envs.base import unknown_name
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, HELD_OUT_SHARE, on_side_of, unknown_name
 from opdlight.envs.grading import Verdict, compare
 from opdlight.envs.question import INSTRUCTION, AnswerFormat, QuestionEnv, last_boxed
-from opdlight.errors import ConfigError, MissingDependencyError
+from opdlight.envs.rows import SHOWN, Row, beside, check_text, read_rows
+from opdlight.errors import ConfigError
 
-_tables: dict[tuple[str, ...], "list[Row]"] = {}
+log = logging.getLogger(__name__)
 _loading = threading.Lock()
 
 
-class Row(NamedTuple):
-    """One question; `solution` is the worked text that stood before the answer, often empty."""
+class Question(NamedTuple):
+    """One row; `solution` is the worked text that stood before the answer, often empty."""
 
     question: str
     answer: str
     solution: str
 
 
+class Source(NamedTuple):
+    """Where rows come from, and which of their columns count; `key` names the argument in errors."""
+
+    key: str
+    path: str
+    split: str | None
+    subset: str | None
+    question: str
+    answer: str
+
+
 class MathDatasetEnv(QuestionEnv):
-    r"""One row: `seed` modulo the number of rows. Keep training and held-out rows in different files or splits.
+    r"""One row, chosen by the seed: seeds below 10⁹ show training rows, the others held-out rows, in order and around.
 
     `path` is a .jsonl or .parquet file, or the name of a `datasets` data set (`split` and `subset` are for these only).
     `question` and `answer` name columns; dots reach into nested ones. An answer column may hold a worked solution that
     ends in `#### 42` or contains `\boxed{42}`. `remove` lists texts to cut out of every question, such as a data set's
-    own instructions. Examples:
-    GSM8K `path="openai/gsm8k", subset="main", split="train"`; MATH-500 `path="test.jsonl", question="problem"`;
-    DAPO-Math-17K `path="dapo.parquet", question="prompt.0.content", answer="reward_model.ground_truth"`.
+    own instructions. `held_out` says where the held-out rows are, by any of `path`, `split`, `subset`, `question` and
+    `answer`; what it leaves out is as for the training rows. Examples:
+    GSM8K `path="openai/gsm8k", subset="main", split="train", held_out={"split": "test"}`;
+    DAPO-Math-17K `path="dapo.parquet", question="prompt.0.content", answer="reward_model.ground_truth"`;
+    MATH-500, to evaluate only, `held_out={"path": "test.jsonl", "question": "problem"}`.
+
+    Without `held_out` one question in four is held out, by a hash of its text: the same on every machine and in any
+    order of the rows, and rows that ask the same are on the same side. With it, training rows whose question is also
+    held out are left out, with a warning. Without `path` there are no training rows, and every seed shows a held-out
+    one.
     """
 
     def __init__(
         self,
-        path: str,
+        path: str | None = None,
         split: str | None = None,
         question: str = "question",
         answer: str = "answer",
         subset: str | None = None,
         remove: Sequence[str] = (),
+        held_out: Mapping[str, Any] | None = None,
         instruction: str = INSTRUCTION,
         answer_format: AnswerFormat = "boxed",
     ) -> None:
         """Load the rows, once per process, and check the columns."""
         super().__init__(instruction, answer_format)
-        self.rows = load_rows(path, split, subset, question, answer)
-        self.remove = tuple(remove)
+        if path is None and not (held_out or {}).get("path"):
+            raise ConfigError.wrong("path", expected="a file or the name of a data set (or `held_out.path`)", got=None)
+        own = None if path is None else Source("path", path, split, subset, question, answer)
+        other = None if held_out is None else _held_out_source(held_out, own, question, answer)
+        with _loading:
+            self.training, self.held_out = divide(own, other, tuple(remove))
+        self.training_episodes, self.held_out_episodes = len(self.training), len(self.held_out)
 
     def pose(self, seed: int) -> str:
         """The question of the row, without the texts to remove."""
-        self.row = self.rows[seed % len(self.rows)]
-        text = self.row.question
-        for part in self.remove:
-            text = text.replace(part, "")
-        return text.strip()
+        rows = self.training if seed < FIRST_HELD_OUT_SEED and self.training else self.held_out
+        self.row = rows[seed % FIRST_HELD_OUT_SEED % len(rows)]
+        return self.row.question
 
     def judge(self, answer: str) -> Verdict:
         """Equal as a number, as text or by math-verify."""
@@ -68,94 +93,101 @@ class MathDatasetEnv(QuestionEnv):
         return f"{thought}\\boxed{{{self.row.answer}}}"
 
 
-def load_rows(path: str, split: str | None, subset: str | None, question: str, answer: str) -> list[Row]:
-    """The rows of a file or data set, read once per process; errors name the argument that is wrong."""
-    key = (path, split or "", subset or "", question, answer)
-    with _loading:
-        if key not in _tables:
-            _tables[key] = [_row(raw, n, question, answer) for n, raw in enumerate(_read(path, split, subset), start=1)]
-            if not _tables[key]:
-                del _tables[key]
-                raise ConfigError.wrong("path", expected="a data set with at least one row", got=path)
-        return _tables[key]
+@lru_cache(maxsize=64)
+def divide(
+    training: Source | None, held_out: Source | None, remove: tuple[str, ...]
+) -> tuple[Sequence[Question], Sequence[Question]]:
+    """The training and the held-out rows; no question is on both sides. Read once per process.
+
+    Raises:
+        ConfigError: if a row is malformed, or one of the sides would have no row.
+    """
+    rows = load_rows(training, remove) if training else []
+    if held_out is not None:
+        held = load_rows(held_out, remove)
+        known = {_same(row) for row in held}
+        own = [row for row in rows if _same(row) not in known]
+        if rows and not own:
+            raise ConfigError.wrong("held_out", expected="other questions than those of `path`", got=held_out.path)
+        if len(own) < len(rows):
+            log.warning(
+                "%d of the %d training questions of %s are held out too (%s): they are not trained on.",
+                len(rows) - len(own), len(rows), training and training.path, held_out.path,
+            )  # fmt: skip
+        return own, held
+    sides = [[row for row in rows if on_side_of(seed, _same(row))] for seed in (0, FIRST_HELD_OUT_SEED)]
+    for name, side in zip(("training", "held-out"), sides, strict=True):
+        if not side:
+            expected = (
+                f"where the held-out rows are, because one question in {HELD_OUT_SHARE}, by hash, of the {len(rows)} "
+                f"rows of {training and training.path} leaves no {name} row"
+            )
+            raise ConfigError.wrong("held_out", expected=expected, got=None)
+    return sides[0], sides[1]
 
 
-def _read(path: str, split: str | None, subset: str | None) -> Iterable[dict[str, Any]]:
-    readers: dict[str, Callable[[Path], Iterable[dict[str, Any]]]] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    suffix = Path(path).suffix
-    if suffix not in readers:
-        if suffix in {".json", ".csv", ".txt"} or Path(path).exists():
-            raise ConfigError.wrong("path", expected="a .jsonl or .parquet file or the name of a data set", got=path)
-        return _read_hub(path, split, subset)
-    for name, value in (("split", split), ("subset", subset)):
-        if value is not None:
-            raise ConfigError.wrong(name, expected="null, because `path` is a file", got=value)
-    if not Path(path).is_file():
-        raise ConfigError.wrong("path", expected="an existing file", got=path)
-    return readers[suffix](Path(path))
+def _same(row: Question) -> str:
+    """What two rows that ask the same have in common."""
+    return " ".join(row.question.split())
 
 
-def _read_jsonl(path: Path) -> Iterable[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ConfigError.wrong(
-                    "path", expected=f"JSON on line {number} of {path} ({error})", got=line[:80]
-                ) from error
-            if not isinstance(row, dict):
-                raise ConfigError.wrong("path", expected=f"a JSON object on line {number} of {path}", got=line[:80])
-            yield row
+def _held_out_source(given: Mapping[str, Any], own: Source | None, question: str, answer: str) -> Source:
+    names = [name for name in Source._fields if name != "key"]
+    for name, value in given.items():
+        if name not in names:
+            raise unknown_name(f"held_out.{name}", str(name), names)
+        if not isinstance(value, str) and (value is not None or name not in ("split", "subset")):
+            raise ConfigError.wrong(f"held_out.{name}", expected="a text", got=value)
+    same = own is not None and given.get("path", own.path) == own.path
+    usual = own._asdict() if own is not None and same else {"split": None, "subset": None}
+    return Source(**{**usual, "question": question, "answer": answer, **given, "key": "held_out.path"})
 
 
-def _read_parquet(path: Path) -> Iterable[dict[str, Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingDependencyError(f"Reading {path} needs the package pyarrow: pip install pyarrow") from error
-    rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+def load_rows(source: Source, remove: tuple[str, ...]) -> list[Question]:
+    """The rows of a file or data set; errors name the argument that is wrong, the file and the line."""
+    raw = read_rows(source.path, source.split, source.subset, source.key)
+    rows = [_question(row, source, remove) for row in raw]
+    if not rows:
+        raise ConfigError.wrong(source.key, expected="a data set with at least one row", got=source.path)
     return rows
 
 
-def _read_hub(name: str, split: str | None, subset: str | None) -> Iterable[dict[str, Any]]:
-    if split is None:
-        raise ConfigError.wrong("split", expected=f"a split of the data set {name!r}, such as 'train'", got=None)
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"`path` {name!r} is no .jsonl or .parquet file, and data sets by name need the package datasets: "
-            "pip install datasets"
-        ) from error
-    rows: Iterable[dict[str, Any]] = datasets.load_dataset(name, subset, split=split)
-    return rows
-
-
-def _row(raw: dict[str, Any], number: int, question: str, answer: str) -> Row:
-    text = _column(raw, "question", question, number)
-    worked = _column(raw, "answer", answer, number).strip()
+def _question(row: Row, source: Source, remove: tuple[str, ...]) -> Question:
+    text = _column(row, beside(source.key, "question"), source.question)
+    for part in remove:
+        text = text.replace(part, "")
+    worked = _column(row, beside(source.key, "answer"), source.answer).strip()
     solution, _, target = worked.rpartition("####")
     if not solution and (boxed := last_boxed(worked)) is not None:
         solution, target = worked, boxed
-    if not text.strip() or not target.strip():
-        empty = "answer" if text.strip() else "question"
-        raise ConfigError.wrong(empty, expected=f"a column with text in every row (row {number} is empty)", got=raw)
-    return Row(text, target.strip(), solution.strip())
+    for name, found in (("question", text), ("answer", target)):
+        if not found.strip():
+            expected = f"a column with text in every row ({row.where} is empty)"
+            raise ConfigError.wrong(beside(source.key, name), expected=expected, got=_shown(row.values))
+    return Question(text.strip(), target.strip(), solution.strip())
 
 
-def _column(raw: dict[str, Any], argument: str, column: str, number: int) -> str:
+def _column(row: Row, key: str, column: str) -> str:
     """The text at a dotted path: names step into objects, numbers into lists."""
-    value: Any = raw
-    for part in column.split(".") if column not in raw else [column]:
-        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+    value: Any = row.values
+    for part in column.split(".") if column not in row.values else [column]:
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         elif isinstance(value, dict) and part in value:
             value = value[part]
         else:
-            raise unknown_name(argument, part, value.keys() if isinstance(value, dict) else raw.keys())
-    if not isinstance(value, str | int | float):
-        raise ConfigError.wrong(argument, expected=f"a column of texts or numbers (row {number})", got=value)
+            names = [str(name) for name in value] if isinstance(value, dict) else []
+            near = difflib.get_close_matches(part, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there: {', '.join(sorted(names)) or _shown(value)}"
+            raise ConfigError.wrong(key, expected=f"a column of {row.where} ({hint})", got=column)
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not finite:
+        raise ConfigError.wrong(key, expected=f"a column of texts or numbers ({row.where})", got=_shown(value))
+    check_text(str(value), row.where, key)
     return str(value)
+
+
+def _shown(value: object) -> str:
+    """The beginning of a value, for an error."""
+    text = str(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

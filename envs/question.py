@@ -4,14 +4,21 @@ import re
 from abc import abstractmethod
 from typing import Any, Literal, get_args
 
+from opdlight.envs.arithmetic import as_decimal
 from opdlight.envs.base import TextEnv, after_thinking
 from opdlight.envs.grading import Verdict
 from opdlight.errors import ConfigError
 
 INSTRUCTION = r"Put your final answer in \boxed{}."
 AnswerFormat = Literal["boxed", "boxed_or_last_number"]
-_BOX_OR_BRACE = re.compile(r"\\+boxed\s*\{|\\.|[{}]", re.DOTALL)  # an escaped brace is a token of its own: \{
-_NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
+_BOX_OR_BRACE = re.compile(r"\\+(?:boxed\s*\{|.)|[{}]", re.DOTALL)  # a run of backslashes is one token: no second scan
+_DIGITS = r"(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+_EXPONENT = r"\^\s?(?:\{[-\u2212]?\d+\}|[-\u2212]?\d+)"
+_NUMBER = re.compile(
+    r"(?<![\w.])[-\u2212]?"
+    r"(?:\\[dt]?frac\{[-\u2212]?\d+\}\{\d+\}"
+    rf"|{_DIGITS}(?:[eE][-+\u2212]?\d+|\s?(?:\\times|\\cdot|[×·])\s?10{_EXPONENT}|{_EXPONENT}|\s?/\s?\d+)?)"
+)
 
 
 def last_boxed(text: str) -> str | None:
@@ -23,11 +30,30 @@ def last_boxed(text: str) -> str | None:
     open_braces: list[int | None] = []  # where a box's content starts; None for a brace that opens no box
     content: tuple[int, int] = (-1, -1)
     for token in _BOX_OR_BRACE.finditer(text):
-        if token[0].endswith("{") and not token[0].startswith("\\{"):
-            open_braces.append(token.end() if token[0] != "{" else None)
-        elif token[0] == "}" and open_braces and (start := open_braces.pop()) is not None:
-            content = max(content, (start, token.start()))
+        backslashes = len(token[0]) - len(token[0].lstrip("\\"))
+        opens_box = backslashes > 0 and token[0].endswith("{") and token[0][backslashes:] != "{"
+        last = "" if backslashes % 2 else token[0][-1]  # an odd backslash escapes the brace behind it: \{
+        if opens_box:
+            open_braces.append(token.end())
+        elif last == "{":
+            open_braces.append(None)
+        elif last == "}" and open_braces and (start := open_braces.pop()) is not None:
+            content = max(content, (start, token.start() + backslashes))
     return text[slice(*content)].strip() if content[0] >= 0 else None
+
+
+def last_number(text: str) -> str | None:
+    r"""The last number in a text, as it is compared: −5 → -5, 1e5 and 10^5 → 100000, 3/4 as it is.
+
+    >>> last_number("It is 1e5."), last_number("so x = \u22125"), last_number("12 + 7 = 19 or 3/4")
+    ('100000', '-5', '3/4')
+    """
+    found = [match[0] for match in _NUMBER.finditer(text)]
+    if not found:
+        return None
+    number = found[-1].rstrip(",").replace("\u2212", "-").replace(" ", "")
+    value = as_decimal(number) if re.search("[eE^]", number) else None
+    return str(value.numerator) if value is not None and value.denominator == 1 else number
 
 
 def extract_answer(text: str, answer_format: AnswerFormat = "boxed") -> str | None:
@@ -40,8 +66,7 @@ def extract_answer(text: str, answer_format: AnswerFormat = "boxed") -> str | No
         return None
     boxed = last_boxed(said)
     if boxed is None and answer_format == "boxed_or_last_number":
-        numbers = _NUMBER.findall(said)
-        return numbers[-1].rstrip(",") if numbers else None
+        return last_number(said)
     return boxed or None
 
 

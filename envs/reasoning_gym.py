@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from opdlight.envs.arithmetic import as_decimal, unfinished
 from opdlight.envs.base import on_side_of, redraw, unknown_name
-from opdlight.envs.grading import Verdict, as_decimal, judge
+from opdlight.envs.grading import Verdict, judge
 from opdlight.envs.question import INSTRUCTION, AnswerFormat, QuestionEnv
-from opdlight.errors import ConfigError, EnvError, NoExpertError
+from opdlight.errors import ConfigError, NoExpertError
 
 MAX_DRAWS = 200  # a held-out seed keeps one draw in four: a set with enough questions fails with chance 1e-25
 _SUM = re.compile(r"-?[\d.]+(?: [+-] -?[\d.]+)*")
@@ -53,14 +54,13 @@ class ReasoningGymEnv(QuestionEnv):
             question = str(self._entry["question"]).strip()
             if on_side_of(seed, question):
                 return question
-        raise EnvError(
-            f"The reasoning-gym data set {self.dataset!r} with {self.params} has too few different questions to keep "
-            f"training and held-out seeds apart. Widen `params`."
-        )
+        expected = f"wide enough for different training and held-out questions of {self.dataset!r}"
+        raise ConfigError.wrong("params", expected=expected, got=self.params)  # no episode could begin: the run ends
 
     def judge(self, answer: str) -> Verdict:
         """Equal to the stored answer as text or as a decimal, or worth 1.0 to the data set's own scorer.
 
+        Where the stored answer is a number, one that still has to be computed is wrong (`arithmetic.unfinished`).
         Scorers run in the worker process: they loop, exhaust memory (`rubiks_cube` on a large number) and raise.
         """
         from reasoning_gym.dataset import ProceduralDataset
@@ -71,7 +71,7 @@ class ReasoningGymEnv(QuestionEnv):
         if answer == stored or (value is not None and stored is not None and value == as_decimal(stored)):
             return Verdict(correct=True)
         inherited = type(self._source).score_answer is ProceduralDataset.score_answer  # 1.0 for the stored text only
-        if inherited or self._sum() or self.dataset in _ACCEPTS_ANYTHING:
+        if inherited or self._sum() or self.dataset in _ACCEPTS_ANYTHING or unfinished(answer, stored or ""):
             return Verdict(correct=False)
         if self.dataset in _PARSES_FORMULA and not is_formula(answer):
             return Verdict(correct=False)

@@ -1,9 +1,9 @@
 """Gymnasium's ToyText games in words: FrozenLake, CliffWalking and Taxi, the lightest tasks of several turns."""
 
-import re
-from typing import Any
+from typing import Annotated, Any
 
-from opdlight.envs.base import TextEnv, after_thinking, unknown_name
+from opdlight.bounds import Bounds
+from opdlight.envs.base import TextEnv, read_action, unknown_name
 from opdlight.envs.toy_games import GAMES
 from opdlight.errors import ConfigError, NoExpertError
 
@@ -12,12 +12,18 @@ class ToyTextEnv(TextEnv):
     """A game of Gymnasium's ToyText family, played in words; reward 1 when the goal is reached, else 0.
 
     `game`: "FrozenLake-v1" (a new solvable map of `size` by `size` for every seed), "Taxi-v4" (a new start for every
-    seed) or "CliffWalking-v1" (always the same start). Training and held-out seeds never share a map or start.
+    seed) or "CliffWalking-v1". Training and held-out seeds never share a map or start, but for "CliffWalking-v1", which
+    has one start: its held-out episodes are its training episodes, and only its chance differs, if it is slippery.
+    Maps and starts come again where there are few, such as the 300 starts of "Taxi-v4".
     `is_slippery` lets the ice or the cliff move the player sideways; the shortest-path expert needs it off.
     """
 
     def __init__(
-        self, game: str = "FrozenLake-v1", size: int | None = None, is_slippery: bool = False, max_turns: int = 30
+        self,
+        game: str = "FrozenLake-v1",
+        size: Annotated[int, Bounds(at_least=3, at_most=20)] | None = None,
+        is_slippery: bool = False,
+        max_turns: Annotated[int, Bounds(at_least=2)] = 30,
     ) -> None:
         super().__init__()
         if game not in GAMES:
@@ -43,7 +49,7 @@ class ToyTextEnv(TextEnv):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Play one action; text that is none of them costs a turn and changes nothing."""
         self._turn += 1
-        move = self.game.actions.get(read_action(action))
+        move = self.game.actions.get(read_action(action) or "")
         reward, terminated, success = 0.0, False, False
         if move is None:
             text = f"That is no action. Answer with one of: {', '.join(self.game.actions)}. {self.game.describe()}"
@@ -65,14 +71,3 @@ class ToyTextEnv(TextEnv):
         if self._best_action is None:
             self._best_action = self.game.shortest_paths()
         return self._best_action[int(self.game.env.s)]
-
-
-def read_action(text: str) -> str:
-    """The action in a completion: after the thinking, inside `<action>` tags where there are any, in lower case.
-
-    >>> read_action("<think>Go.</think><action>Move Left.</action>")
-    'move left'
-    """
-    said = after_thinking(text) or ""
-    tagged = re.findall(r"<action>(.*?)</action>", said, re.DOTALL)
-    return " ".join((tagged[-1] if tagged else said).lower().split()).removesuffix(".")

@@ -1,18 +1,29 @@
 """Tasks, their mixture, and the on-policy data set: a batch is a list of rollout requests, not of tokens."""
 
 import hashlib
+import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
 from typing import Any, Literal
 
-import gymnasium
 import lightning as L
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 import opdlight.envs  # noqa: F401  (registers the environments)
+from opdlight.bounds import NonNegativeFloat, PositiveFloat, PositiveInt
+from opdlight.config.environments import check_env
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv
+from opdlight.envs.wrapped import make_text_env
 from opdlight.errors import ConfigError
 from opdlight.types import RolloutRequest
+
+REMEMBERED = 4  # places in the dealing of units to tasks from which it goes on
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,59 +31,102 @@ class Task:
     """One task: its environment, its teacher and its limits."""
 
     env: dict[str, Any]  # Gymnasium id and the environment's arguments
-    teacher: str  # model folder, Hub name, or lab/<name>
+    teacher: str | None = None  # model folder, Hub name, or lab/<name>; a task of weight 0 needs none
     teacher_chat_template: dict[str, Any] | None = None  # what the teacher's template is given, as enable_thinking
-    weight: float = 1.0  # share of the training batches (alternate) or of each batch (mixed)
-    turn_tokens: int = 256  # longest completion of one turn
-    trajectory_tokens: int = 2048  # longest context, prompts included
-    env_seconds: float = 300.0  # longest reset or step of the environment; then its trajectory ends as env_error
-    episodes: int = 128  # held-out episodes of one evaluation
+    weight: NonNegativeFloat = 1.0  # share of the training batches (alternate) or of each batch (mixed); 0: evaluated
+    turn_tokens: PositiveInt = 256  # longest completion of one turn
+    trajectory_tokens: PositiveInt = 2048  # longest context, prompts included
+    env_seconds: PositiveFloat = 300.0  # longest reset or step of the environment; after it comes env_error
+    episodes: PositiveInt | None = 128  # held-out episodes of one evaluation; null: every held-out row once
+    samples: PositiveInt = 1  # attempts at each of them
 
     def make_env(self) -> TextEnv:
-        """A new environment."""
+        """A new environment, inside the wrappers of its registration."""
         arguments = dict(self.env)
-        env = gymnasium.make(arguments.pop("id"), disable_env_checker=True, **arguments).unwrapped
-        if not isinstance(env, TextEnv):
-            raise ConfigError.wrong("task.tasks.*.env.id", expected="a TextEnv", got=type(env).__name__)
-        return env
+        return make_text_env(arguments.pop("id"), **arguments)
+
+    def sizes(self) -> tuple[int | None, int | None]:
+        """How many training and held-out episodes the environment has; None: a new one for every seed."""
+        env = self.make_env()
+        env.close()
+        return env.training_episodes, env.held_out_episodes
 
 
 class TaskMixture:
     """Several tasks by weight.
 
     schedule="alternate": each batch holds one task and the tasks take turns in proportion to their weights (the paper's
-    multi-task setting). schedule="mixed": each batch holds every task in proportion to its weight.
+    multi-task setting). schedule="mixed": each batch holds every task in proportion to its weight. Tasks of weight 0
+    are only evaluated.
     """
 
     def __init__(self, tasks: Mapping[str, Task], schedule: Literal["alternate", "mixed"] = "alternate") -> None:
         if not tasks:
             raise ConfigError.wrong("task.tasks", expected="at least one task", got=dict(tasks))
         for name, task in tasks.items():
-            if task.weight <= 0:
-                raise ConfigError.wrong(f"task.tasks.{name}.weight", expected="a positive number", got=task.weight)
+            if task.weight > 0 and task.teacher is None:
+                expected = "a model (or set the task's `weight` to 0)"
+                raise ConfigError.wrong(f"task.tasks.{name}.teacher", expected=expected, got=None)
         self.tasks = dict(tasks)
         self.schedule = schedule
+        weights = {name: Fraction(str(task.weight)) for name, task in tasks.items() if task.weight > 0}
+        whole = math.lcm(*(weight.denominator for weight in weights.values()))
+        parts = [int(weight * whole) for weight in weights.values()]
+        self._parts = dict(zip(weights, (part // math.gcd(*parts) for part in parts), strict=True))
+        self._dealt = {0: tuple(0 for _ in parts)}  # units → what each task had got, the last ones asked for
 
     @property
     def names(self) -> tuple[str, ...]:
         """Task names in the order of the config."""
         return tuple(self.tasks)
 
+    @property
+    def teachers(self) -> dict[str, str]:
+        """The teacher of every task that is trained on."""
+        return {name: task.teacher for name, task in self.tasks.items() if task.weight > 0 and task.teacher is not None}
+
+    def check_envs(self) -> None:
+        """Make one environment of each task, so that what it refuses is told before models are loaded.
+
+        Raises:
+            ConfigError: naming the key. MissingDependencyError: if the environment's package is not installed.
+        """
+        for name, task in self.tasks.items():
+            key = f"task.tasks.{name}.env"
+            check_env(key, task.env)
+            try:
+                task.make_env().close()
+            except ConfigError as error:
+                raise ConfigError(f"`{key}`: {error}") from error
+
     def shares(self, step: int, groups: int) -> dict[str, int]:
         """How many of the `groups` of batch `step` each task gets; largest-remainder shares over all batches so far."""
+        before, after = self.dealt(step, groups), self.dealt(step + 1, groups)
+        return {name: after[name] - before[name] for name in before if after[name] > before[name]}
+
+    def dealt(self, step: int, groups: int) -> dict[str, int]:
+        """How many groups each task has got in all batches before `step`."""
         if self.schedule == "mixed":
-            before, after = self._allot(step * groups), self._allot((step + 1) * groups)
-            return {name: after[name] - before[name] for name in self.tasks if after[name] > before[name]}
-        before, after = self._allot(step), self._allot(step + 1)
-        return {name: groups for name in self.tasks if after[name] > before[name]}
+            return self._allot(step * groups)
+        return {name: count * groups for name, count in self._allot(step).items()}
 
     def _allot(self, units: int) -> dict[str, int]:
-        """Deal `units` one by one to the task that is furthest below its share; a function of `units` alone."""
-        total = sum(t.weight for t in self.tasks.values())
-        counts = dict.fromkeys(self.tasks, 0)
-        for n in range(1, units + 1):
-            counts[max(counts, key=lambda k: self.tasks[k].weight / total * n - counts[k])] += 1
-        return counts
+        """Deal `units` one by one to the task that is furthest below its share; a function of `units` alone.
+
+        After as many units as the smallest whole-number weights add up to, every task has just its share and the order
+        begins again. Where that is many (a weight such as 0.123456), the dealing goes on from where it last stopped.
+        """
+        parts = list(self._parts.values())
+        period = sum(parts)
+        rounds, rest = divmod(units, period)
+        start = max(n for n in self._dealt if n <= rest)
+        counts = list(self._dealt[start])
+        for n in range(start + 1, rest + 1):
+            counts[max(range(len(parts)), key=lambda k: parts[k] * n - counts[k] * period)] += 1
+        self._dealt[rest] = tuple(counts)
+        while len(self._dealt) > REMEMBERED:
+            del self._dealt[sorted(self._dealt)[1]]  # 0 stays
+        return {name: rounds * part + count for name, part, count in zip(self._parts, parts, counts, strict=True)}
 
 
 def episode_seed(*parts: object) -> int:
@@ -81,11 +135,32 @@ def episode_seed(*parts: object) -> int:
     return int.from_bytes(digest, "little") % FIRST_HELD_OUT_SEED
 
 
+def shuffled_seed(episodes: int, draw: int, *parts: object) -> int:
+    """The seed of the `draw`-th training episode of an environment that has `episodes` of them; draws count from 0.
+
+    They come in a new order each epoch, every one once before any comes again. The order depends on `parts`, such as
+    the run's seed and the task, and on nothing else.
+    """
+    epoch, at = divmod(draw, episodes)
+    return _order(episodes, *parts, epoch)[at]
+
+
+@lru_cache(maxsize=16)
+def _order(count: int, *parts: object) -> list[int]:
+    """The numbers from 0 to `count` − 1, shuffled."""
+    return np.random.default_rng(episode_seed("order", *parts)).permutation(count).tolist()
+
+
 class OnPolicyDataset(Dataset[list[RolloutRequest]]):
     """Item i = the rollout requests of update i. It has a length, so that Lightning does not fetch one batch ahead."""
 
     def __init__(self, mixture: TaskMixture, *, updates: int, groups: int, group_size: int, seed: int) -> None:
+        if not mixture.teachers:
+            raise ConfigError.wrong(
+                "task.tasks", expected="at least one task with a positive weight", got=list(mixture.names)
+            )
         self.mixture, self.updates, self.groups, self.group_size, self.seed = mixture, updates, groups, group_size, seed
+        self.episodes = {name: training_episodes(name, mixture.tasks[name]) for name in mixture.teachers}
 
     def __len__(self) -> int:
         return self.updates
@@ -94,23 +169,72 @@ class OnPolicyDataset(Dataset[list[RolloutRequest]]):
         if not 0 <= step < self.updates:
             raise IndexError(step)
         requests, group = [], 0
+        drawn = self.mixture.dealt(step, self.groups)
         for name, count in self.mixture.shares(step, self.groups).items():
-            for _ in range(count):
-                seed = episode_seed(self.seed, name, step, group)
+            for i in range(count):
+                if (episodes := self.episodes[name]) is None:
+                    seed = episode_seed(self.seed, name, step, group)
+                else:
+                    seed = shuffled_seed(episodes, drawn[name] + i, self.seed, name)
                 requests += [
                     RolloutRequest(task=name, seed=seed, group=group, sample=s) for s in range(self.group_size)
                 ]
                 group += 1
         return requests
 
+    def epochs(self, step: int) -> dict[str, float]:
+        """How often the training rows were gone through before `step`, by task; only of tasks that have rows."""
+        drawn = self.mixture.dealt(step, self.groups)
+        return {name: drawn[name] / count for name, count in self.episodes.items() if count is not None}
 
-def held_out(task: str, episodes: int, samples: int = 1) -> list[RolloutRequest]:
-    """The evaluation requests of one task: seeds 10⁹, 10⁹+1, …, the same for every model and run."""
+
+def training_episodes(name: str, task: Task) -> int | None:
+    """How many training episodes a task has, None if a new one for every seed; ConfigError if there are none."""
+    count, _ = task.sizes()
+    if count == 0:
+        expected = "an environment with training episodes (or set the task's `weight` to 0)"
+        raise ConfigError.wrong(f"task.tasks.{name}.env", expected=expected, got=task.env)
+    return count
+
+
+def held_out(name: str, task: Task) -> list[RolloutRequest]:
+    """The evaluation requests of one task, the same for every model and run.
+
+    Of an environment that makes an episode of every seed: seeds 10⁹, 10⁹+1, … Of a finite one: rows in a fixed shuffled
+    order, each with one seed and one group however often it comes, so that its attempts count as what they are.
+
+    Raises:
+        ConfigError: if the environment has no held-out episodes, or makes one of every seed and `episodes` is null.
+    """
+    _, rows = task.sizes()
+    episodes = rows if task.episodes is None else task.episodes
+    key = f"task.tasks.{name}.episodes"
+    if episodes is None:
+        expected = f"a number, because {task.env.get('id')} makes a new held-out episode of every seed"
+        raise ConfigError.wrong(key, expected=expected, got=None)
+    if rows == 0:
+        expected = "an environment with held-out episodes"
+        raise ConfigError.wrong(f"task.tasks.{name}.env", expected=expected, got=task.env)
+    order: Sequence[int] = range(episodes) if rows is None else _order(rows, "held out")
+    rows = episodes if rows is None else rows
+    if episodes > rows and episodes % rows:
+        few = episodes // rows
+        _warn(
+            f"{key}: {episodes} episodes over {rows} held-out rows: each row {few} or {few + 1} times. "
+            f"{key}=null plays each once, {few * rows} each {few} times."
+        )
     return [
-        RolloutRequest(task=task, seed=FIRST_HELD_OUT_SEED + e, group=e, sample=s)
-        for e in range(episodes)
-        for s in range(samples)
+        RolloutRequest(task=name, seed=FIRST_HELD_OUT_SEED + order[group], group=group, sample=sample)
+        for group in range(min(rows, episodes))
+        for sample in range(task.samples * len(range(group, episodes, rows)))
     ]
+
+
+@lru_cache
+def _warn(text: str) -> None:
+    """Say it once, from the first process."""
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        log.warning(text)
 
 
 class Batches:
@@ -140,12 +264,17 @@ class Batches:
 
 
 class OnPolicyData(L.LightningDataModule):
-    """Training batches from `OnPolicyDataset`; one validation batch a task, of all its held-out episodes."""
+    """Training batches from `OnPolicyDataset`; one validation batch a task, of all its held-out episodes.
+
+    Raises:
+        ConfigError: if an environment cannot be made, or has not the episodes that a task asks for.
+    """
 
     def __init__(self, mixture: TaskMixture, *, updates: int, groups: int, group_size: int, seed: int) -> None:
         super().__init__()
         self.mixture = mixture
         self.train_set = OnPolicyDataset(mixture, updates=updates, groups=groups, group_size=group_size, seed=seed)
+        self.validation_set = [held_out(name, task) for name, task in mixture.tasks.items()]
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Requests hold no tensors; the module moves what they become."""
@@ -159,5 +288,4 @@ class OnPolicyData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[list[RolloutRequest]]:
         """One batch a task."""
-        batches: Sequence[list[RolloutRequest]] = [held_out(n, t.episodes) for n, t in self.mixture.tasks.items()]
-        return DataLoader(batches, batch_size=None, num_workers=0)  # type: ignore[arg-type]
+        return DataLoader(self.validation_set, batch_size=None, num_workers=0)  # type: ignore[arg-type]

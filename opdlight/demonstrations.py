@@ -6,11 +6,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from opdlight.data import Task, episode_seed
+from opdlight.config.values import check_fields
+from opdlight.data import Task, episode_seed, shuffled_seed, training_episodes
+from opdlight.envs.base import FIRST_HELD_OUT_SEED
+from opdlight.envs.rows import check_text, read_json_lines
 from opdlight.errors import ConfigError
+from opdlight.interrupt import leave_to_parent
 from opdlight.rollout.engine import Completion
 from opdlight.rollout.rendering import ChatRenderer
 from opdlight.types import Status, Trajectory, Turn
@@ -75,27 +80,38 @@ def _job(arguments: tuple[str, Task, int, float]) -> Demonstration:
 def collect_demonstrations(
     tasks: dict[str, Task], *, episodes: int, seed: int, detours: float, workers: int = 1
 ) -> Iterator[Demonstration]:
-    """`episodes` successful demonstrations shared among the tasks by weight; failed episodes are replaced."""
-    if not 0 <= detours < 1:
-        raise ConfigError.wrong("demonstrations.detours", expected="a share in [0, 1)", got=detours)
+    """`episodes` successful demonstrations shared among the tasks by weight; failed episodes are replaced.
+
+    Only training episodes are shown; those of a finite environment one after another, in a shuffled order.
+    """
+    tasks = {name: task for name, task in tasks.items() if task.weight > 0}
+    if not tasks:
+        raise ConfigError.wrong("task.tasks", expected="at least one task with a positive weight", got="none")
     total = sum(t.weight for t in tasks.values())
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])  # the slow imports happen once
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=leave_to_parent) as pool:
         for name, task in tasks.items():
             wanted, tried = round(episodes * task.weight / total), 0
+            rows = training_episodes(name, task)
             while wanted > 0:
                 if tried > 20 * episodes + 100:
                     raise ConfigError.wrong(
                         f"task.tasks.{name}", expected="a task its expert can solve", got="failures"
                     )
-                seeds = [episode_seed(seed, name, "demonstration", tried + i) for i in range(wanted)]
+                seeds = [_seed(seed, name, rows, tried + i) for i in range(wanted)]
                 tried += wanted
                 jobs = [(name, task, s, detours) for s in seeds]
                 for found in pool.map(_job, jobs, chunksize=8):
                     if found.success and wanted > 0:
                         wanted -= 1
                         yield found
+
+
+def _seed(seed: int, name: str, rows: int | None, number: int) -> int:
+    if rows is None:
+        return episode_seed(seed, name, "demonstration", number)
+    return shuffled_seed(rows, number, seed, name, "demonstration")
 
 
 def write_demonstrations(path: Path, demonstrations: Iterable[Demonstration]) -> None:
@@ -107,19 +123,37 @@ def write_demonstrations(path: Path, demonstrations: Iterable[Demonstration]) ->
 
 
 def read_demonstrations(path: Path) -> list[Demonstration]:
-    """The inverse of `write_demonstrations`."""
+    """The inverse of `write_demonstrations`.
+
+    Raises:
+        ConfigError: names the file, the line and the field that is not as in `Demonstration`; also for an empty file,
+            and for an episode that is held out.
+    """
+    key = "demonstrations.file"
     if not path.is_file():
-        raise ConfigError.wrong("demonstrations.file", expected="a file of JSON lines", got=str(path))
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            found.append(Demonstration(**{**row, "steps": [Step(**s) for s in row["steps"]]}))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(
-                f"demonstrations.file: line {number} of {path} is not a demonstration: {error}"
-            ) from error
+        raise ConfigError.wrong(key, expected="a file of JSON lines", got=str(path))
+    found = [_demonstration(row.values, row.where, key) for row in read_json_lines(path, key)]
+    if not found:
+        raise ConfigError.wrong(key, expected="a file with at least one demonstration", got=str(path))
     return found
+
+
+def _demonstration(row: dict[str, Any], where: str, key: str) -> Demonstration:
+    try:
+        check_fields("", row, Demonstration)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{key}: {where} is not a demonstration: {str(error).partition(' Give it as ')[0]}"
+        ) from error
+    shown = Demonstration(**{**row, "steps": [Step(**step) for step in row["steps"]]})
+    if not shown.steps:
+        raise ConfigError.wrong(key, expected=f"a demonstration of at least one step on {where}", got=shown.steps)
+    if not 0 <= shown.seed < FIRST_HELD_OUT_SEED:
+        expected = f"a training episode on {where}, with a seed below {FIRST_HELD_OUT_SEED} (others are held out)"
+        raise ConfigError.wrong(key, expected=expected, got=shown.seed)
+    for text in (shown.task, shown.system_prompt or "", *(t for s in shown.steps for t in (s.observation, s.reply))):
+        check_text(text, where, key)
+    return shown
 
 
 def tokens(demonstration: Demonstration, renderer: ChatRenderer, end: int | None = None) -> Trajectory:

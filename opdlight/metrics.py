@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column
 from torch import Tensor
 
+from opdlight.console import show, table
 from opdlight.types import Status, Support, Trajectory
 
 
@@ -49,16 +49,29 @@ def group_by_episode(trajectories: Sequence[Trajectory]) -> list[list[Trajectory
     return list(episodes.values())
 
 
+def pass_at_k(attempts: int, solved: int, k: int) -> float:
+    """Chance that at least one of k attempts solves an episode, 1 − C(n−c, k) / C(n, k), unbiased for n ≥ k attempts.
+
+    Chen et al. 2021 (arXiv 2107.03374), Eq. 1.
+
+    >>> pass_at_k(4, 2, 1), round(pass_at_k(4, 2, 2), 4), pass_at_k(4, 2, 4)
+    (0.5, 0.8333, 1.0)
+    """
+    if not 1 <= k <= attempts or not 0 <= solved <= attempts:
+        raise ValueError(f"Expected 1 ≤ k ≤ n and 0 ≤ c ≤ n, but got n={attempts}, c={solved}, k={k}.")
+    return 1.0 - math.comb(attempts - solved, k) / math.comb(attempts, k)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """Success on held-out episodes."""
 
-    success: float  # mean over episodes and samples: pass@1, or avg@n with n samples
+    success: float  # mean over episodes of the mean over their samples: pass@1, or avg@n with n samples
     low: float  # 95 % interval, the episode as the unit
     high: float
-    pass_at_n: float  # share of episodes solved by at least one of the n samples
-    episodes: int
-    samples: int
+    pass_at: dict[int, float]  # k → share of episodes solved by at least one of k samples; 1, 2, 4, … and all of them
+    episodes: int  # different ones
+    samples: int  # of each episode; the fewest, where an episode comes more often than another
     reward: float
 
     @classmethod
@@ -67,15 +80,23 @@ class Result:
         episodes = group_by_episode(trajectories)
         solved = [[float(t.status is Status.SUCCESS) for t in e] for e in episodes]
         success, (low, high) = success_interval(solved)
+        samples = min(map(len, solved))
+        ks = sorted({*(2**i for i in range(samples.bit_length())), samples})
+        rewards = [sum(t.reward for t in e) / len(e) for e in episodes]
         return cls(
             success=success,
             low=low,
             high=high,
-            pass_at_n=sum(max(e) for e in solved) / len(solved),
+            pass_at={k: sum(pass_at_k(len(e), int(sum(e)), k) for e in solved) / len(solved) for k in ks},
             episodes=len(episodes),
-            samples=len(solved[0]),
-            reward=sum(t.reward for t in trajectories) / len(trajectories),
+            samples=samples,
+            reward=sum(rewards) / len(rewards),
         )
+
+    @property
+    def title(self) -> str:
+        """What `success` is called."""
+        return "pass@1" if self.samples == 1 else f"avg@{self.samples}"
 
     def __str__(self) -> str:
         return f"{100 * self.success:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
@@ -135,6 +156,9 @@ GLOSSARY: dict[str, Entry] = {
         "0; 1 with staleness: 1",
     ),
     "rollout/row_splits": Entry("extra rows because the rendered history was rewritten", "rows", "sum", "0 or steady"),
+    "data/epoch/{task}": Entry(
+        "passes over the training rows, where an environment has rows", "epochs", "exact", "few"
+    ),
     "rollout/spelled_control_tokens": Entry(
         "control tokens that text of environments spelled (<|im_end|> in an observation), encoded as ordinary text",
         "tokens",
@@ -143,8 +167,8 @@ GLOSSARY: dict[str, Entry] = {
     ),
     "rollout/loss_tokens": Entry("loss positions of this rank", "tokens", "sum", "steady"),
     "env/{name}/{task}": Entry("a counter of the environment", "count", "mean over trajectories", "see the task"),
-    "val/success/{task}": Entry("solved held-out episodes", "share", "mean, fixed seeds", "rises"),
-    "val/reward/{task}": Entry("reward on held-out episodes", "reward", "mean, fixed seeds", "rises"),
+    "val/success/{task}": Entry("solved held-out episodes", "share", "mean over episodes of their samples", "rises"),
+    "val/reward/{task}": Entry("reward on held-out episodes", "reward", "mean over episodes of their samples", "rises"),
     "coverage/teacher_mass/{task}": Entry(
         "teacher probability on its support", "share", "sampled positions", "over 0.95"
     ),
@@ -270,10 +294,10 @@ def main() -> None:
     found = {key: entry for key, entry in GLOSSARY.items() if key.startswith(prefix)}
     if not found:
         parser.error(f"no key begins with {prefix!r}; groups: {', '.join(sorted({k.split('/')[0] for k in GLOSSARY}))}")
-    table = Table("key", "meaning", "unit", "estimator", "healthy")
+    shown = table(Column("key", no_wrap=True, overflow="fold"), "meaning", "unit", "estimator", "healthy")
     for key, e in found.items():
-        table.add_row(key, e.meaning, e.unit, e.estimator, e.healthy)
-    Console(width=None if Console().is_terminal else 160, markup=False).print(table)
+        shown.add_row(key, e.meaning, e.unit, e.estimator, e.healthy)
+    show(shown)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torchmetrics import MeanMetric, MetricCollection
 
 from opdlight.collate import Collate, in_parts, with_global_tokens, without_tokens
+from opdlight.console import stage
 from opdlight.distributed import gathered, whole
 from opdlight.errors import TrainingError
 from opdlight.losses import Loss, Needs, Remembers
@@ -29,7 +29,7 @@ from opdlight.rollout.collector import Collector
 from opdlight.rollout.engine import Sampling
 from opdlight.stages import Stages
 from opdlight.state import add_state, restore_state
-from opdlight.types import RolloutRequest, Status, SupportScores, TeacherScores, TokenBatch, Trajectory
+from opdlight.types import RolloutRequest, SupportScores, TeacherScores, TokenBatch, Trajectory
 
 OfGroup = TypeVar("OfGroup", RolloutRequest, Trajectory)
 
@@ -96,8 +96,6 @@ class OnPolicyDistillation(L.LightningModule):
         self.preemption = Preemption()
         self.not_finite = 0  # updates that were skipped because of it
         self.out_of_memory = 0  # how often `micro_batch_tokens` was halved
-        self.success = MetricCollection({task: MeanMetric() for task in collate.tasks}, compute_groups=False)
-        self.reward = MetricCollection({task: MeanMetric() for task in collate.tasks}, compute_groups=False)
         self.before: dict[str, Result] = {}  # the student as it was at the start, by task
         self.evaluated: dict[str, Result] = {}  # the last validation loop
         self.updates = 0  # the student's version: how often its weights have changed
@@ -109,7 +107,8 @@ class OnPolicyDistillation(L.LightningModule):
     def collector(self) -> Collector:
         """Environments × engine."""
         if self._collector is None:
-            self._collector = self.make_collector()
+            with stage("starting the engine"):
+                self._collector = self.make_collector()
         return self._collector
 
     def configure_model(self) -> None:
@@ -352,14 +351,12 @@ class OnPolicyDistillation(L.LightningModule):
         self._show_trajectories(trajectories, "val")
         light = [replace(t, turns=[]) for t in trajectories]
         self.evaluated[task] = Result.of(sorted((t for rank in gathered(light) for t in rank), key=lambda t: t.group))
-        self.success[task].update(torch.tensor([float(t.status is Status.SUCCESS) for t in trajectories]))
-        self.reward[task].update(torch.tensor([t.reward for t in trajectories]))
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of every task that was evaluated."""
-        for task in self.evaluated:
-            self.log(f"val/success/{task}", self.success[task])
-            self.log(f"val/reward/{task}", self.reward[task])
+        for task, result in self.evaluated.items():  # of all ranks already; Lightning asks for the mean of equal ones
+            self.log(f"val/success/{task}", result.success, sync_dist=True)
+            self.log(f"val/reward/{task}", result.reward, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained parameters and its schedule by update."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from opdlight import metrics
+from opdlight.bounds import PositiveInt
 from opdlight.losses.divergences import reverse_kl
 from opdlight.models.lm_head import LMHead, token_logprobs, top_k, view
 from opdlight.types import Look, TokenBatch, Trajectory, View
@@ -125,14 +126,9 @@ class Reader:
         k: size of the top-K sets.
     """
 
-    every: int = 1
-    positions: int = 256
-    k: int = 32
-
-    def __post_init__(self) -> None:
-        for name in ("every", "positions", "k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected `reader.{name}` to be at least 1, but got {getattr(self, name)!r}.")
+    every: PositiveInt = 1
+    positions: PositiveInt = 256
+    k: PositiveInt = 32
 
     @torch.no_grad()
     def look(

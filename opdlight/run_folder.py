@@ -21,13 +21,14 @@ import matplotlib.pyplot as plt
 import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from opdlight import checkpointing
 from opdlight.config.folders import made
 from opdlight.config.resume import FILE as OVERRIDES
+from opdlight.console import is_first_process, narrow, say, show, table
 from opdlight.errors import ConfigError
 from opdlight.metrics import Result
 from opdlight.records import write
@@ -64,7 +65,7 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def quiet_libraries() -> None:
     """Keep the terminal for what the run itself has to say."""
-    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # no dropout anywhere, on purpose
+    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # a student trains in it
     warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)  # inside Lightning
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
@@ -125,15 +126,12 @@ def _flat(node: Any, at: str = "") -> dict[str, Any]:
     return {k: v for name in node for k, v in _flat(node[name], f"{at}.{name!s}".lstrip(".")).items()}
 
 
-def say(text: str) -> None:
-    """One line on the terminal, from the first process."""
-    if is_first_process():
-        Console().print(text, soft_wrap=True, highlight=False)
-
-
-def is_first_process() -> bool:
-    """The one process of several that writes files and talks."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+def kept(folder: Path) -> str:
+    """What a run that was stopped has left, in a sentence."""
+    checkpoints = checkpointing.all_of(folder)
+    if not checkpoints:
+        return f"Kept in {folder}: no checkpoint yet, it starts over."
+    return f"Kept in {folder}: {checkpointing.steps_of(checkpoints[-1])} updates."
 
 
 def link_latest(folder: Path) -> None:
@@ -166,15 +164,28 @@ def close_run(
     }
     write(folder / "summary.json", json.dumps(summary, indent=2))
     curves(folder)
-    table = Table("task", "student before", "student after", "teacher", "gap closed", "episodes")
-    table.title = "held-out success with 95 % intervals"
+    show(outcome_table(outcome, stacked=narrow()))
+    say(f"run folder: {folder}")
+
+
+def outcome_table(outcome: Mapping[str, Outcome], *, stacked: bool) -> Table:
+    """Success of the student before and after, and of the teacher; a narrow one has its intervals below the figures."""
+    title = "held-out success with 95 % intervals"
+    if stacked:
+        made = table("task", "before", "after", "teacher", "gap", "n", title=title, box=SIMPLE_HEAD, pad_edge=False)
+        made.caption = "n: episodes; gap: share that is closed"
+    else:
+        made = table("task", "student before", "student after", "teacher", "gap closed", "episodes", title=title)
     for name, o in outcome.items():
         closed = "–" if o.gap_closed is None else f"{100 * o.gap_closed:.0f} %"
-        teacher = str(o.teacher) if o.teacher else "not measured"
-        table.add_row(name, str(o.before), str(o.after), teacher, closed, str(o.after.episodes))
-    console = Console(width=None if Console().is_terminal else 140)
-    console.print(table)
-    console.print(f"run folder: {folder}", soft_wrap=True)
+        results = [_stacked(r) if stacked else str(r) for r in (o.before, o.after, *([o.teacher] if o.teacher else []))]
+        many = f" ({o.after.title})" if o.after.samples > 1 else ""
+        made.add_row(f"{name}{many}", *results, *([] if o.teacher else ["–"]), closed, str(o.after.episodes))
+    return made
+
+
+def _stacked(r: Result) -> str:
+    return f"{100 * r.success:.1f} %\n{100 * r.low:.1f}–{100 * r.high:.1f}"
 
 
 def curves(folder: Path) -> None:

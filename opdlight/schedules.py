@@ -6,8 +6,12 @@ from typing import Literal
 
 import torch
 
+from opdlight.bounds import NonNegativeInt, PositiveInt
 
-def learning_rate(kind: Literal["constant", "cosine"], *, warmup: int, updates: int) -> Callable[[int], float]:
+
+def learning_rate(
+    kind: Literal["constant", "cosine"], *, warmup: NonNegativeInt, updates: PositiveInt
+) -> Callable[[int], float]:
     """Factor on the learning rate by update: linear warm-up, then `constant`, or `cosine` down to 0 at `updates`."""
     return partial({"constant": _constant, "cosine": _cosine}[kind], warmup, updates)
 

@@ -58,12 +58,6 @@ class VLLMServer:
             raise ConfigError.wrong(
                 f"{group}.url", expected="like http://host:8000, without user and password", got=got
             )
-        if concurrency < 1:
-            raise ConfigError.wrong(f"{group}.concurrency", expected="an integer ≥ 1", got=concurrency)
-        if not timeout > 0:
-            raise ConfigError.wrong(f"{group}.timeout", expected="a positive number of seconds", got=timeout)
-        if retries < 0:
-            raise ConfigError.wrong(f"{group}.retries", expected="an integer ≥ 0", got=retries)
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request
         self.url, self.group, self.concurrency, self.retries = url.rstrip("/"), group, concurrency, retries
         self._api_key_env, self._key = api_key_env, os.environ.get(api_key_env, "")

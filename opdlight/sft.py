@@ -5,12 +5,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from opdlight.config import SftConfig, hydra_entry
+from opdlight.console import stage
 
 
 def run(cfg: DictConfig) -> Any:
     """Hand the checked config over; a mistake in it was reported before the slow imports."""
-    from opdlight.supervised import sft
-
+    with stage("loading libraries", log=False):
+        from opdlight.supervised import sft
     return sft(cfg)
 
 

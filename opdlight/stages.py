@@ -1,7 +1,7 @@
 """What a step is doing, and how long each part of it took."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,12 +16,14 @@ class Stages:
     def __init__(self) -> None:
         self.name = ""
         self.seconds: dict[str, float] = {}
+        self.on_change: Callable[[str], None] = lambda name: None
         self._inner = 0.0  # seconds of the stages inside the one that is going on
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Within, `name` is what is going on."""
         before, self.name = self.name, name
+        self.on_change(name)
         outer, self._inner = self._inner, 0.0
         start = time.perf_counter()
         try:
@@ -33,3 +35,4 @@ class Stages:
             self.seconds[name] = self.seconds.get(name, 0.0) + passed - self._inner
             self._inner = outer + passed
             self.name = before
+            self.on_change(before)

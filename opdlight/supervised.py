@@ -7,15 +7,15 @@ from typing import Any
 import lightning as L
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import track
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 
 from opdlight import run_folder
+from opdlight.callbacks import StageProgress
 from opdlight.collate import Collate
 from opdlight.config import instantiate
+from opdlight.console import is_first_process, say, stage, track
 from opdlight.data import TaskMixture
 from opdlight.demonstrations import collect_demonstrations, read_demonstrations, tokens, write_demonstrations
 from opdlight.losses.reduce import token_mean
@@ -100,7 +100,9 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     folder = run_folder.open_run(cfg)
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
-    student: Student = instantiate(cfg.model.student)
+    mixture.check_envs()
+    with stage("loading the student"):
+        student: Student = instantiate(cfg.model.student)
     optimizer = make_optimizer(cfg, student)
     want = cfg.demonstrations
     if want.file is None:
@@ -108,7 +110,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
             mixture.tasks, episodes=want.episodes, seed=cfg.seed, detours=want.detours, workers=want.workers
         )
         path = folder / "demonstrations.jsonl"
-        write_demonstrations(path, track(found, "demonstrations", total=want.episodes))
+        write_demonstrations(path, track(found, "demonstrations", want.episodes))
     else:
         path = Path(want.file)
     renderer = ChatRenderer(student.tokenizer, student.chat_template)
@@ -125,13 +127,15 @@ def sft(cfg: DictConfig) -> dict[str, float]:
         schedule=instantiate(cfg.schedule),
         max_grad_norm=cfg.max_grad_norm,
     )
-    trainer: L.Trainer = instantiate(cfg.trainer, logger=MetricsFile(folder), default_root_dir=str(folder))
+    trainer: L.Trainer = instantiate(
+        cfg.trainer, logger=MetricsFile(folder), default_root_dir=str(folder), callbacks=[StageProgress()]
+    )
     updates = cfg.trainer.max_steps
-    if run_folder.is_first_process():
+    if is_first_process():
         run_folder.link_latest(folder)
     trainer.fit(module, batches(trajectories, collate, batch_size=cfg.batch_size, updates=updates, seed=cfg.seed))
     student.save(folder / "student")
     if student.has_adapter:
         student.save_adapter(folder / "adapter")
-    Console().print(f"saved {folder / 'student'}", soft_wrap=True)
+    say(f"saved {folder / 'student'}")
     return {"sft/loss": float(trainer.callback_metrics["sft/loss"])}

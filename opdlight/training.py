@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ from opdlight import checkpointing, records, run_folder
 from opdlight.callbacks import Checkpoints, Throughput
 from opdlight.collate import Collate
 from opdlight.config import instantiate, resume_command
+from opdlight.console import is_first_process, say, stage
 from opdlight.data import OnPolicyData, TaskMixture
 from opdlight.doctor.examination import examine_quickly
 from opdlight.errors import ConfigError
@@ -23,9 +25,10 @@ from opdlight.losses import ImportanceWeighted, Loss
 from opdlight.metrics import Result
 from opdlight.models import Student, Teacher, Teachers, resolve_model
 from opdlight.models.checkpoints import load_tokenizer
+from opdlight.models.precision import BESIDE, LEAST, bfloat16_share, check_engine_dtype, lost, needs_float32_engine
 from opdlight.module import OnPolicyDistillation
 from opdlight.preemption import Preempted, Preemption
-from opdlight.rollout import ChatRenderer, Collector
+from opdlight.rollout import ChatRenderer, Collector, VLLMServerEngine
 from opdlight.system import threads
 from opdlight.types import Trajectory
 
@@ -37,36 +40,52 @@ def make_optimizer(cfg: DictConfig, student: Student) -> Callable[[Any], Optimiz
         make(student.trainable_parameters())
     except ValueError as error:
         raise ConfigError(f"Cannot build `optimizer`: {error}") from error
+    _check_steps(cfg, student)
     return make
+
+
+def _check_steps(cfg: DictConfig, student: Student) -> None:
+    """Refuse a learning rate that bfloat16 weights would not follow; where many do, the doctor warns, or this does."""
+    lr, target = cfg.optimizer.get("lr"), str(cfg.optimizer.get("_target_"))
+    share = None if lr is None else bfloat16_share(student, lr)
+    if share is None:
+        return
+    if share < LEAST and target.startswith("torch.optim.") and "Adam" in target:
+        raise ConfigError.wrong("model.dtype", expected=f"float32, because {lost(share, lr)}", got="bfloat16")
+    if not cfg.get("doctor", False):
+        run_folder.say(f"warning: {lost(share, lr)}. model.dtype=float32 loses nothing.")
+
+
+def check_server_dtype(student: Student, engine: VLLMServerEngine) -> None:
+    """Raise ConfigError, and leave the server alone, if it would round a bfloat16 student's adapters away."""
+    if needs_float32_engine(student) and engine.dtype != "float32":
+        held = engine.dtype
+        engine.close()
+        raise ConfigError.wrong("engine.url", expected=f"`vllm serve --dtype float32` {BESIDE}", got=held)
 
 
 def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     """Instantiate every part and check that they fit together."""
     student: Student = instantiate(cfg.model.student)
-    teachers = Teachers({n: t.teacher for n, t in mixture.tasks.items()}, student, instantiate(cfg.teacher))
+    teachers = Teachers(mixture.teachers, student, instantiate(cfg.teacher))
     try:
         mask = instantiate(cfg.mask).resolve(student.tokenizer)
     except ValueError as error:  # losses know nothing of config errors
         raise ConfigError(str(error)) from error
     optimizer = make_optimizer(cfg, student)
+    check_engine_dtype(student, cfg.engine)
     loss: Loss = instantiate(cfg.loss)
     teachers.check(loss.needs, temperature=cfg.sampling.temperature, look_k=cfg.reader.k)
     reference = None
     if loss.needs.reference:
         own = partial(Teacher, dtype=cfg.model.dtype)
-        reference = Teachers(dict.fromkeys(mixture.names, cfg.model.student.model), student, own)
-    _check_chats(cfg, mixture, student, teachers)
-    if cfg.rollout.mini_batches < 1:
-        raise ConfigError.wrong("rollout.mini_batches", expected="at least 1", got=cfg.rollout.mini_batches)
-    if cfg.staleness not in (0, 1):
-        raise ConfigError.wrong("staleness", expected="0 or 1", got=cfg.staleness)
+        reference = Teachers(dict.fromkeys(mixture.teachers, cfg.model.student.model), student, own)
+    _check_chats(cfg, mixture, student)
     if cfg.staleness and not loss.needs.engine_logprobs:  # the engine's policy is not the student any more
         try:
             loss = ImportanceWeighted(loss=loss)
         except ValueError as error:
             raise ConfigError(f"`staleness: 1` weights the loss by importance, but: {error}") from error
-    if cfg.max_not_finite < 1:
-        raise ConfigError.wrong("max_not_finite", expected="at least 1", got=cfg.max_not_finite)
     if loss.needs.group_advantage and cfg.rollout.group_size < 2:
         raise ConfigError.wrong(
             "rollout.group_size", expected="at least 2 beside `loss.reward_weight`", got=cfg.rollout.group_size
@@ -83,8 +102,9 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
 
     def collector() -> Collector:
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
-        threads = cfg.rollout.env_threads
-        return make_collector(engine, student.tokenizer, mixture.tasks, threads, student.chat_template)
+        if isinstance(engine, VLLMServerEngine):
+            check_server_dtype(student, engine)
+        return make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads, student.chat_template)
 
     return OnPolicyDistillation(
         student=student,
@@ -92,7 +112,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         loss=loss,
         collector=collector,
         collate=Collate(
-            tasks=mixture.names,
+            tasks=tuple(mixture.teachers),
             pad_id=0,  # never attended to and never a loss position
             vocabulary_size=teachers.shared_vocabulary,
             micro_batch_tokens=cfg.micro_batch_tokens,
@@ -113,15 +133,15 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     )
 
 
-def _check_chats(cfg: DictConfig, mixture: TaskMixture, student: Student, teachers: Teachers) -> None:
+def _check_chats(cfg: DictConfig, mixture: TaskMixture, student: Student) -> None:
     """Raise ConfigError for stops, templates and their arguments that would fail only when somebody rolls out."""
     ChatRenderer(student.tokenizer, student.chat_template)
     for name in ("sampling", "evaluation"):
         instantiate(cfg[name]).resolve(student.tokenizer)
     for name, task in mixture.tasks.items():
-        if cfg.evaluate_teachers or task.teacher_chat_template:
+        if task.teacher is not None and (cfg.evaluate_teachers or task.teacher_chat_template):
             key = f"task.tasks.{name}.teacher_chat_template"
-            ChatRenderer(teachers.of(name).tokenizer, task.teacher_chat_template, key)
+            ChatRenderer(load_tokenizer(task.teacher), task.teacher_chat_template, key)
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -132,15 +152,16 @@ def train(cfg: DictConfig) -> dict[str, float]:
     with Preemption() as preemption:
         try:
             return _train(cfg, preemption)
-        except Preempted:
-            run_folder.say(f"SIGTERM: stopped. To go on: {resume_command(cfg.run_dir)}")
+        except Preempted as stop:
+            say(f"{run_folder.kept(Path(cfg.run_dir))}{' The rollout is done again.' if stop.between_steps else ''}")
+            say(f"{stop.why}: stopped. To go on: {resume_command(cfg.run_dir)}")
             raise
 
 
 def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     started = time.perf_counter()
     folder = run_folder.open_run(cfg)
-    first = run_folder.is_first_process()
+    first = is_first_process()
     if not cfg.resume and checkpointing.all_of(folder):
         raise ConfigError.wrong("run_dir", expected="a folder without checkpoints, or `resume` it", got=str(folder))
     checkpoint = checkpointing.newest(folder, first=first) if cfg.resume else None
@@ -149,11 +170,13 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         if first:
             records.rewind(folder, checkpointing.read_manifest(checkpoint)["records"] if checkpoint else {})
         where = "at the start: it has no checkpoint yet" if done is None else f"after step {done}"
-        run_folder.say(f"{folder} goes on {where}")
-    run_folder.say(threads.describe())
+        say(f"{folder} goes on {where}")
+    say(threads.describe())
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
-    module = build(cfg, mixture)
+    mixture.check_envs()
+    with stage("loading student and teachers"):
+        module = build(cfg, mixture)
     module.preemption = preemption
     callbacks = list(instantiate(cfg.callbacks).values())
     for keeper in (c for c in callbacks if isinstance(c, Checkpoints)):
@@ -197,7 +220,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         with run_folder.timed(seconds, "evaluate teachers"):
             teachers = evaluate_teachers(cfg, mixture)
     throughput = next((c for c in callbacks if isinstance(c, Throughput)), Throughput())
-    seconds |= {f"train: {stage}": s for stage, s in throughput.seconds.items()}
+    seconds |= {f"train: {name}": s for name, s in throughput.seconds.items()}
     outcome = {
         name: run_folder.Outcome(
             before=module.before[name],
@@ -219,16 +242,20 @@ def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[T
     found: dict[str, list[Trajectory]] = {}
     by_model: dict[str, list[str]] = {}
     for name, task in mixture.tasks.items():
+        if task.teacher is None:
+            continue
         by_model.setdefault(str(resolve_model(task.teacher)), []).append(name)
     for model, names in by_model.items():
-        engine, tokenizer = instantiate(cfg.engine, model=model), load_tokenizer(model)
+        with stage("starting the teacher's engine"):
+            engine = instantiate(cfg.engine, model=model)
+        tokenizer = load_tokenizer(model)
         sampling = instantiate(cfg.evaluation).resolve(tokenizer, skip_unknown=True)
         try:
             for name in names:  # each has its own arguments of the chat template
                 tasks = {name: mixture.tasks[name]}
                 arguments = mixture.tasks[name].teacher_chat_template
                 collector = make_collector(engine, tokenizer, tasks, cfg.rollout.env_threads, arguments)
-                found |= evaluate_tasks(collector, tasks, sampling)
+                found |= evaluate_tasks(collector, tasks, sampling, whose="teacher of ")
                 collector.close()
         finally:
             engine.close()

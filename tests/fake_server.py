@@ -191,6 +191,8 @@ class FakeServer:
             _answer(handler, 200, {"results": [None]})
         elif path == "/reset_prefix_cache":
             _answer(handler, 200, {"success": True})
+        elif path == "/server_info?config_format=json":
+            _answer(handler, 200, {"vllm_config": {"model_config": {"dtype": str(self.model.dtype)}}})
         elif path == "/weight_info":
             _answer(handler, 200, {"weight_version": self.version})
 

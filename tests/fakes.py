@@ -1,8 +1,11 @@
 """Hand-written stand-ins that configs can name."""
 
+from collections.abc import Callable
 from typing import Any
 
+import lightning as L
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opdlight.models import resolve_model
 from opdlight.models.checkpoints import load_tokenizer
@@ -39,3 +42,27 @@ class FailingEngine(AnsweringEngine):
         if torch.distributed.get_rank() == 1:
             raise RuntimeError("the engine of rank 1 has failed")
         super().add_request(request)
+
+
+class CheckpointedLayers(L.Callback):
+    """Counts how often layers are checkpointed, and ends a run in whose updates some layer was not."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []  # by layer
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        layers = [m for m in pl_module.student.modules() if isinstance(m, GradientCheckpointingLayer)]
+        self.calls = [0] * len(layers)
+        for number, layer in enumerate(layers):
+            layer._gradient_checkpointing_func = self.counted(number, layer._gradient_checkpointing_func)
+
+    def counted(self, number: int, call: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*args: Any, **kwargs: Any) -> Any:
+            self.calls[number] += torch.is_grad_enabled()
+            return call(*args, **kwargs)
+
+        return count
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not self.calls or min(self.calls) < trainer.global_step:
+            raise RuntimeError(f"{trainer.global_step} updates, but the layers were checkpointed {self.calls} times")

@@ -1,11 +1,12 @@
 """A training step that tests build by hand: tiny models, a scripted engine, an environment of two turns."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import lightning as L
 import torch
 
@@ -41,6 +42,9 @@ class Count(TextEnv):
         return "go on", float(over), over, False, {"success": over, "metrics": {"words": 1.0}}
 
 
+gymnasium.register(id="test/Count-v0", entry_point=Count, disable_env_checker=True, order_enforce=False)
+
+
 def parts(
     folders: tuple[str, str],
     *,
@@ -48,21 +52,24 @@ def parts(
     breaks: bool = False,
     answer: Any = None,
     mini_batches: int = 1,
+    student: Mapping[str, Any] | None = None,
     **collate: Any,
 ) -> tuple[OnPolicyDistillation, OnPolicyData, ScriptedEngine]:
-    mixture = TaskMixture({n: Task(env={"id": ""}, teacher=folders[1], episodes=3) for n in ("a", "b")}, "mixed")
-    student = Student(folders[0])
-    teachers = Teachers({n: t.teacher for n, t in mixture.tasks.items()}, student)
+    mixture = TaskMixture(
+        {n: Task(env={"id": "test/Count-v0"}, teacher=folders[1], episodes=3) for n in ("a", "b")}, "mixed"
+    )
+    trained = Student(folders[0], **(student or {}))
+    teachers = Teachers(mixture.teachers, trained)
     lengths = itertools.cycle([1, 5, 2, 9])  # in the order of the requests: one environment thread
     engine = ScriptedEngine(answer or (lambda prompt: [7 + len(prompt) % 90] * next(lengths) + [2]))
     limits = {n: Limits(turn_tokens=16, trajectory_tokens=256) for n in mixture.names}
     settings: dict[str, Any] = {"vocabulary_size": teachers.shared_vocabulary, "micro_batch_tokens": 10**6, **collate}
     module = OnPolicyDistillation(
-        student=student,
+        student=trained,
         teachers=teachers,
         loss=loss or SupportMatching(k=8),
         collector=lambda: Collector(
-            engine, ChatRenderer(student.tokenizer), lambda task: Count(breaks), limits, env_threads=1
+            engine, ChatRenderer(trained.tokenizer), lambda task: Count(breaks), limits, env_threads=1
         ),
         collate=Collate(tasks=mixture.names, pad_id=0, **settings),
         optimizer=partial(torch.optim.SGD, lr=0.1),
@@ -72,7 +79,7 @@ def parts(
         max_grad_norm=1e9,
         seed=0,
         mini_batches=mini_batches,
-        reference=Teachers(dict.fromkeys(mixture.names, folders[0]), student),
+        reference=Teachers(dict.fromkeys(mixture.names, folders[0]), trained),
     )
     return module, OnPolicyData(mixture, updates=3, groups=2, group_size=2, seed=0), engine
 

@@ -367,13 +367,13 @@ def test_a_server_needs_its_url(group: str) -> None:
     ("override", "message"),
     [
         ("task=agent_maths", "The group `task` has no option 'agent_maths'. Did you mean `task=agent_math`?"),
-        ("loss.k=ten", "Expected `loss.k` to be int, but got 'ten' (str)."),
+        ("loss.k=ten", "Expected `loss.k` to be int ≥ 1, but got 'ten' (str)."),
         ("trainer.max_stepz=3", "Unknown key `trainer.max_stepz`. Did you mean `trainer.max_steps`?"),
         ("+trainer.precison=3", "Unknown key `trainer.precison`: lightning.Trainer does not take it. Did you mean"),
         ("engine=ray engine.engine.dtype=int", "Expected `engine.engine.dtype` to be one of 'float32', 'bfloat16',"),
         ("engine=ray +engine.engine.thread=1", "Unknown key `engine.engine.thread`: opdlight.rollout.VLLMEngine does"),
-        ("engine=ray engine.actors=two", "Expected `engine.actors` to be int, but got 'two' (str)."),
-        ("optimizer.lr=fast", "Expected `optimizer.lr` to be float, but got 'fast' (str)."),
+        ("engine=ray engine.actors=two", "Expected `engine.actors` to be int ≥ 1, but got 'two' (str)."),
+        ("optimizer.lr=fast", "Expected `optimizer.lr` to be float > 0, but got 'fast' (str)."),
         ("model.dtype=float16", "Expected `model.dtype` to be one of 'float32', 'bfloat16', but got 'float16' (str)."),
     ],
 )

@@ -63,6 +63,19 @@ def test_collected_demonstrations_are_successful_and_complete(tmp_path: Path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["d.jsonl"]
 
 
+def test_demonstrations_of_a_file_show_each_training_row_once_and_no_held_out_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"question": "{n}?", "answer": {n}}}\n' for n in range(40)))
+    env = {"id": "opdlight/MathDataset-v0", "path": str(path), "instruction": ""}
+    task, other = Task(env=env, teacher="t"), Task(env=env, weight=0)  # what is only evaluated is not demonstrated
+    made: Any = task.make_env()
+    found = list(collect_demonstrations({"m": task, "o": other}, episodes=len(made.training), seed=0, detours=0.0))
+    assert sorted(d.steps[0].observation for d in found) == sorted(row.question for row in made.training)
+    assert [d.seed for d in found] != sorted(d.seed for d in found)
+    with pytest.raises(ConfigError, match=r"`task\.tasks`.*positive weight"):
+        list(collect_demonstrations({"o": other}, episodes=1, seed=0, detours=0.0))
+
+
 def test_tokens_train_on_the_replies_that_are_worth_it_and_see_the_rest() -> None:
     renderer = ChatRenderer(tiny_tokenizer())
     shown = Demonstration(
@@ -110,5 +123,3 @@ def test_bad_files_and_shares_name_the_key(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"task": "c"}\n')
     with pytest.raises(ConfigError, match="line 1"):
         read_demonstrations(tmp_path / "bad.jsonl")
-    with pytest.raises(ConfigError, match=r"demonstrations\.detours"):
-        list(collect_demonstrations({"c": TASK}, episodes=1, seed=0, detours=1.5))

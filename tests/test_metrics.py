@@ -1,12 +1,13 @@
 """Intervals against scipy-free references, coverage against loops."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
 from opdlight import metrics
-from opdlight.types import Support
+from opdlight.types import Status, Support, Trajectory
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (3, 7), (50, 100), (1, 1000)])
@@ -29,6 +30,47 @@ def test_interval_of_repeated_samples() -> None:
     )
     independent = metrics.wilson_interval(125, 400)
     assert mixed[1][1] - mixed[1][0] <= (independent[1] - independent[0]) * 1.05
+
+
+def test_pass_at_k_is_the_share_of_all_choices_of_k_attempts_with_a_solved_one() -> None:
+    for n in range(1, 7):
+        for solved in range(n + 1):
+            attempts = [1] * solved + [0] * (n - solved)
+            for k in range(1, n + 1):
+                choices = list(itertools.combinations(attempts, k))
+                assert metrics.pass_at_k(n, solved, k) == pytest.approx(sum(map(any, choices)) / len(choices))
+    for wrong in ((4, 2, 5), (4, 5, 1), (4, -1, 1), (4, 2, 0)):
+        with pytest.raises(ValueError, match="Expected 1 ≤ k ≤ n"):
+            metrics.pass_at_k(*wrong)
+
+
+def trajectories(*episodes: str) -> list[Trajectory]:
+    """One episode a text, one attempt a letter: s is solved."""
+    return [
+        Trajectory(task="t", group=seed, seed=seed, turns=[], reward=float(letter == "s"),
+                   status=Status.SUCCESS if letter == "s" else Status.FAILURE)
+        for seed, letters in enumerate(episodes) for letter in letters
+    ]  # fmt: skip
+
+
+def test_a_result_counts_each_episode_once_however_often_it_was_tried() -> None:
+    even = metrics.Result.of(trajectories("ssff", "sfff", "ffff", "ssss"))
+    assert (even.episodes, even.samples, even.title) == (4, 4, "avg@4")
+    assert even.success == even.reward == pytest.approx((0.5 + 0.25 + 0 + 1) / 4)
+    assert list(even.pass_at) == [1, 2, 4]
+    assert even.pass_at[1] == pytest.approx(even.success)
+    assert even.pass_at[2] == pytest.approx((5 / 6 + 1 / 2 + 0 + 1) / 4)
+    assert even.pass_at[4] == 0.75
+    uneven = metrics.Result.of(trajectories("sssss", "ffff", "fffff"))
+    assert (uneven.episodes, uneven.samples) == (3, 4)
+    assert uneven.success == pytest.approx(1 / 3)
+    one = metrics.Result.of(trajectories(*"sffs"))
+    assert (one.samples, one.title, one.pass_at) == (1, "pass@1", {1: 0.5})
+    assert list(metrics.Result.of(trajectories("sffsss")).pass_at) == [1, 2, 4, 6]
+    copies = metrics.Result.of(trajectories(*["s" * 8] * 30, *["f" * 8] * 70))  # eight copies tell nothing new
+    assert copies.high - copies.low == pytest.approx(
+        metrics.wilson_interval(30, 100)[1] - metrics.wilson_interval(30, 100)[0], abs=0.02
+    )
 
 
 def test_coverage_figures_against_loops() -> None:

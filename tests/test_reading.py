@@ -106,12 +106,6 @@ def test_the_reader_looks_at_no_more_positions_than_asked_and_only_in_its_update
     assert torch.equal(again.at, first.at)
 
 
-@pytest.mark.parametrize("name", ["every", "positions", "k"])
-def test_a_reader_that_reads_nothing_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"`reader.{name}`"):
-        Reader(**{name: 0})
-
-
 def test_parts_of_a_reading_join_to_the_whole() -> None:
     whole = reading([0, 1, 5])
     cut = [whole.where(whole.position < 1), whole.where(whole.position >= 1)]

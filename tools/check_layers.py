@@ -1,8 +1,8 @@
 """Check that imports go one way (DESIGN): `python tools/check_layers.py` prints each violation as file:line.
 
 - A room of opdlight imports from its own layer or a lower one.
-- `opdlight/losses` imports the standard library, torch and `opdlight.types` only.
-- `envs` (imported as `opdlight.envs`) imports of opdlight only `types` and `errors`.
+- `opdlight/losses` imports the standard library, torch, `opdlight.types` and `opdlight.bounds` only.
+- `envs` (imported as `opdlight.envs`) imports of opdlight only `types`, `bounds` and `errors`.
 - Only `opdlight/rollout/vllm_engine.py` imports vllm and only `ray_engine.py` beside it ray, and inside a function, so
   that everything else works without them.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LAYERS = (
-    ("types", "errors", "config", "distributed", "server", "system"),
+    ("types", "bounds", "errors", "console", "interrupt", "config", "distributed", "server", "system"),
     ("losses", "metrics", "failure_metrics", "envs"),
     ("models", "rollout", "collate", "schedules", "memory", "preemption", "records", "stages", "checkpointing"),
     ("reading",),
@@ -74,12 +74,15 @@ def _judge(file: Path, room: str | None, item: Import) -> Iterator[str]:
         yield f"imports {top}; only {OPTIONAL[top]} may, so that everything else works without it"
     elif top in OPTIONAL and not item.lazy:
         yield f"imports {top} at the top of the file; import it inside the function that needs it"
-    if room == "envs" and top == "opdlight" and target not in ("types", "errors", "envs"):
-        yield f"envs imports {item.name}; of opdlight, environments may import types and errors only"
+    if room == "envs" and top == "opdlight" and target not in ("types", "bounds", "errors", "envs"):
+        yield f"envs imports {item.name}; of opdlight, environments may import types, bounds and errors only"
     elif (
-        room == "losses" and top not in sys.stdlib_module_names and top != "torch" and target not in ("types", "losses")
+        room == "losses"
+        and top not in sys.stdlib_module_names
+        and top != "torch"
+        and target not in ("types", "bounds", "losses")
     ):
-        yield f"losses imports {item.name}; losses may import the standard library, torch and opdlight.types only"
+        yield f"losses imports {item.name}; losses may import the standard library, torch, types and bounds only"
     elif room in LEVEL and target in LEVEL and LEVEL[target] > LEVEL[room]:
         yield f"{room} (layer {LEVEL[room]}) imports {item.name} (layer {LEVEL[target]}); imports go down only"
 

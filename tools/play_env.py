@@ -16,6 +16,7 @@ import gymnasium
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import opdlight.envs  # noqa: F401  (registers the tasks)
 from opdlight.envs.base import TextEnv, unknown_name
+from opdlight.envs.wrapped import make_text_env
 from opdlight.errors import ConfigError, OpdError
 
 _YAML_WORDS = {"true": True, "false": False, "null": None}
@@ -41,12 +42,9 @@ def make(env_id: str, kwargs: dict[str, Any]) -> TextEnv:
     if env_id not in known:
         raise unknown_name("env", env_id, known)
     try:
-        env = gymnasium.make(env_id, **kwargs).unwrapped
+        return make_text_env(env_id, **kwargs)
     except TypeError as error:
         raise ConfigError(f"{env_id} cannot be made from {kwargs}: {error}") from error
-    if not isinstance(env, TextEnv):
-        raise ConfigError.wrong("env", expected="a TextEnv", got=env_id)
-    return env
 
 
 def play(env: TextEnv, seed: int, answer: Callable[[TextEnv], str]) -> bool:

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from opdlight.envs.base import TextEnv
+from opdlight.envs.wrapped import make_text_env
 
 GROUPS = 16  # trajectories a step
 RUN = [
@@ -39,8 +40,7 @@ WARM_UP = 60.0  # seconds of a process that say nothing about growth
 
 def faulty(inner: str, share: float = 0.02, hang: float = 20.0, **arguments: Any) -> TextEnv:
     """The environment `inner`, which raises in one of 50 steps and in one of 2,500 hangs for `hang` seconds."""
-    made = gymnasium.make(inner, disable_env_checker=True, **arguments).unwrapped
-    assert isinstance(made, TextEnv)
+    made = make_text_env(inner, **arguments)
     reset, step, draw = made.reset, made.step, random.Random()
 
     def seeded(*, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:

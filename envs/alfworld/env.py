@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from opdlight.bounds import Bounds, PositiveInt
 from opdlight.envs.alfworld import wheel
 from opdlight.envs.alfworld.experts import EXPERTS, Expert
 from opdlight.envs.alfworld.game import NOTHING_HAPPENS, Game, Play
 from opdlight.envs.alfworld.generator import Design, generate, possible_rooms
 from opdlight.envs.alfworld.originals import SPLITS, find_games, read_game
-from opdlight.envs.alfworld.prompts import BANNER, CONVERSATION, paper_prompt, parse_action
-from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, unknown_name
+from opdlight.envs.alfworld.prompts import BANNER, CONVERSATION, paper_prompt
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, read_action, unknown_name
 from opdlight.errors import ConfigError
 
 
@@ -33,11 +34,11 @@ class ALFWorldEnv(TextEnv):
         held_out_split: Literal["train", "valid_seen", "valid_unseen"] = "valid_seen",
         task_types: Sequence[str] = wheel.TASK_TYPES,
         rooms: Sequence[str] = wheel.ROOMS,
-        receptacles: Sequence[int] = (10, 20),
-        objects: Sequence[int] = (8, 16),
+        receptacles: Sequence[Annotated[int, Bounds(at_least=3)]] = (10, 20),
+        objects: Sequence[Annotated[int, Bounds(at_least=2)]] = (8, 16),
         prompt: Literal["conversation", "paper"] = "conversation",
         expert: Literal["explorer", "planner", "handcoded"] = "explorer",
-        max_turns: int = 30,
+        max_turns: PositiveInt = 30,
     ) -> None:
         super().__init__()
         wheel.require()
@@ -56,8 +57,11 @@ class ALFWorldEnv(TextEnv):
             raise ConfigError.wrong("max_turns", expected="a positive number of turns", got=max_turns)
         self.design = _design(task_types, rooms, receptacles, objects)
         self.splits = (split, held_out_split) if source == "original" else None
-        for name in self.splits or ():
-            find_games(name, self.design.task_types)  # a missing folder is told now, not in the first reset
+        if self.splits:
+            train, held_out = (len(find_games(name, self.design.task_types)) for name in self.splits)
+            if split == held_out_split:  # the same games
+                raise ConfigError.wrong("held_out_split", expected=f"another split than {split!r}", got=held_out_split)
+            self.training_episodes, self.held_out_episodes = train, held_out
         self.expert = expert
         self.max_turns = max_turns
         self.fresh_prompt = prompt == "paper"
@@ -76,7 +80,7 @@ class ALFWorldEnv(TextEnv):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Carry out the action that the answer names."""
-        command = parse_action(action, tags=self.fresh_prompt)
+        command = read_action(action, tags=self.fresh_prompt)
         inadmissible = command is not None and command not in self._play.commands
         feedback = NOTHING_HAPPENS
         if command is not None:

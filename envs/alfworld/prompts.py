@@ -1,9 +1,6 @@
 """What the language model reads and how its answer is understood."""
 
-import re
 from collections.abc import Sequence
-
-from opdlight.envs.base import after_thinking
 
 CONVERSATION = (
     "Solve the task in this room. Answer with one action: go to X, open X, close X, take O from X, move O to X, use O, "
@@ -11,20 +8,6 @@ CONVERSATION = (
 )
 HISTORY = 2  # past steps that the paper's prompt shows
 BANNER = "-= Welcome to TextWorld, ALFRED! =-\n\n"
-
-
-def parse_action(text: str, *, tags: bool) -> str | None:
-    """The command in an answer, spaces normalised; None if there is none.
-
-    It stands in the last `<action>…</action>` after the thinking; without `tags` the bare rest of the answer will do.
-    """
-    rest = after_thinking(text)
-    if rest is None:
-        return None
-    tagged = re.findall(r"<action>(.*?)</action>", rest, flags=re.DOTALL)
-    if not tagged and (tags or "<action>" in rest):
-        return None
-    return " ".join((tagged[-1] if tagged else rest).split()) or None
 
 
 def paper_prompt(goal: str, history: Sequence[tuple[str, str]], observation: str, admissible: Sequence[str]) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from rich.console import Console
+
+from opdlight.bounds import FiniteFloat, PositiveInt
+from opdlight.console import say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +31,8 @@ class Rule:
     key: str
     meaning: str
     advice: str
-    below: float | None = None
-    above: float | None = None
+    below: FiniteFloat | None = None
+    above: FiniteFloat | None = None
 
     def __post_init__(self) -> None:
         if (self.below is None) == (self.above is None):
@@ -53,9 +55,7 @@ class Alarms(L.Callback):
         patience: values in a row; a step that does not log the metric changes nothing.
     """
 
-    def __init__(self, rules: dict[str, Rule | None], folder: str, patience: int = 3) -> None:
-        if patience < 1:
-            raise ValueError(f"Expected `callbacks.alarms.patience` to be at least 1, but got {patience!r}.")
+    def __init__(self, rules: dict[str, Rule | None], folder: str, patience: PositiveInt = 3) -> None:
         self.rules = {name: rule for name, rule in rules.items() if rule is not None}
         self.path, self.patience = Path(folder) / "alarms.jsonl", patience
         self.count: dict[tuple[str, str], int] = {}  # rule and key → bad values in a row
@@ -75,19 +75,16 @@ class Alarms(L.Callback):
         """Judge what this step has logged."""
         results = trainer.fit_loop._results  # of this step alone; `trainer.logged_metrics` keeps what older ones logged
         logged = {key: float(value) for key, value in results.metrics(on_step=True)["callback"].items()}
-        console = getattr(trainer.progress_bar_callback, "console", None) or Console()
         lines: list[dict[str, Any]] = []
         for name, rule in self.rules.items():
             for key, value in ((k, v) for k, v in logged.items() if fnmatchcase(k, rule.key)):
-                lines += self._judge(name, rule, key, value, batch_idx, console)
+                lines += self._judge(name, rule, key, value, batch_idx)
         pl_module.log("alarms/on", float(len(self.on)))
         if lines and trainer.is_global_zero:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
-    def _judge(
-        self, name: str, rule: Rule, key: str, value: float, update: int, console: Console
-    ) -> Sequence[dict[str, Any]]:
+    def _judge(self, name: str, rule: Rule, key: str, value: float, update: int) -> Sequence[dict[str, Any]]:
         place = name, key
         if not rule.broken(value):
             self.count[place] = 0
@@ -100,6 +97,6 @@ class Alarms(L.Callback):
         alarm = {"update": update, "key": key, "value": value if value == value else None, "threshold": threshold,
                  "kind": kind, "meaning": rule.meaning, "advice": rule.advice, "until": None}  # fmt: skip
         self.on[place] = alarm
-        text = f"[bold yellow]alarm[/] {key} = {value:.3g} is {kind} {threshold:g}: {rule.meaning} Try: {rule.advice}"
-        console.print(text, soft_wrap=True)
+        text = f"alarm {key} = {value:.3g} is {kind} {threshold:g}: {rule.meaning} Try: {rule.advice}"
+        say(text, style="yellow")
         return [alarm]

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from opdlight import records
+from opdlight.bounds import PositiveInt
 from opdlight.checkpointing import FOLDER, CheckpointFolder, all_of
 from opdlight.distributed import gathered
 from opdlight.errors import ConfigError
@@ -20,8 +21,8 @@ from opdlight.preemption import Preempted
 class Checkpoints(Checkpoint):
     """Writes `checkpoints/step-…`: before the first step, after every so many, before each validation, at the end.
 
-    On SIGTERM another one is written and the run ends. A checkpoint that cannot be written (the disk is full) is
-    reported and counted in `checkpoint/failed`; the run and its older checkpoints go on.
+    On SIGTERM or Ctrl-C another one is written and the run ends. A checkpoint that cannot be written (the disk is
+    full) is reported and counted in `checkpoint/failed`; the run and its older checkpoints go on.
 
     Args:
         folder: the run folder.
@@ -29,10 +30,7 @@ class Checkpoints(Checkpoint):
         keep: so many are kept, so that a damaged one has a predecessor.
     """
 
-    def __init__(self, folder: str, every: int = 10, keep: int = 2) -> None:
-        for name, value in (("every", every), ("keep", keep)):
-            if value < 1:
-                raise ValueError(f"Expected `callbacks.checkpoints.{name}` to be at least 1, but got {value!r}.")
+    def __init__(self, folder: str, every: PositiveInt = 10, keep: PositiveInt = 2) -> None:
         self.run, self.every, self.keep = Path(folder), every, keep
         self.failed = 0
 
@@ -73,8 +71,8 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Write the state after `batch_idx` steps; stop if someone was asked to."""
         assert isinstance(pl_module, OnPolicyDistillation)
-        if any(gathered(pl_module.preemption.asked)):
-            raise Preempted(between_steps=True)
+        if asked := max(gathered(pl_module.preemption.number if pl_module.preemption.asked else 0)):
+            raise Preempted(between_steps=True, number=asked)
         if batch_idx % self.every == 0:
             self.save(trainer)
 
@@ -91,7 +89,7 @@ class Checkpoints(Checkpoint):
         self.save(trainer, "-end")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write what SIGTERM found."""
+        """Write what SIGTERM or Ctrl-C found."""
         if isinstance(exception, Preempted) and exception.between_steps:
             self.save(trainer)
 

@@ -6,6 +6,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from opdlight.bounds import PositiveInt
+
 
 class GradientNoise(L.Callback):
     """Logs `optimizer/gradient_variance` and `optimizer/gradient_snr` from the micro-batches of an update.
@@ -18,7 +20,7 @@ class GradientNoise(L.Callback):
         places: how many weights are watched.
     """
 
-    def __init__(self, places: int = 65_536) -> None:
+    def __init__(self, places: PositiveInt = 65_536) -> None:
         self.places = places
         self.at: list[tuple[torch.nn.Parameter, Tensor]] = []
         self.scale = 1.0

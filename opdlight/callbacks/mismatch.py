@@ -1,5 +1,6 @@
 """How far the engine's policy is from the trainer's."""
 
+from opdlight.bounds import PositiveFloat
 from opdlight.callbacks.watch import TokenWatch
 from opdlight.reading import Reading
 
@@ -14,7 +15,7 @@ class EngineMismatch(TokenWatch):
         cap: weights π/μ above this count as clipped (`loss=importance_weighted` has its own).
     """
 
-    def __init__(self, cap: float = 2.0) -> None:
+    def __init__(self, cap: PositiveFloat = 2.0) -> None:
         self.cap = cap
 
     def figures(self, seen: Reading) -> dict[str, float]:

@@ -4,17 +4,9 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
+from opdlight.bounds import PositiveInt
+from opdlight.console import Stage, say
 from opdlight.module import OnPolicyDistillation
 
 
@@ -24,62 +16,59 @@ class StageProgress(ProgressBar):
     Without a terminal (a log file) it prints one plain line each `every` updates instead.
     """
 
-    def __init__(self, every: int = 5) -> None:
+    def __init__(self, every: PositiveInt = 5) -> None:
         super().__init__()
         self.every = every
-        self.console = Console()
-        self.bar: Progress | None = None
-        self.updates = self.stage = TaskID(0)
-        self.module: OnPolicyDistillation | None = None
+        self.updates: Stage | None = None
+        self.part: Stage | None = None  # of a step or an evaluation
 
     def disable(self) -> None:
-        """Lightning calls this on every rank but the first."""
-        self.console = Console(quiet=True)
+        """Lightning calls this on every rank but the first, which are silent anyway."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Listen to the rollouts and draw the bar."""
+        """Listen to the rollouts."""
         super().setup(trainer, pl_module, stage)
-        assert isinstance(pl_module, OnPolicyDistillation)
-        self.module = pl_module
-        pl_module.on_progress = self._progress
-        if self.console.is_terminal and self.bar is None:
-            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-            self.bar = Progress(
-                *columns,
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=self.console,
-            )
-            self.updates = self.bar.add_task("updates", total=None, note="", visible=False)  # on_train_start knows more
-            self.stage = self.bar.add_task("starting", total=None, note="")
-            self.bar.start()
+        if isinstance(pl_module, OnPolicyDistillation):
+            pl_module.on_progress = lambda finished, total: self._progress(pl_module.stage.name, finished, total)
+            pl_module.stage.on_change = self._changed
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The number of updates is known now."""
-        if self.bar:
-            self.bar.update(self.updates, total=trainer.num_training_batches, visible=True)
+        """The number of updates is known now, and where a run that goes on has come to."""
+        total = int(trainer.num_training_batches)
+        if self.updates is None:
+            self.updates = Stage("updates", total, log=False)
+        self.updates.update(min(trainer.fit_loop.epoch_loop.batch_progress.current.completed, total), total)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance, with the figures of this update."""
-        note = self._note(trainer)
-        if self.bar:
-            self.bar.update(self.updates, completed=batch_idx + 1, note=note)
-        elif batch_idx % self.every == 0 or batch_idx + 1 == trainer.num_training_batches:
-            self.console.print(f"update {batch_idx + 1}/{trainer.num_training_batches}  {note}", soft_wrap=True)
+        done, total = batch_idx + 1, int(trainer.num_training_batches)
+        pairs = [f"{name} {value:.3f}" for name, value in trainer.progress_bar_metrics.items()
+                 if isinstance(value, float)]  # fmt: skip
+        if self.updates:
+            self.updates.update(done, figures=pairs)
+        if not (self.updates and self.updates.shown) and (batch_idx % self.every == 0 or done == total):
+            say("  ".join([f"update {done}/{total}", *pairs]))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the terminal back, also after an exception."""
-        if self.bar:
-            self.bar.stop()
-            self.bar = None
+        for line in (self.part, self.updates):
+            if line:
+                line.end()
+        self.part = self.updates = None
 
-    def _progress(self, finished: int, total: int) -> None:
-        if self.bar and self.module:
-            self.bar.update(self.stage, description=self.module.stage.name, completed=finished, total=total)
+    def _progress(self, name: str, finished: int, total: int) -> None:
+        if self.part is None or self.part.title != name:
+            self._changed(name)
+        if self.part:
+            self.part.update(finished, total)
 
-    def _note(self, trainer: L.Trainer) -> str:
-        shown = trainer.progress_bar_metrics
-        return "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if isinstance(value, float))
+    def _changed(self, name: str) -> None:
+        """Show the stage that has begun. In a log only an evaluation is worth a line."""
+        if not name:
+            return
+        if self.part is None or (name.startswith("evaluate") and not self.part.shown and self.part.title != name):
+            self.part = Stage(name, log=name.startswith("evaluate"))
+        elif self.part.title != name:
+            self.part.restart(name)

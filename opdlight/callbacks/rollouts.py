@@ -7,7 +7,9 @@ from typing import Any
 
 import lightning as L
 
+from opdlight.bounds import PositiveInt
 from opdlight.collate import count_splits
+from opdlight.data import OnPolicyData
 from opdlight.distributed import gathered
 from opdlight.failure_metrics import repetition_rate
 from opdlight.types import Status, Trajectory
@@ -16,13 +18,13 @@ SUMMED = ("rollout/row_splits", "rollout/spelled_control_tokens")
 
 
 class RolloutMetrics(L.Callback):
-    """Logs `rollout/*` and the environments' own counters `env/*`, over the trajectories of every rank.
+    """Logs `rollout/*`, `data/*` and the environments' own counters `env/*`, over the trajectories of every rank.
 
     Args:
         ngram: length of the token n-grams whose repetition within a trajectory is counted.
     """
 
-    def __init__(self, ngram: int = 4) -> None:
+    def __init__(self, ngram: PositiveInt = 4) -> None:
         self.ngram = ngram
 
     def on_train_batch_end(
@@ -36,6 +38,10 @@ class RolloutMetrics(L.Callback):
         for key, found in values.items():
             mean = sum(found) / max(len(found), 1)
             pl_module.log(key, sum(found) if key in SUMMED else mean, prog_bar=key.startswith("rollout/reward/"))
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, OnPolicyData):
+            for task, epoch in data.train_set.epochs(batch_idx + 1).items():
+                pl_module.log(f"data/epoch/{task}", epoch)
 
     def values(self, trajectories: Sequence[Trajectory], version: int) -> dict[str, list[float]]:
         """Key → the values of these trajectories or turns; what is logged is their mean, of `SUMMED` their sum."""

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from opdlight.bounds import PositiveInt
 from opdlight.callbacks.watch import by_task
 from opdlight.module import OnPolicyDistillation
 from opdlight.reading import Reading
@@ -23,7 +24,7 @@ class TokenGaps(L.Callback):
 
     watches_tokens = True
 
-    def __init__(self, folder: str, every: int = 5, rows: int = 20) -> None:
+    def __init__(self, folder: str, every: PositiveInt = 5, rows: PositiveInt = 20) -> None:
         self.path, self.every, self.rows = Path(folder) / "token_gaps.jsonl", every, rows
 
     def on_train_batch_end(

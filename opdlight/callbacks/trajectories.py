@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from opdlight.bounds import NonNegativeInt, PositiveInt
 from opdlight.collate import keep_all
 from opdlight.distributed import gathered
 from opdlight.losses import Needs
@@ -32,7 +33,14 @@ class TrajectoryRecorder(L.Callback):
         candidates: most probable tokens of either model that are recorded beside each token.
     """
 
-    def __init__(self, folder: str, every: int = 10, train: int = 2, val: int = 8, candidates: int = 5) -> None:
+    def __init__(
+        self,
+        folder: str,
+        every: PositiveInt = 10,
+        train: NonNegativeInt = 2,
+        val: NonNegativeInt = 8,
+        candidates: NonNegativeInt = 5,
+    ) -> None:
         self.path = Path(folder) / "trajectories.jsonl"
         self.every, self.counts, self.candidates = every, {"train": train, "val": val}, candidates
         self.steps = 0
@@ -150,7 +158,9 @@ class TrajectoryRecorder(L.Callback):
 
 @torch.no_grad()
 def read_whole(module: OnPolicyDistillation, trajectory: Trajectory) -> Reading | None:
-    """Every token of a trajectory, those that the mask leaves out included; None if it has none."""
+    """Every token of a trajectory, those that the mask leaves out included; None if it has none, or no teacher."""
+    if trajectory.task not in module.teachers.teacher_of:  # a task that is only evaluated
+        return None
     batches = replace(module.collate, kept=keep_all)([trajectory])
     if not batches:
         return None

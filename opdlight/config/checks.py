@@ -71,40 +71,64 @@ def _nodes(prefix: str, value: object) -> Iterator[tuple[str, Mapping[str, Any]]
 
 def _check_node(key: str, node: Mapping[str, Any]) -> None:
     target = locate(join(key, "_target_"), node["_target_"])
+    given = {str(name): value for name, value in node.items() if name not in HYDRA_KEYS}
+    positional, partial = len(node.get("_args_", [])), bool(node.get("_partial_", False))
+    check_arguments(key, target, given, name=node["_target_"], positional=positional, partial=partial)
+
+
+def check_arguments(
+    key: str,
+    target: Callable[..., Any],
+    given: Mapping[str, Any],
+    *,
+    name: str,
+    positional: int = 0,
+    partial: bool = False,
+) -> None:
+    """Compare arguments that the config gives at `key` with the signature of `target`, called `name` in errors.
+
+    Args:
+        key: dotted key of the arguments.
+        target: what is called with them.
+        given: argument → value.
+        name: of the target.
+        positional: so many arguments come before these.
+        partial: True if others may follow, so that nothing is missing yet.
+
+    Raises:
+        ConfigError: naming the key of an unknown, missing or wrong argument.
+    """
     try:
         parameters = dict(inspect.signature(target).parameters)
     except ValueError:  # written in C without a signature: its own call is the check
         return
-    for name in list(parameters)[: len(node.get("_args_", []))]:
-        del parameters[name]
+    for taken in list(parameters)[:positional]:
+        del parameters[taken]
     hints = _hints(target, parameters)
     named = {
         n: p for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     }  # what a config can set by name
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for name, value in node.items():
-        if name in HYDRA_KEYS:
-            continue
-        if name in named:
-            check_value(join(key, name), value, hints.get(name, Any))
+    for argument, value in given.items():
+        if argument in named:
+            check_value(join(key, argument), value, hints.get(argument, Any))
         elif not open_ended:
             raise ConfigError(
-                f"Unknown key `{join(key, name)}`: {node['_target_']} does not take it. "
-                + hint(str(name), named, prefix=f"{key}." if key else "")
+                f"Unknown key `{join(key, argument)}`: {name} does not take it. "
+                + hint(argument, named, prefix=f"{key}." if key else "")
             )
-    if node.get("_partial_", False):
+    if partial:
         return
-    for name, parameter in named.items():
-        if parameter.default is inspect.Parameter.empty and name not in node:
-            raise ConfigError(
-                f"Missing `{join(key, name)}`: {node['_target_']} needs it. Add +{join(key, name)}=<value>."
-            )
+    for argument, parameter in named.items():
+        if parameter.default is inspect.Parameter.empty and argument not in given:
+            raise ConfigError(f"Missing `{join(key, argument)}`: {name} needs it. Add +{join(key, argument)}=<value>.")
 
 
 def _hints(target: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """Annotations by parameter. One that cannot be evaluated (a name for type checkers only) counts as Any."""
     is_plain_class = isinstance(target, type) and not is_dataclass(target)
     try:
-        return get_type_hints(getattr(target, "__init__") if is_plain_class else target)  # noqa: B009 (mypy: unsound)
+        init = getattr(target, "__init__") if is_plain_class else target  # noqa: B009 (mypy: unsound)
+        return get_type_hints(init, include_extras=True)
     except (NameError, TypeError, AttributeError):
         return {n: p.annotation for n, p in parameters.items() if not isinstance(p.annotation, str)}

@@ -4,11 +4,12 @@
 """
 
 import functools
+import logging
 import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,10 +24,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from opdlight.config.checks import check_config
+from opdlight.config.cross_checks import check_together
 from opdlight.config.explain import explain_composition, explain_interpolation
 from opdlight.config.folders import folder_overrides
 from opdlight.config.help import help_text
 from opdlight.config.resume import with_resumed
+from opdlight.console import say, stage
 from opdlight.errors import (
     CheckpointError,
     ConfigError,
@@ -35,6 +38,7 @@ from opdlight.errors import (
     TrainingError,
     VocabularyError,
 )
+from opdlight.interrupt import Interrupted, listening
 from opdlight.system.threads import choose_wait_policy
 
 CONF = Path(__file__).absolute().parents[1] / "conf"  # a link to conf/ in the repository, the folder itself in a wheel
@@ -61,6 +65,7 @@ def check(cfg: DictConfig, schema: type) -> None:
             f"Cannot resolve `{error.full_key}`: {explain_interpolation(str(error), _plain(cfg))}"
         ) from error
     check_config(plain, schema)
+    check_together(plain)
 
 
 def compose(
@@ -118,6 +123,7 @@ def hydra_entry(
     def decorate(run: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(run)
         def job(cfg: DictConfig) -> Any:
+            _hear_warnings()
             try:
                 check(cfg, schema)
                 if (hydra_cfg := HydraConfig.get()).mode == RunMode.MULTIRUN:
@@ -125,6 +131,9 @@ def hydra_entry(
                 return run(cfg)
             except USER_ERRORS as error:
                 _stop(error)
+            except Interrupted:
+                say("Ctrl-C: stopped" + (f"; unfinished: {cfg.run_dir}" if cfg.get("run_dir", ".") != "." else ""))
+                raise
             except InstantiationException as error:
                 if isinstance(error.__cause__, USER_ERRORS):
                     _stop(error.__cause__)
@@ -134,6 +143,10 @@ def hydra_entry(
                 raise
 
         def main() -> None:
+            with listening():
+                start()
+
+        def start() -> None:
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is first imported
             choose_wait_policy()
             args = get_args_parser().parse_args()
@@ -147,7 +160,8 @@ def hydra_entry(
                     _retype(args, _resumed(args.overrides, multirun=args.multirun))
                 look = bool(args.cfg or args.info)  # which needs no types, so no slow imports either, and no folder
                 jobs = _jobs(args.overrides, multirun=args.multirun) if own else []
-                full = [_composed(name, None if look else schema, job, conf=conf, extra=extra)[1] for job in jobs]
+                with nullcontext() if look or not own else stage("checking the configuration", log=False):
+                    full = [_composed(name, None if look else schema, job, conf=conf, extra=extra)[1] for job in jobs]
                 if full and not look:
                     with _hydra_config(full[0]):
                         typed = folder_overrides(full[0], args.overrides, multirun=args.multirun)
@@ -160,6 +174,14 @@ def hydra_entry(
         return main
 
     return decorate
+
+
+def _hear_warnings() -> None:
+    """Let stderr have what opdlight itself warns of: Hydra without a log has silenced it along with the libraries."""
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("opdlight."):
+            logging.getLogger(name).disabled = False
+    logging.getLogger("opdlight").setLevel(logging.WARNING)
 
 
 def _plain(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:

@@ -1,19 +1,65 @@
 """What the top level of each entry point's config holds."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from opdlight.bounds import (
+    Bounds,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    UnitFloat,
+)
 from opdlight.config.values import Node
+
+AtLeastTwo = Annotated[int, Bounds(at_least=2)]
+Batches = PositiveInt | Annotated[float, Bounds(above=0, at_most=1)]  # of Lightning: so many, or a share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerNumbers:
+    """What a distillation needs of Lightning's numbers."""
+
+    max_steps: PositiveInt
+    max_epochs: PositiveInt
+    devices: PositiveInt | Literal[-1] | list[NonNegativeInt] | str
+    num_nodes: PositiveInt
+    num_sanity_val_steps: NonNegativeInt | Literal[-1] | None
+    check_val_every_n_epoch: PositiveInt | None
+    val_check_interval: Batches | None
+    log_every_n_steps: NonNegativeInt | None
+    limit_train_batches: Batches | None
+    limit_val_batches: NonNegativeInt | UnitFloat | None
+    accumulate_grad_batches: Literal[1]
+    min_steps: NonNegativeInt | None
+    min_epochs: NonNegativeInt | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerNumbers:
+    """What optimizers of torch have in common; each checks the rest itself when it is built."""
+
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+    betas: list[Annotated[float, Bounds(at_least=0, below=1)]]
+    eps: NonNegativeFloat
+    momentum: UnitFloat
+
+
+Trainer = Annotated[Node, TrainerNumbers]
+Optimizer = Annotated[Node, OptimizerNumbers]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutConfig:
     """How much is rolled out for one update."""
 
-    groups: int
-    group_size: int
-    mini_batches: int
-    env_threads: int
+    groups: PositiveInt
+    group_size: PositiveInt
+    mini_batches: PositiveInt
+    env_threads: PositiveInt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +69,9 @@ class ModelConfig:
     student: Node
     teachers: dict[str, str]
     dtype: Literal["float32", "bfloat16"]
-    max_model_len: int
-    learning_rate: float
-    micro_batch_tokens: int
+    max_model_len: PositiveInt
+    learning_rate: PositiveFloat
+    micro_batch_tokens: PositiveInt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,16 +79,16 @@ class DemonstrationsConfig:
     """Where `opdlight.sft` takes its demonstrations from."""
 
     file: str | None
-    episodes: int
-    detours: float
-    workers: int
+    episodes: PositiveInt
+    detours: Annotated[float, Bounds(at_least=0, below=1)]
+    workers: PositiveInt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """What every entry point has."""
 
-    seed: int
+    seed: Seed
     run_dir: str
     task: Node
     model: ModelConfig
@@ -60,17 +106,17 @@ class TrainConfig(RunConfig):
     loss: Node
     mask: Node
     engine: Node
-    trainer: Node
+    trainer: Trainer
     callbacks: dict[str, Node]
     reader: Node
-    max_not_finite: int
+    max_not_finite: PositiveInt
     staleness: Literal[0, 1]
     resume: str | None
     teacher_placement: Literal["replicated", "sharded", "offloaded"]
-    optimizer: Node
+    optimizer: Optimizer
     schedule: Node
-    micro_batch_tokens: int
-    max_grad_norm: float
+    micro_batch_tokens: PositiveInt
+    max_grad_norm: PositiveFloat
     logger: dict[str, Node]
     doctor: bool
 
@@ -88,12 +134,12 @@ class SftConfig(RunConfig):
     """The top level of conf/sft.yaml."""
 
     demonstrations: DemonstrationsConfig
-    batch_size: int
-    trainer: Node
-    optimizer: Node
+    batch_size: PositiveInt
+    trainer: Trainer
+    optimizer: Optimizer
     schedule: Node
-    micro_batch_tokens: int
-    max_grad_norm: float
+    micro_batch_tokens: PositiveInt
+    max_grad_norm: PositiveFloat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +157,12 @@ class SpecialTokensConfig:
     task: str
     end: str
     students: dict[str, OtherStudentConfig]
-    demonstrations: int
-    sft_updates: int
-    batch_size: int
-    learning_rate: float
-    opd_updates: int
-    groups: int
+    demonstrations: PositiveInt
+    sft_updates: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    opd_updates: NonNegativeInt
+    groups: PositiveInt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,14 +170,14 @@ class FailureModesConfig(RunConfig):
     """The top level of conf/failure_modes.yaml."""
 
     engine: Node
-    trainer: Node
-    episodes: int
-    env_threads: int
-    k: int
-    top_p: float
-    buckets: int
-    ngram: int
-    draws: int
+    trainer: Trainer
+    episodes: PositiveInt
+    env_threads: PositiveInt
+    k: AtLeastTwo
+    top_p: Annotated[float, Bounds(above=0, at_most=1)]
+    buckets: PositiveInt
+    ngram: PositiveInt
+    draws: PositiveInt
     special: SpecialTokensConfig | None
 
 
@@ -139,18 +185,18 @@ class FailureModesConfig(RunConfig):
 class EvaluateConfig(RunConfig):
     """The top level of conf/evaluate.yaml."""
 
-    samples: int
+    samples: PositiveInt | None
     sampling: Node
     engine: Node
-    env_threads: int
+    env_threads: PositiveInt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToySensitivityConfig:
     """The smaller passes of `opdlight.lab.toy`: what each of them changes in the setting."""
 
-    iterations: int
-    gammas: list[float]
+    iterations: AtLeastTwo
+    gammas: list[UnitFloat]
     settings: dict[str, dict[str, Any]]
 
 
@@ -158,10 +204,10 @@ class ToySensitivityConfig:
 class ToyConfig:
     """The top level of conf/toy.yaml."""
 
-    seeds: list[int]
-    gammas: list[float]
-    iterations: int
-    window: int
+    seeds: list[Seed]
+    gammas: list[UnitFloat]
+    iterations: AtLeastTwo
+    window: AtLeastTwo
     setting: Node
     sensitivity: ToySensitivityConfig | None
     run_dir: str
@@ -171,15 +217,15 @@ class ToyConfig:
 class EstimatorsConfig(RunConfig):
     """The top level of conf/estimators.yaml."""
 
-    vocabulary: int
-    k: int
-    gap: float
-    lengths: list[int]
-    seeds: list[int]
-    sequences: int
-    episodes: int
-    trajectory_k: int
-    env_threads: int
+    vocabulary: AtLeastTwo
+    k: AtLeastTwo
+    gap: NonNegativeFloat
+    lengths: list[PositiveInt]
+    seeds: list[Seed]
+    sequences: AtLeastTwo
+    episodes: NonNegativeInt
+    trajectory_k: AtLeastTwo
+    env_threads: PositiveInt
     engine: Node
 
 
@@ -189,4 +235,4 @@ class ReportConfig:
 
     run: str | list[str]
     out: str | None
-    trajectories: int
+    trajectories: NonNegativeInt

@@ -1,19 +1,26 @@
 """Plain values from YAML against annotations: int, float, bool, str, Literal, unions, containers, dataclasses."""
 
 import difflib
+import math
 import types
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from opdlight.bounds import Bounds
 from opdlight.errors import ConfigError
 
+LARGEST = 2**63 - 1  # of a number: what counts, sizes and shapes are made of
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_args_", "_recursive_", "_convert_"})
 
 
 class Node:
-    """Annotation of a field that holds a mapping with `_target_`: its target's signature is the schema."""
+    """Annotation of a field that holds a mapping with `_target_`: its target's signature is the schema.
+
+    A class of another project does not say what its numbers must be: `Annotated[Node, Numbers]` adds the annotations
+    of a dataclass to those of the signature, for arguments that both have.
+    """
 
 
 def nearest(got: str, names: Iterable[str]) -> str | None:
@@ -38,7 +45,7 @@ def check_fields(prefix: str, config: Mapping[str, Any], schema: type) -> None:
     """Compare a mapping with a dataclass: unknown, missing, types."""
     assert is_dataclass(schema)
     known = {f.name: f for f in fields(schema) if f.init}
-    hints = get_type_hints(schema)
+    hints = get_type_hints(schema, include_extras=True)
     for name in config:
         if name not in known:
             where = f"{prefix}." if prefix else ""
@@ -58,12 +65,17 @@ def check_value(key: str, value: object, annotation: Any) -> None:
         ConfigError: "Expected `loss.k` to be int, but got 'ten' (str)."
     """
     if isinstance(value, Mapping) and "_target_" in value:
-        return  # becomes an object; the node itself is checked against its target
+        _check_numbers(key, value, annotation)  # becomes an object; the node itself is checked against its target
+        return
     if isinstance(annotation, type) and is_dataclass(annotation) and isinstance(value, Mapping):
         check_fields(key, value, annotation)
         return
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in _SEQUENCES and isinstance(value, list):
+    if origin is Annotated:
+        bounds = [b for b in arguments[1:] if isinstance(b, Bounds)]
+        if not _fits(value, arguments[0]) or any(value not in b for b in bounds):  # type: ignore[operator]
+            raise _wrong(key, annotation, value)
+    elif origin in _SEQUENCES and isinstance(value, list):
         items = _item_types(origin, arguments, len(value))
         if len(items) != len(value):
             raise _wrong(key, annotation, value)
@@ -76,6 +88,15 @@ def check_value(key: str, value: object, annotation: Any) -> None:
         _check_union(key, value, annotation)
     elif not _fits(value, annotation):
         raise _wrong(key, annotation, value)
+
+
+def _check_numbers(key: str, node: Mapping[str, Any], annotation: Any) -> None:
+    if get_origin(annotation) is not Annotated:
+        return
+    for schema in filter(is_dataclass, get_args(annotation)[1:]):
+        for name, hint in get_type_hints(schema, include_extras=True).items():
+            if name in node:
+                check_value(join(key, name), node[name], hint)
 
 
 def _check_union(key: str, value: object, annotation: Any) -> None:
@@ -116,10 +137,10 @@ def _fits(value: object, annotation: Any) -> bool:
     if get_origin(annotation) is Literal:
         return any(type(value) is type(a) and value == a for a in get_args(annotation))
     kind = get_origin(annotation) or annotation
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+            return False
+        return -LARGEST <= value <= LARGEST  # NaN and the infinities do not
     if kind in (bool, str):
         return isinstance(value, kind)
     if kind in (None, types.NoneType):
@@ -140,6 +161,10 @@ def _describe(annotation: Any) -> str | None:
     if annotation is Node:
         return "a mapping with `_target_`"
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return " ".join(
+            filter(None, [_describe(arguments[0]), *(str(b) for b in arguments[1:] if isinstance(b, Bounds))])
+        )
     if origin is Literal:
         return "one of " + ", ".join(repr(a) for a in arguments)
     if origin in _UNIONS:
@@ -158,4 +183,8 @@ def _describe(annotation: Any) -> str | None:
 
 def _wrong(key: str, annotation: Any, value: object) -> ConfigError:
     expected = _describe(annotation)
+    if isinstance(value, float) and not math.isfinite(value):
+        expected = f"a finite number, {expected}"
+    elif isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        expected = f"a number of 64 bits, {expected}"
     return ConfigError(f"Expected `{key}` to be {expected}, but got {value!r} ({type(value).__name__}).")

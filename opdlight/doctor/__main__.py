@@ -5,12 +5,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from opdlight.config import DoctorConfig, hydra_entry
+from opdlight.console import stage
 
 
 def run(cfg: DictConfig) -> Any:
     """Hand the checked config over; a mistake in it was reported before the slow imports."""
-    from opdlight.doctor.examination import examine_config
-
+    with stage("loading libraries", log=False):
+        from opdlight.doctor.examination import examine_config
     return examine_config(cfg)
 
 

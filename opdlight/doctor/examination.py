@@ -9,16 +9,17 @@ from typing import Any
 from hydra.errors import InstantiationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from opdlight import run_folder
 from opdlight.config import instantiate
+from opdlight.console import say, show, stage, track
 from opdlight.data import TaskMixture
 from opdlight.doctor.answers import check_answers, first_turns, whole_episodes
 from opdlight.doctor.findings import Finding, Verdict, as_json, table, worst
 from opdlight.doctor.limits import check_context, check_support
 from opdlight.doctor.memory import check_memory, on_gpu
 from opdlight.doctor.patient import Pair, Patient
+from opdlight.doctor.precision import check_precision
 from opdlight.doctor.scores import check_determinism, check_identical
 from opdlight.doctor.special_tokens import check_special_tokens
 from opdlight.doctor.templates import check_history, check_plain_text, check_template
@@ -43,21 +44,27 @@ OF_TASK: Mapping[str, Callable[[Patient, str], list[Finding]]] = {
 OF_RUN: Mapping[str, Callable[[Patient], list[Finding]]] = {
     "support": check_support,
     "student as its teacher": check_identical,
+    "precision": check_precision,
     "memory": check_memory,
 }
 
 
 def examine(patient: Patient) -> list[Finding]:
     """Every check that needs no answer of the student."""
+    checks: list[tuple[str, str, Callable[[], Iterable[Finding]]]] = [
+        *(
+            (name, pair.name, partial(of_pair, patient, pair))
+            for pair in patient.pairs
+            for name, of_pair in OF_PAIR.items()
+        ),
+        *((name, task, partial(of_task, patient, task)) for task in patient.tasks for name, of_task in OF_TASK.items()),
+        *((name, "", partial(of_run, patient)) for name, of_run in OF_RUN.items()),
+    ]
     found: list[Finding] = []
-    for pair in patient.pairs:
-        for name, of_pair in OF_PAIR.items():
-            found += attempt(name, pair.name, partial(of_pair, patient, pair))
-    for task in patient.tasks:
-        for name, of_task in OF_TASK.items():
-            found += attempt(name, task, partial(of_task, patient, task))
-    for name, of_run in OF_RUN.items():
-        found += attempt(name, "", partial(of_run, patient))
+    with stage("doctor", len(checks), log=False) as bar:
+        for done, (name, about, run) in enumerate(checks):
+            bar.update(done, title=f"doctor: {name}")
+            found += attempt(name, about, run)
     return found
 
 
@@ -89,6 +96,7 @@ def patient_of(
         engine=_plain(cfg.engine),
         trainer=_plain(cfg.trainer),
         optimizer=str(cfg.optimizer.get("_target_", "")),
+        learning_rate=cfg.optimizer.get("lr", cfg.model.learning_rate),
         dtype=cfg.model.dtype,
         micro_batch_tokens=cfg.micro_batch_tokens,
         temperature=cfg.sampling.temperature,
@@ -101,23 +109,24 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
     """Load the models that a config names, check everything, print the report; exits with 1 if anything fails."""
     run_folder.quiet_libraries()
     mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
     loss: Loss = instantiate(cfg.loss)
-    console = Console(width=None if Console().is_terminal else 140)
-    student, found = _student(cfg)
+    with stage("loading the student"):
+        student, found = _student(cfg)
     if student is not None:
         teachers: dict[str, Teacher] = {}
-        for name, task in mixture.tasks.items():
-            found += attempt("teacher", f"{task.teacher} ({name})", partial(_teach, teachers, mixture, name, cfg))
+        for name, teacher in track(list(mixture.teachers.items()), "loading the teachers"):
+            found += attempt("teacher", f"{teacher} ({name})", partial(_teach, teachers, mixture, name, cfg))
         patient = patient_of(cfg, mixture, student, loss, teachers)
         if on_gpu(patient):
             for model in (student, *teachers.values()):
                 model.to("cuda")
-        with console.status("examining"):
-            found += examine(patient)
+        found += examine(patient)
+        with stage("greedy answers"):
             found += _answers(cfg, patient)
-    console.print(table(found))
+    show(table(found))
     counts = {v: sum(f.verdict is v for f in found) for v in Verdict}
-    console.print("doctor: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
+    say("doctor: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
     if cfg.out is not None:
         Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
         run_folder.write(Path(cfg.out), as_json(found) + "\n")
@@ -136,17 +145,16 @@ def examine_quickly(cfg: DictConfig, mixture: TaskMixture, module: OnPolicyDisti
     """
     if not cfg.doctor:
         return
-    teachers = {name: module.teachers.of(name) for name in mixture.names}
+    teachers = {name: module.teachers.of(name) for name in mixture.teachers}
     with isolate_rng(include_cuda=False):
         found = examine(patient_of(cfg, mixture, module.student, module.loss, teachers))
     bad = [f for f in found if f.verdict is not Verdict.PASS]
-    console = Console(quiet=not run_folder.is_first_process())
     for finding in bad:
-        console.print(f"doctor: {finding}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(f"doctor: {finding}", style="yellow")
     if worst(found) is Verdict.FAIL:
         reasons = " ".join(str(f) for f in bad if f.verdict is Verdict.FAIL)
         raise ConfigError(f"The doctor found what would spoil the run: {reasons} To train all the same: doctor=false")
-    console.print(f"doctor: {len(found) - len(bad)} checks passed", highlight=False)
+    say(f"doctor: {len(found) - len(bad)} checks passed")
 
 
 def _student(cfg: DictConfig) -> tuple[Student | None, list[Finding]]:
@@ -161,9 +169,9 @@ def _student(cfg: DictConfig) -> tuple[Student | None, list[Finding]]:
 
 
 def _teach(teachers: dict[str, Teacher], mixture: TaskMixture, name: str, cfg: DictConfig) -> list[Finding]:
-    model = resolve_model(mixture.tasks[name].teacher)
-    known = {resolve_model(mixture.tasks[other].teacher): teacher for other, teacher in teachers.items()}
-    teachers[name] = known.get(model) or instantiate(cfg.teacher)(mixture.tasks[name].teacher)
+    models = mixture.teachers
+    known = {resolve_model(models[other]): teacher for other, teacher in teachers.items()}
+    teachers[name] = known.get(resolve_model(models[name])) or instantiate(cfg.teacher)(models[name])
     return []
 
 

@@ -10,6 +10,8 @@ from enum import StrEnum
 from rich.table import Table
 from rich.text import Text
 
+from opdlight import console
+
 
 class Verdict(StrEnum):
     """How bad it is: `warn` costs quality or memory, `fail` makes the run pointless or stops it."""
@@ -65,7 +67,7 @@ def worst(findings: Sequence[Finding]) -> Verdict:
 
 def table(findings: Sequence[Finding]) -> Table:
     """The report for the screen; a repair stands below its evidence."""
-    shown = Table("check", "of", "", "evidence", title="opdlight.doctor", show_lines=True)
+    shown = console.table("check", "of", "", "evidence", title="opdlight.doctor", show_lines=True)
     for f in findings:
         evidence = Text(f.evidence)
         if f.repair:

@@ -7,7 +7,7 @@ size, f width of the MLP, V rows of the head, K support size.
     gradients    P_t b'                      b' = 4 under LoRA (adapters stay in float32), else b
     optimizer    s P_t b'                    s = 2 moments of Adam, 1 of SGD with momentum and the like
     teachers     Σ P_teacher b               and P b for a reference
-    engine       P b + its key/value cache   on a GPU: gpu_memory_utilization × the GPU's memory
+    engine       P b_e + its key/value cache of its own dtype; on a GPU: gpu_memory_utilization × the GPU's memory
     activations  T L (10 d + 4 f) b          0.84 to 1.03 of it measured on Llamas; checkpointing keeps
                                              T L d b and one layer's T (10 d + 4 f) b
     logits       4 T K · 4 bytes on a support, 4 T V · 4 on the full vocabulary, and 256 V · 4 · 3 for one chunk
@@ -69,7 +69,7 @@ def estimate(patient: Patient, gpu: bool, there: int) -> dict[str, float]:
         "gradients": trained,
         "optimizer": moments * trained,
         "teachers": teachers + (own if needs.reference else 0),
-        "engine": _engine(patient, own, gpu, there),
+        "engine": _engine(patient, gpu, there),
         "activations": kept,
         "logits": 4 * tokens * compared * 4 + CHUNK * width * 4 * 3,
     }
@@ -97,9 +97,7 @@ def check_memory(patient: Patient) -> list[Finding]:
         return found(Verdict.PASS, f"{evidence}; before `trainer.strategy` divides it")
     lora = "+model.student.lora.r=8" if not patient.student.has_adapter else "model=<a smaller model>"
     if sure > there:
-        dtype = [override("model.dtype", "bfloat16")] if patient.dtype != "bfloat16" else []
-        evidence = f"weights, optimizer and engine alone do not fit; {evidence}"
-        return found(Verdict.FAIL, evidence, " ".join([*dtype, lora]))
+        return found(Verdict.FAIL, f"weights, optimizer and engine alone do not fit; {evidence}", lora)
     if whole > TIGHT * there:
         fixed = copies * sum(estimate(replace(patient, micro_batch_tokens=0), gpu, there).values())
         tokens = int(patient.micro_batch_tokens * (TIGHT * there - fixed) / (whole - fixed))
@@ -113,7 +111,7 @@ def _bytes(model: torch.nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_meta)  # a server has its own
 
 
-def _engine(patient: Patient, own: int, gpu: bool, there: int) -> float:
+def _engine(patient: Patient, gpu: bool, there: int) -> float:
     """The copies of the weights and the caches of the engines beside the trainer; defaults are those of their class."""
     pool, node = patient.engine, patient.one_engine
     if pool.get("num_gpus") or pool.get("address"):  # its engines are elsewhere
@@ -122,7 +120,11 @@ def _engine(patient: Patient, own: int, gpu: bool, there: int) -> float:
     if "_target_" in node:
         defaults = inspect.signature(locate("engine._target_", node["_target_"])).parameters
     setting = {n: p.default for n, p in defaults.items() if isinstance(p.default, int | float)} | dict(node)
-    each = own + float(setting.get("kv_cache_gib", 0.0)) * GIB
+    width = BYTES[node.get("dtype", patient.dtype)]
+    numbers = sum(
+        p.numel() for name, p in patient.student.named_parameters() if "lora_" not in name
+    )  # it has them merged
+    each = numbers * width + float(setting.get("kv_cache_gib", 0.0)) * GIB
     if gpu:
         each = float(setting.get("gpu_memory_utilization", 0.0)) * there
     return float(pool.get("actors", 1) * each)

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from opdlight.data import Task, episode_seed
+from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.losses import Loss, SpecialTokenMask
 from opdlight.models import Student, Teacher
 
@@ -23,12 +24,13 @@ class Opening:
 
 
 def openings(name: str, task: Task, count: int = PROMPTS) -> list[Opening]:
-    """The first prompts of `count` training episodes."""
+    """The first prompts of `count` training episodes; of held-out ones where there are no others."""
     env = task.make_env()
+    first = 0 if task.weight > 0 else FIRST_HELD_OUT_SEED
     try:
         found = []
         for i in range(count):
-            observation, _ = env.reset(seed=episode_seed("doctor", name, i))
+            observation, _ = env.reset(seed=first + episode_seed("doctor", name, i))
             found.append(
                 Opening(
                     system_prompt=env.system_prompt,
@@ -88,6 +90,7 @@ class Patient:
         engine: the engine's config node, resolved.
         trainer: the trainer's config node.
         optimizer: dotted name of the optimizer.
+        learning_rate: its largest.
         dtype: of weights.
         micro_batch_tokens: padded tokens of one forward and backward.
         temperature: of the rollout policy.
@@ -105,6 +108,7 @@ class Patient:
     engine: Mapping[str, Any] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
     optimizer: str = "torch.optim.AdamW"
+    learning_rate: float = 1e-3
     dtype: str = "float32"
     micro_batch_tokens: int = 1024
     temperature: float = 1.0

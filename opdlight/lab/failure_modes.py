@@ -6,12 +6,13 @@ from omegaconf import DictConfig
 
 from opdlight.config import hydra_entry
 from opdlight.config.schemas import FailureModesConfig
+from opdlight.console import stage
 
 
 def run(cfg: DictConfig) -> Any:
     """Hand the checked config over; a mistake in it was reported before the slow imports."""
-    from opdlight.lab.failure_study import study
-
+    with stage("loading libraries", log=False):
+        from opdlight.lab.failure_study import study
     return study(cfg)
 
 

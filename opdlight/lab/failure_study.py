@@ -11,10 +11,10 @@ from typing import Any
 
 import lightning as L
 from omegaconf import DictConfig
-from rich.console import Console
 
 from opdlight import run_folder
 from opdlight.config import instantiate
+from opdlight.console import say, stage
 from opdlight.data import Task, TaskMixture
 from opdlight.errors import ConfigError
 from opdlight.evaluation import make_collector
@@ -47,7 +47,8 @@ class Other:
 @contextmanager
 def collecting(cfg: DictConfig, model: str, student: Student, tasks: Mapping[str, Task]) -> Iterator[Collector]:
     """A collector with its own engine, which ends with the block."""
-    engine = instantiate(cfg.engine, model=model)
+    with stage("starting the engine"):
+        engine = instantiate(cfg.engine, model=model)
     try:
         collector = make_collector(engine, student.tokenizer, tasks, cfg.env_threads, student.chat_template)
         yield collector
@@ -60,46 +61,42 @@ def study(cfg: DictConfig) -> dict[str, float]:
     """All parts; figures and `failure_modes.json` go to the run folder, tables to the terminal."""
     started = time.perf_counter()
     folder = run_folder.open_run(cfg)
-    console = Console(width=None if Console().is_terminal else 140)
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
-    if cfg.special and cfg.special.task not in mixture.tasks:
-        raise ConfigError.wrong("special.task", expected=f"one of {', '.join(mixture.names)}", got=cfg.special.task)
+    mixture.check_envs()
+    tasks = {name: mixture.tasks[name] for name in mixture.teachers}
+    if cfg.special and cfg.special.task not in tasks:
+        raise ConfigError.wrong("special.task", expected=f"one of {', '.join(tasks)}", got=cfg.special.task)
     student: Student = instantiate(cfg.model.student)
-    teachers = Teachers(
-        {n: t.teacher for n, t in mixture.tasks.items()}, student, partial(Teacher, dtype=cfg.model.dtype)
-    )
+    teachers = Teachers(mixture.teachers, student, partial(Teacher, dtype=cfg.model.dtype))
     policies = {"top-p 1": 1.0, f"top-p {cfg.top_p:g}": cfg.top_p}
-    with console.status("rolling out"), collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
-        rolled = {p: roll_out(collector, mixture.names, cfg.episodes, v, cfg.seed) for p, v in policies.items()}
+    with stage("rolling out"), collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
+        rolled = {p: roll_out(collector, tasks, cfg.episodes, v, cfg.seed) for p, v in policies.items()}
     ordinary = _own_mask(cfg, student)
-    with console.status("scoring"):
+    with stage("scoring"):
         ask: dict[str, Any] = {"k": cfg.k, "ngram": cfg.ngram, "kept": ordinary.kept}
         scored = {
             p: {task: measure(student, teachers, made, **ask) for task, made in found.items()}
             for p, found in rolled.items()
         }
-    with console.status("intervals"):
+    with stage("intervals"):
         first = scored["top-p 1"]
         one = {task: imbalance(tokens, draws=cfg.draws, seed=cfg.seed) for task, tokens in first.items()}
-        two = {task: _depth_of(cfg, task, scored, rolled) for task in mixture.names}
+        two = {task: _depth_of(cfg, task, scored, rolled) for task in tasks}
     draw_imbalance(folder / "imbalance.png", first, one)
     draw_depth(folder / "depth.png", two)
-    print_imbalance(console, one, first)
-    print_depth(console, two)
+    print_imbalance(one, first)
+    print_depth(two)
     found: dict[str, Any] = {"imbalance": one, "depth": two}
     if cfg.special:
-        three = {
-            name: _special(cfg, mixture, number, name, folder, console)
-            for number, name in enumerate(cfg.special.students)
-        }
+        three = {name: _special(cfg, mixture, number, name, folder) for number, name in enumerate(cfg.special.students)}
         plain = listed_shares(first[cfg.special.task], draws=cfg.draws, seed=cfg.seed)
         shares = {name: other.shares for name, other in three.items()} | {"the plain student": plain}
         arms = {name: other.arms for name, other in three.items()}
         draw_special(folder / "special_tokens.png", list(three.values())[-1].text, shares, arms)
-        print_special(console, shares, {name: other.by_token for name, other in three.items()}, arms)
+        print_special(shares, {name: other.by_token for name, other in three.items()}, arms)
         for name, other in three.items():
-            console.print(
+            say(
                 f"{name}: ids 0 to {other.shared_ids - 1} are shared; the student has {other.student_ids}, the teacher "
                 f"{other.teacher_ids}: what only the teacher has is left out of every support."
             )
@@ -109,7 +106,7 @@ def study(cfg: DictConfig) -> dict[str, float]:
         folder / "failure_modes.json",
         json.dumps(_plain(found | {"seconds": seconds}), indent=2, ensure_ascii=False, allow_nan=False),
     )
-    console.print(f"{seconds:.0f} s, run folder: {folder}", soft_wrap=True)
+    say(f"{seconds:.0f} s, run folder: {folder}")
     return {"seconds": seconds}
 
 
@@ -133,18 +130,18 @@ def _depth_of(
     return {policy: depth(cfg, tokens, rolled[policy][task], edges, turns) for policy, tokens in mine.items()}
 
 
-def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, folder: Path, console: Console) -> Other:
+def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, folder: Path) -> Other:
     name, other = cfg.special.task, cfg.special.students[title]
     alone = TaskMixture({name: mixture.tasks[name]})
     ask = {"draws": cfg.draws, "seed": cfg.seed}
     model = folder / f"other-student-{number + 1}"
-    with console.status(f"{title}: teaching the student"):
+    with stage(f"{title}: teaching the student"):
         student = taught_student(cfg, other.dropped, name, alone.tasks[name], model)
-    teachers = Teachers({name: alone.tasks[name].teacher}, student, partial(Teacher, dtype=cfg.model.dtype))
+    teachers = Teachers(alone.teachers, student, partial(Teacher, dtype=cfg.model.dtype))
     mask: SpecialTokenMask = instantiate(other.mask).resolve(student.tokenizer)
     status = f"{title}: rolling out and distilling"
-    with console.status(status), collecting(cfg, str(model), student, alone.tasks) as collector:
-        made = roll_out(collector, [name], cfg.episodes, 1.0, cfg.seed)[name]
+    with stage(status), collecting(cfg, str(model), student, alone.tasks) as collector:
+        made = roll_out(collector, alone.tasks, cfg.episodes, 1.0, cfg.seed)[name]
         tokens = measure(student, teachers, made, k=cfg.k, ngram=cfg.ngram, kept=mask.kept)
         arms = distil(cfg, alone, model, collector, mask.kept) if cfg.special.opd_updates else []
     shown = min(range(len(made)), key=lambda i: (made[i].status is not Status.SUCCESS, i))  # the first solved, if any

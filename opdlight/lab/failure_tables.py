@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 
-from rich.console import Console
-from rich.table import Table
-
+from opdlight.console import show, table
 from opdlight.lab.bootstrap import Interval
 from opdlight.lab.failure_summary import LARGE, SHARES, SIGNALS, Depth
 from opdlight.lab.failure_tokens import Tokens
@@ -31,37 +29,35 @@ def verdict(interval: Interval, *, sign: int, threshold: float = 0.0) -> str:
     return "yes" if low > 0 else "the opposite" if high < 0 else "not shown"
 
 
-def print_imbalance(
-    console: Console, figures: Mapping[str, Mapping[str, Interval]], tokens: Mapping[str, Tokens]
-) -> None:
+def print_imbalance(figures: Mapping[str, Mapping[str, Interval]], tokens: Mapping[str, Tokens]) -> None:
     """Negative rewards and concentration."""
-    table = Table("task", "figure", "all tokens", *(f"top {100 * s:g} % carry" for s in SHARES))
-    table.title = "1. Imbalance of the sampled token (rollouts at top-p 1)"
+    shown = table("task", "figure", "all tokens", *(f"top {100 * s:g} % carry" for s in SHARES))
+    shown.title = "1. Imbalance of the sampled token (rollouts at top-p 1)"
     claims = []
     for task, mine in figures.items():
         count = f"{len(tokens[task].token):,} tokens"
         for name, label in NEGATIVE.items():
-            table.add_row(task if name == "negative" else "", label, mine[name].percent(), *("" for _ in SHARES))
+            shown.add_row(task if name == "negative" else "", label, mine[name].percent(), *("" for _ in SHARES))
         for name in SIGNALS:
             tops = [mine[f"{name}/top_{100 * s:g}"].percent() for s in SHARES]
-            table.add_row(count if name == "reward" else "", SIGNAL_NAMES[name], "", *tops)
+            shown.add_row(count if name == "reward" else "", SIGNAL_NAMES[name], "", *tops)
         less = [mine[f"matching_less_sampled/top_{100 * s:g}"] for s in SHARES]
-        table.add_row("", "LSM less sampled token", "", *(i.percent() for i in less), end_section=True)
+        shown.add_row("", "LSM less sampled token", "", *(i.percent() for i in less), end_section=True)
         most = [verdict(mine[name], sign=1, threshold=0.5) for name in ("negative", "negative_large")]
         fewer = ", ".join(verdict(i, sign=-1) for i in less)
         claims.append(
             f"{task}: most rewards are negative: {most[0]} (of the large ones: {most[1]}); "
             f"LSM is less concentrated: {fewer} (top 1 %, 10 %)"
         )
-    table.caption = "The paper's claims. " + ". ".join(claims)
-    console.print(table)
+    shown.caption = "The paper's claims. " + ". ".join(claims)
+    show(shown)
 
 
-def print_depth(console: Console, depths: Mapping[str, Mapping[str, Depth]]) -> None:
+def print_depth(depths: Mapping[str, Mapping[str, Depth]]) -> None:
     """The gap in depth, repetition and limits."""
     policies = list(next(iter(depths.values())))
-    table = Table("task", "figure", *policies)
-    table.title = "2. The teacher on student prefixes: gap log π(y) − log q(y), late against early"
+    shown = table("task", "figure", *policies)
+    shown.title = "2. The teacher on student prefixes: gap log π(y) − log q(y), late against early"
     claims = []
     for task, by_policy in depths.items():
         rows = {}
@@ -79,7 +75,7 @@ def print_depth(console: Console, depths: Mapping[str, Mapping[str, Depth]]) -> 
         }
         rows |= {label: [d.repetition[name] for d in by_policy.values()] for name, label in said.items()}
         for i, (label, cells) in enumerate(rows.items()):
-            table.add_row(task if not i else "", label, *map(str, cells))
+            shown.add_row(task if not i else "", label, *map(str, cells))
         shares = {
             "repetition_rate": "n-grams that occurred before",
             "cut_by_length": "trajectories with a completion cut by length",
@@ -87,18 +83,17 @@ def print_depth(console: Console, depths: Mapping[str, Mapping[str, Depth]]) -> 
         }
         for name, label in shares.items():
             percentages = [d.repetition[name].percent() for d in by_policy.values()]
-            table.add_row("", label, *percentages, end_section=name == "success")
+            shown.add_row("", label, *percentages, end_section=name == "success")
         wider = by_policy[policies[0]].widening
         claims.append(
             f"{task}: with position the gap widens: {verdict(wider['width'], sign=1)}, its mean grows: "
             f"{verdict(wider['mean'], sign=1)}"
         )
-    table.caption = "The paper's claim, at top-p 1. " + ". ".join(claims)
-    console.print(table)
+    shown.caption = "The paper's claim, at top-p 1. " + ". ".join(claims)
+    show(shown)
 
 
 def print_special(
-    console: Console,
     shares: Mapping[str, Mapping[str, Interval]],
     by_token: Mapping[str, Mapping[str, Mapping[str, float]]],
     arms: Mapping[str, Mapping[str, Interval]],
@@ -111,8 +106,8 @@ def print_special(
         by_token: other student → token → means.
         arms: other student → arm → success and length-limit hits; empty if none was distilled.
     """
-    table = Table("what the special tokens carry", *shares)
-    table.title = "3. Special tokens that student and teacher write differently"
+    shown = table("what the special tokens carry", *shares)
+    shown.title = "3. Special tokens that student and teacher write differently"
     names = {"tokens": "share of tokens", "reward": "share of |reward|",
              "sampled_gradient": "share of gradient norms, sampled token",
              "matching_gradient": "share of gradient norms, LSM", "mean_listed": "mean |reward| of them (nats)",
@@ -120,32 +115,32 @@ def print_special(
              "top_1_masked": "top 1 % of |reward|, with the mask"}  # fmt: skip
     for name, label in names.items():
         cells = [s[name] for s in shares.values()]
-        table.add_row(label, *(str(c) if name.startswith("mean") else c.percent() for c in cells))
+        shown.add_row(label, *(str(c) if name.startswith("mean") else c.percent() for c in cells))
     *others, alike = shares.items()
     follows = "; ".join(
         f"{name}: {'yes' if mine['mean_other'].low > alike[1]['mean_other'].high else 'not shown'}"
         for name, mine in others
     )
-    table.caption = (
+    shown.caption = (
         "The mask takes the special tokens away. What it cannot mend: a teacher that reads a prefix which it would not "
         f"have written. Is |reward| of the other tokens too larger than the plain student's? {follows}"
     )
-    console.print(table)
-    table = Table("student", "token", "count", "mean log π (nats)", "mean log q (nats)")
+    show(shown)
+    shown = table("student", "token", "count", "mean log π (nats)", "mean log q (nats)")
     for student, tokens in by_token.items():
         for token, mine in sorted(tokens.items(), key=lambda item: item[1]["teacher"]):
             row = [repr(token), f"{mine['count']:.0f}", f"{mine['student']:.2f}", f"{mine['teacher']:.2f}"]
-            table.add_row(student, *row)
-    console.print(table)
+            shown.add_row(student, *row)
+    show(shown)
     for student, figures in arms.items():
         if not figures:
             continue
-        table = Table("distilled by", "held-out success", "cut by length")
-        table.title = f"{student}: after a few updates; one training seed"
+        shown = table("distilled by", "held-out success", "cut by length")
+        shown.title = f"{student}: after a few updates; one training seed"
         for name in dict.fromkeys(n.rpartition("/")[0] for n in figures):
-            table.add_row(name, figures[f"{name}/success"].percent(), figures[f"{name}/cut_by_length"].percent())
+            shown.add_row(name, figures[f"{name}/success"].percent(), figures[f"{name}/cut_by_length"].percent())
         effects = {n: i for n, i in figures.items() if "effect" in n and n.endswith("/success")}
-        table.caption = "The paper's claim, the mask helps. " + "; ".join(
+        shown.caption = "The paper's claim, the mask helps. " + "; ".join(
             f"{n.removesuffix('/success').partition(': ')[2]}: {verdict(i, sign=1)}" for n, i in effects.items()
         )
-        console.print(table)
+        show(shown)

@@ -1,13 +1,13 @@
 """Every sampled token of some trajectories: what both models say of it, and the gradients that it causes."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from opdlight.collate import Collate
-from opdlight.data import held_out
+from opdlight.data import Task, held_out
 from opdlight.failure_metrics import matching_gradient_norm, repeated, sampled_token_gradient_norm
 from opdlight.losses import Needs
 from opdlight.models import Student, Teachers
@@ -94,8 +94,9 @@ def measure(
 
 
 def roll_out(
-    collector: Collector, tasks: Sequence[str], episodes: int, top_p: float, seed: int
+    collector: Collector, tasks: Mapping[str, Task], episodes: int, top_p: float, seed: int
 ) -> dict[str, list[Trajectory]]:
     """`episodes` held-out episodes a task at temperature 1."""
     sampling = Sampling(temperature=1.0, top_p=top_p)
-    return {name: collector.collect(held_out(name, episodes), sampling, sampling_seed=seed) for name in tasks}
+    requests = {name: held_out(name, replace(task, episodes=episodes, samples=1)) for name, task in tasks.items()}
+    return {name: collector.collect(asked, sampling, sampling_seed=seed) for name, asked in requests.items()}

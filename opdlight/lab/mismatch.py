@@ -111,7 +111,7 @@ def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Colle
     for title, make in losses.items():
         for masked in (False, True):
             student = Student(str(folder), cfg.model.dtype)
-            teachers = Teachers({name: mixture.tasks[name].teacher}, student, partial(Teacher, dtype=cfg.model.dtype))
+            teachers = Teachers(mixture.teachers, student, partial(Teacher, dtype=cfg.model.dtype))
             collector.engine.update_weights(student.named_weights(), 0)
             module = OnPolicyDistillation(
                 student=student,
@@ -146,7 +146,7 @@ def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Colle
 
 def _judged(cfg: DictConfig, mixture: TaskMixture, collector: Collector, loss: str, *, masked: bool) -> Arm:
     name = cfg.special.task
-    requests = held_out(name, mixture.tasks[name].episodes)
+    requests = held_out(name, mixture.tasks[name])
     found = collector.collect(requests, Sampling(temperature=1.0, top_p=cfg.top_p))
     return Arm(
         loss=loss,

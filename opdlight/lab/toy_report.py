@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from opdlight import console
 from opdlight.lab.intervals import Mean
 from opdlight.lab.toy_training import Outcome
 from opdlight.lab.toy_walk import WALKS
@@ -80,7 +81,9 @@ def main_table(rows: Sequence[Row], outcome: Outcome) -> Table:
     """γ by γ: mean and 95 % interval over seeds."""
     seeds = len({s for s, _ in outcome.runs})
     low = min(r.gamma for r in rows)
-    table = Table("γ", "gradient variance (log₁₀)", f"over γ = {low:g} (log₁₀)", "reverse KL at the end (nats/step)")
+    table = console.table(
+        "γ", "gradient variance (log₁₀)", f"over γ = {low:g} (log₁₀)", "reverse KL at the end (nats/step)"
+    )
     table.title = f"discounted on-policy distillation, mean ± 95 % interval over {seeds} seeds (Student t)"
     for walk in WALKS:
         table.add_column(f"end to target, {walk.name}")
@@ -102,7 +105,7 @@ def sensitivity_table(outcomes: Mapping[str, Outcome], iterations: int) -> Table
     first = next(iter(outcomes.values()))
     gammas = list(dict.fromkeys(g for _, g in first.runs))
     low, *others = sorted(gammas)
-    table = Table(
+    table = console.table(
         title=f"sensitivity, {iterations} iterations: variance of a γ over γ = {low:g}, and who is off target"
     )
     table.add_column("setting", no_wrap=True)

@@ -3,11 +3,12 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from opdlight.bounds import Bounds, NonNegativeFloat, PositiveFloat, PositiveInt
 from opdlight.lab.toy_estimator import discounted_gradient
 from opdlight.lab.toy_walk import (
     WALKS,
@@ -30,18 +31,18 @@ TEST_WALKS = 512  # rolled out of each policy, for each task, when it is trained
 class Setting:
     """What the paper states (horizon, walks, micro_batches) or leaves open (the rest)."""
 
-    horizon: int
-    walks: int
-    micro_batches: int
-    width: int
+    horizon: PositiveInt
+    walks: PositiveInt
+    micro_batches: Annotated[int, Bounds(at_least=2)]
+    width: PositiveInt
     activation: Literal["relu", "tanh"]
-    sigma_min: float
+    sigma_min: PositiveFloat
     optimizer: Literal["adam", "sgd"]
-    learning_rate: float
-    teacher_iterations: int
-    teacher_learning_rate: float
-    distance_cost: float
-    step_cost: float
+    learning_rate: PositiveFloat
+    teacher_iterations: PositiveInt
+    teacher_learning_rate: PositiveFloat
+    distance_cost: NonNegativeFloat
+    step_cost: NonNegativeFloat
 
     def __post_init__(self) -> None:
         lowest = {"horizon": 1, "width": 1, "micro_batches": 2, "teacher_iterations": 1}

@@ -1,17 +1,16 @@
 """The estimators on real trajectories of a student, with its real teachers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from opdlight.collate import Collate
 from opdlight.config import instantiate
+from opdlight.console import stage, track
 from opdlight.data import TaskMixture, held_out
 from opdlight.evaluation import make_collector
 from opdlight.lab.intervals import student_t
@@ -35,31 +34,31 @@ class Real:
 
 def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[str, list[Trajectory]]:
     """`episodes` held-out episodes a task at temperature 1, top-p 1: the policy that the estimators assume."""
-    engine = instantiate(cfg.engine, model=cfg.model.student.model)
+    with stage("starting the engine"):
+        engine = instantiate(cfg.engine, model=cfg.model.student.model)
     try:
         collector = make_collector(engine, student.tokenizer, mixture.tasks, cfg.env_threads, student.chat_template)
         sampling = Sampling(temperature=1.0, top_p=1.0)
-        found = {
-            name: collector.collect(held_out(name, cfg.episodes, 1), sampling, sampling_seed=cfg.seed)
-            for name in mixture.names
-        }
+        found = {}
+        for name in mixture.teachers:
+            requests = held_out(name, replace(mixture.tasks[name], episodes=cfg.episodes, samples=1))
+            with stage(f"rolling out {name}", len(requests)) as bar:
+                found[name] = collector.collect(requests, sampling, sampling_seed=cfg.seed, progress=bar.update)
         collector.close()
     finally:
         engine.close()
     return found
 
 
-def measure_tasks(cfg: DictConfig, losses: Mapping[str, Loss], console: Console) -> list[Real]:
+def measure_tasks(cfg: DictConfig, losses: Mapping[str, Loss]) -> list[Real]:
     """Roll out, then every loss's gradient of every trajectory."""
     mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
     student: Student = instantiate(cfg.model.student)
-    teachers = Teachers(
-        {n: t.teacher for n, t in mixture.tasks.items()}, student, partial(Teacher, dtype=cfg.model.dtype)
-    )
-    with console.status("rolling out"):
-        trajectories = roll_out(cfg, mixture, student)
+    teachers = Teachers(mixture.teachers, student, partial(Teacher, dtype=cfg.model.dtype))
+    trajectories = roll_out(cfg, mixture, student)
     collate = Collate(
-        tasks=mixture.names,
+        tasks=tuple(mixture.teachers),
         pad_id=0,
         vocabulary_size=teachers.shared_vocabulary,
         micro_batch_tokens=cfg.model.max_model_len,

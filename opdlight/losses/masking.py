@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from opdlight.bounds import NonNegativeInt
+
 
 class Encodes(Protocol):
     """The part of a Hugging Face tokenizer that resolves strings to ids."""
@@ -29,7 +31,7 @@ class SpecialTokenMask:
     [False, False, False, True, True, True]
     """
 
-    tokens: Sequence[int | str | Sequence[int | str]] = ()
+    tokens: Sequence[NonNegativeInt | str | Sequence[NonNegativeInt | str]] = ()
     occurrence: Literal["first", "every"] = "first"
 
     def __post_init__(self) -> None:

@@ -1,10 +1,12 @@
 """Support matching: a divergence on a support, composed of three choices."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from opdlight.bounds import Bounds, PositiveInt
 from opdlight.losses.base import Needs, SupportName
 from opdlight.losses.divergences import MIXED, DivergenceName, divergence
 from opdlight.losses.outside import OutsideName, absolute, renormalised, sampled_tail, with_tail
@@ -36,11 +38,11 @@ class SupportMatching:
     """
 
     support: SupportName = "teacher_top_k"
-    k: int = 32
+    k: PositiveInt = 32
     divergence: DivergenceName = "reverse_kl"
     outside: OutsideName = "renormalise"
-    mix: float | None = None
-    nucleus: float | None = None
+    mix: Annotated[float, Bounds(above=0, below=1)] | None = None
+    nucleus: Annotated[float, Bounds(above=0, at_most=1)] | None = None
 
     def __post_init__(self) -> None:
         problem = self._problem()

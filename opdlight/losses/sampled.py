@@ -1,11 +1,12 @@
 """Policy gradient on the sampled token: the baseline that local support matching is compared with."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from opdlight.bounds import Bounds, NonNegativeFloat, UnitFloat
 from opdlight.losses.base import Needs, Shared, alone
 from opdlight.losses.divergences import reverse_kl
 from opdlight.losses.outside import renormalised
@@ -113,13 +114,13 @@ class SampledToken:
         ValueError: if an argument makes no sense.
     """
 
-    gamma: float = 0.0
-    extrapolation: float = 1.0
-    reward_weight: float = 0.0
+    gamma: UnitFloat = 0.0
+    extrapolation: NonNegativeFloat = 1.0
+    reward_weight: NonNegativeFloat = 0.0
     baseline: Literal["none", "running_mean", "expected"] = "none"
-    k: int = 32
-    clip: float | None = None
-    dual_clip: float | None = None
+    k: Annotated[int, Bounds(at_least=2)] = 32
+    clip: Annotated[float, Bounds(above=0, below=1)] | None = None
+    dual_clip: Annotated[float, Bounds(above=1)] | None = None
     policy: Literal["full", "top_p"] = "full"
     advantage: Literal["log_ratio", "top_k_kl"] = "log_ratio"
     running: RunningMean = field(default_factory=RunningMean, init=False, repr=False, compare=False)

@@ -1,11 +1,12 @@
 """Losses made of other losses: an entropy gate, weights by turn, weights by importance."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from opdlight.bounds import Bounds, NonNegativeFloat, PositiveInt
 from opdlight.losses.base import Loss, Needs, Remembers, Shared, alone
 from opdlight.losses.divergences import forward_kl
 from opdlight.losses.outside import absolute, renormalised
@@ -26,9 +27,9 @@ class EntropyAware:
         weight: α.
     """
 
-    k: int = 16
-    threshold: float = 0.8
-    weight: float = 1.0
+    k: PositiveInt = 16
+    threshold: NonNegativeFloat = 0.8
+    weight: NonNegativeFloat = 1.0
     sampled: SampledToken = field(default_factory=SampledToken, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -89,7 +90,7 @@ class TurnWeighted(_Around):
     """
 
     loss: Loss
-    limit: float = 0.2
+    limit: NonNegativeFloat = 0.2
 
     def __post_init__(self) -> None:
         if not self.limit >= 0:
@@ -139,7 +140,7 @@ class ImportanceWeighted(_Around):
     """
 
     loss: Loss
-    cap: float = 2.0
+    cap: Annotated[float, Bounds(at_least=1)] = 2.0
 
     def __post_init__(self) -> None:
         if not self.cap >= 1:

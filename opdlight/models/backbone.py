@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from opdlight.errors import CheckpointError
+from opdlight.errors import CheckpointError, ConfigError
 from opdlight.models.lm_head import LMHead
 from opdlight.types import TokenBatch
 
@@ -26,6 +27,25 @@ def divide(root: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, *, offload
         if type(module).__name__ in layers:
             fully_shard(module, mesh=mesh, offload_policy=policy)
     fully_shard(root, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Let the layers of a model in eval mode keep their inputs alone and compute the rest again in the backward pass.
+
+    transformers does so for a layer in training mode only, so the layers are told that they train; what is inside them
+    is not, and neither is the model. Without a gradient nothing is kept or computed twice.
+
+    Raises:
+        ConfigError: if transformers cannot do it for this architecture.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers or not model.supports_gradient_checkpointing:
+        expected = f"false for {type(model).__name__}, whose layers transformers cannot compute again"
+        raise ConfigError.wrong("model.student.gradient_checkpointing", expected=expected, got=True)
+    # there are no random numbers whose state would have to be kept
+    model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    for layer in layers:
+        layer.training = True
 
 
 def hidden_at(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
@@ -62,17 +82,15 @@ def head_of(model: PreTrainedModel) -> LMHead:
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
-    """Compare `head_of` with the model's own logits on a few tokens.
+    """Compare `head_of` with the own logits of a model in eval mode, on a few tokens.
 
     Raises:
         CheckpointError: if they differ: the architecture does something to its logits that opdlight does not know.
     """
-    head, training = head_of(model), model.training
+    head = head_of(model)
     ids = (torch.arange(PROBE_TOKENS, device=head.weight.device) * 7 % head.width)[None]
-    model.eval()
     theirs = model(input_ids=ids, use_cache=False).logits[0]
     ours = head.logits(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
-    model.train(training)
     if theirs.shape != ours.shape:
         raise CheckpointError(
             f"{type(model).__name__} has {theirs.shape[-1]} logits, but its head {ours.shape[-1]} rows."

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -16,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from opdlight.errors import CheckpointError, ConfigError
+from opdlight.errors import CheckpointError, ConfigError, OpdError
 from opdlight.models import smollm2
 
 LAB = Path(__file__).parents[1] / "assets" / "lab"
@@ -61,9 +62,7 @@ def _bundled(name: str, prefix: str, bundle: Path) -> str:
 
 
 def load_model(name: str | Path, dtype: str) -> PreTrainedModel:
-    """A causal LM without dropout; a LoRA adapter folder is merged into the base that it names.
-
-    Rollouts and teachers know no dropout, so the trained forward has none either: both must be the same policy.
+    """A causal LM in eval mode; a LoRA adapter folder is merged into the base that it names.
 
     Raises:
         ConfigError: naming `model.dtype`. CheckpointError: if the model cannot be loaded.
@@ -75,15 +74,26 @@ def load_model(name: str | Path, dtype: str) -> PreTrainedModel:
         from peft import PeftModel  # slow to import, and only adapters need it
 
         base = load_model(_base_of(source), dtype)
-        return PeftModel.from_pretrained(base, source).merge_and_unload()
+        with _loading("the adapter", name):
+            return PeftModel.from_pretrained(base, source).merge_and_unload()
+    with _loading("the model", name):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], output_loading_info=True)
+        model: PreTrainedModel = loaded[0]
+        if missing := sorted(loaded[1]["missing_keys"]):  # transformers would go on with random ones
+            raise CheckpointError(f"{str(name)!r} lacks {len(missing)} weights of its config, such as {missing[0]!r}.")
+        return model
+
+
+@contextmanager
+def _loading(what: str, name: str | Path) -> Iterator[None]:
+    """Whatever the libraries make of a damaged or unknown folder (each has errors of its own) is a CheckpointError."""
     try:
-        config = AutoConfig.from_pretrained(source)
-        for key, value in config.to_dict().items():
-            if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop")):
-                setattr(config, key, 0.0)
-        return AutoModelForCausalLM.from_pretrained(source, config=config, dtype=DTYPES[dtype])
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"Cannot load the model {str(name)!r}: {error}") from error
+        yield
+    except OpdError:
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"Cannot load {what} {str(name)!r}: {' '.join(reason.split())}") from error
 
 
 def load_skeleton(name: str | Path) -> PreTrainedModel:
@@ -95,12 +105,10 @@ def load_skeleton(name: str | Path) -> PreTrainedModel:
     source = resolve_model(name)
     if is_adapter(source):
         return load_skeleton(_base_of(source))
-    try:
+    with _loading("the config of", name):
         config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"Cannot load the config of {str(name)!r}: {error}") from error
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
     with suppress(OSError):  # not every model has one
         model.generation_config = GenerationConfig.from_pretrained(source)
     return model.eval().requires_grad_(False)
@@ -111,10 +119,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     source = resolve_model(name)
     if is_adapter(source) and not (Path(source) / "tokenizer_config.json").is_file():
         return load_tokenizer(_base_of(source))
-    try:
+    with _loading("the tokenizer of", name):
         return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"Cannot load the tokenizer of {str(name)!r}: {error}") from error
 
 
 @contextmanager
@@ -139,7 +145,8 @@ def _base_of(adapter: str) -> str:
     """The base model an adapter names; a relative folder is looked up from the adapter's own folder first."""
     from peft import PeftConfig
 
-    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    with _loading("the adapter", adapter):
+        base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     if not base:
         raise CheckpointError(f"The adapter {adapter!r} does not name its base model (base_model_name_or_path).")
     beside = Path(adapter) / base

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from opdlight.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 from opdlight.errors import ConfigError, ServerError
 from opdlight.losses import Needs
 from opdlight.models.checkpoints import load_skeleton, load_tokenizer, resolve_model
@@ -48,9 +49,9 @@ class ServerTeacher(Teacher):
         model: str,
         *,
         url: str | list[str],
-        concurrency: int = 32,
-        timeout: float = 120.0,
-        retries: int = 8,
+        concurrency: PositiveInt = 32,
+        timeout: PositiveFloat = 120.0,
+        retries: NonNegativeInt = 8,
         api_key_env: str = "VLLM_API_KEY",
     ) -> None:
         nn.Module.__init__(self)

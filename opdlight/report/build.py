@@ -9,9 +9,9 @@ from typing import Any
 
 import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from rich.console import Console
 
 from opdlight import __version__
+from opdlight.console import say, stage, track
 from opdlight.errors import ConfigError
 from opdlight.report.curves import draw_curves
 from opdlight.report.depth import draw_depth, draw_turns
@@ -51,19 +51,20 @@ def report(run: str | Sequence[str], out: str | None = None, trajectories: int =
         raise ConfigError.wrong("out", expected="a file that ends in .html", got=out)
     if trajectories < 0:
         raise ConfigError.wrong("trajectories", expected="0 or more", got=trajectories)
-    runs = [read_run(folder, letter) for folder, letter in zip(folders, LETTERS, strict=False)]
+    lettered = list(zip(folders, LETTERS, strict=False))
+    runs = [read_run(folder, letter) for folder, letter in track(lettered, "reading runs", log=False)]
     beside = runs[0].folder if len(runs) == 1 else runs[0].folder.parent
     file = Path(out) if out else beside / "report" / "index.html"
     figures = file.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
+    with stage("drawing", log=False), matplotlib.rc_context(STYLE):
         parts = sections(runs)
     for chart in (chart for part in parts for chart in part.charts):
         (figures / f"{chart.slug}.png").write_bytes(chart.png)
     temporary = file.with_name(file.name + ".tmp")
     temporary.write_text(page(runs, parts, trajectories), encoding="utf-8")
     temporary.replace(file)
-    Console().print(f"report: {file}", soft_wrap=True, markup=False, highlight=False)
+    say(f"report: {file}")
     return file
 
 
@@ -151,8 +152,13 @@ def _outcome(run: Run) -> Iterable[dict[str, Any]]:
                 for r in (result["before"], result["after"], result["teacher"])
             ],
             "closed": _percent(result["gap_closed"], 0),
-            "episodes": f"{result['after']['episodes']:.0f}",
+            "episodes": _episodes(result["after"]),
         }
+
+
+def _episodes(result: dict[str, Any]) -> str:
+    samples = result.get("samples", 1)
+    return f"{result['episodes']:.0f}" + (f" × {samples:.0f}" if samples > 1 else "")
 
 
 def _alarm(run: Run, alarm: dict[str, Any]) -> dict[str, Any]:

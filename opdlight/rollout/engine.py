@@ -1,11 +1,13 @@
 """What a rollout engine is (token ids in, token ids out), and a scripted one for tests."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from torch import Tensor
 
+from opdlight.bounds import Bounds, NonNegativeFloat, NonNegativeInt
 from opdlight.errors import ConfigError, EngineError
 
 
@@ -13,9 +15,9 @@ from opdlight.errors import ConfigError, EngineError
 class Sampling:
     """The rollout policy: how tokens are drawn from the student's distribution."""
 
-    temperature: float = 1.0  # logits are divided by it; 0 takes the most probable token
-    top_p: float = 1.0  # only the smallest set of tokens with this mass can be drawn
-    stop: Sequence[int | str] = ()  # tokens that end a completion, beside the ends that the model's folder names
+    temperature: NonNegativeFloat = 1.0  # logits are divided by it; 0 takes the most probable token
+    top_p: Annotated[float, Bounds(above=0, at_most=1)] = 1.0  # only the smallest set with this mass is drawn from
+    stop: Sequence[NonNegativeInt | str] = ()  # tokens that end a completion, beside the ends of the model's folder
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", tuple(self.stop))
@@ -23,7 +25,7 @@ class Sampling:
             legal = token >= 0 if type(token) is int else isinstance(token, str) and token != ""
             if not legal:
                 raise _wrong_stop(token)
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < math.inf:
             raise ConfigError.wrong("sampling.temperature", expected="a number ≥ 0", got=self.temperature)
         if not 0 < self.top_p <= 1:
             raise ConfigError.wrong("sampling.top_p", expected="a number in (0, 1]", got=self.top_p)

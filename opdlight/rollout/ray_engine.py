@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
+from opdlight.bounds import NonNegativeFloat, PositiveInt
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
 from opdlight.models.checkpoints import resolve_model
 from opdlight.rollout.engine import Completion, Engine, Request
@@ -82,16 +83,11 @@ class RayEngine:
         model: str,
         engine: Callable[..., Engine],
         *,
-        actors: int = 2,
+        actors: PositiveInt = 2,
         address: str | None = None,
-        num_cpus: float = 1,
-        num_gpus: float = 0,
+        num_cpus: NonNegativeFloat = 1,
+        num_gpus: NonNegativeFloat = 0,
     ) -> None:
-        if actors < 1:
-            raise ConfigError.wrong("engine.actors", expected="an integer ≥ 1", got=actors)
-        for key, number in {"num_cpus": num_cpus, "num_gpus": num_gpus}.items():
-            if not number >= 0:
-                raise ConfigError.wrong(f"engine.{key}", expected="a number ≥ 0", got=number)
         self.policy_version = 0
         self._make_engine, self._model = engine, resolve_model(model)
         self._weights: Any = None  # reference to the newest; None: those of the folder

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from opdlight.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 from opdlight.errors import ConfigError, EngineError
 from opdlight.models.checkpoints import whole_model
 from opdlight.rollout.checkpoint import named_weights, stop_token_ids
@@ -61,12 +62,12 @@ class VLLMServerEngine:
         self,
         model: str,
         *,
-        max_model_len: int,
+        max_model_len: PositiveInt,
         url: str,
         weights_folder: str,
-        concurrency: int = 128,
-        timeout: float = 600.0,
-        retries: int = 8,
+        concurrency: PositiveInt = 128,
+        timeout: PositiveFloat = 600.0,
+        retries: NonNegativeInt = 8,
         api_key_env: str = "VLLM_API_KEY",
     ) -> None:
         if torch.distributed.is_initialized() and (processes := torch.distributed.get_world_size()) > 1:
@@ -244,6 +245,15 @@ class VLLMServerEngine:
                 f"{self._server.url} reports log-probs that are {difference:.2f} nats from the model's in the mean. "
                 "Start it with --logprobs-mode raw_logprobs and with the model's own config."
             )
+
+    @property
+    def dtype(self) -> str:
+        """In which the server holds its weights, such as bfloat16."""
+        reply = self._server.get("/server_info?config_format=json")
+        try:
+            return str(reply["vllm_config"]["model_config"]["dtype"]).removeprefix("torch.")
+        except (KeyError, TypeError) as error:
+            raise self._server.wrong_reply("its dtype (vllm_config.model_config.dtype)", reply) from error
 
     def stats(self) -> dict[str, float]:
         """Totals since the start: requests, tokens, steps, seconds; restarts and what had to be sent again."""

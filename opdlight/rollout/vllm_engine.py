@@ -12,12 +12,13 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from opdlight.bounds import Bounds, PositiveFloat, PositiveInt, Seed
 from opdlight.distributed import whole
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
 from opdlight.models.checkpoints import whole_model
@@ -57,18 +58,14 @@ class VLLMEngine:
         self,
         model: str,
         *,
-        max_model_len: int,
+        max_model_len: PositiveInt,
         dtype: Literal["float32", "bfloat16"] = "bfloat16",
-        max_num_seqs: int = 128,
-        gpu_memory_utilization: float = 0.4,
-        kv_cache_gib: float = 1.0,
-        threads: int | None = None,
-        seed: int = 0,
+        max_num_seqs: PositiveInt = 128,
+        gpu_memory_utilization: Annotated[float, Bounds(above=0, at_most=1)] = 0.4,
+        kv_cache_gib: PositiveFloat = 1.0,
+        threads: PositiveInt | None = None,
+        seed: Seed = 0,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise ConfigError.wrong("engine.threads", expected="an integer ≥ 1 or null", got=threads)
-        if max_num_seqs < 1:
-            raise ConfigError.wrong("engine.max_num_seqs", expected="an integer ≥ 1", got=max_num_seqs)
         self.policy_version = 0
         self.max_model_len = max_model_len
         self.threads = threads
@@ -97,7 +94,10 @@ class VLLMEngine:
                 arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
                 # after a part of a prompt vLLM winds a request's random generator back, which a CPU generator cannot do
                 arguments["enable_chunked_prefill"] = False
-            self._engine: Any = self._vllm.LLMEngine.from_engine_args(self._vllm.EngineArgs(folder, **arguments))
+            try:
+                self._engine: Any = self._vllm.LLMEngine.from_engine_args(self._vllm.EngineArgs(folder, **arguments))
+            except Exception as error:  # a head size, a length, a memory: each refusal is of another class
+                raise ConfigError(_refusal(model, max_model_len, error)) from error
         self._vocabulary_size = self._engine.model_config.get_vocab_size()
         self._stats["start_seconds"] = time.perf_counter() - start
         _alive.add(id(self))
@@ -216,6 +216,14 @@ class VLLMEngine:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def _refusal(model: str, max_model_len: int, error: Exception) -> str:
+    """What vLLM has against a model, with the key that says so."""
+    details = error.errors() if hasattr(error, "errors") else []  # pydantic's text repeats all arguments
+    reason = " ".join(str(details[0]["msg"] if details else error or type(error).__name__).split())
+    key = "engine.max_model_len" if "max_model_len" in reason else "engine"
+    return f"Cannot start `{key}` for the model {model!r} with max_model_len={max_model_len}. vLLM says: {reason}"
 
 
 def _import_vllm() -> Any:

@@ -1,7 +1,7 @@
 """Throughput and the progress bar, with hand-made steps."""
 
-import io
 import math
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +10,13 @@ from rich.console import Console
 
 from opdlight.callbacks import StageProgress, Throughput
 from opdlight.collate import Collate
+from opdlight.console import _bars, _Pairs
 from opdlight.losses import SampledToken
 from opdlight.models import Student, Teachers
 from opdlight.module import OnPolicyDistillation
 from opdlight.rollout import Sampling
 from opdlight.types import Status, Trajectory, Turn
+from tests.screen import Screen
 from tests.tiny import save_tiny
 
 
@@ -62,33 +64,69 @@ def test_throughput_divides_tokens_by_the_seconds_of_their_stage(folders: tuple[
     assert (watch.generated, watch.trained) == (20, 16)
 
 
-def test_progress_without_a_terminal_prints_plain_lines(folders: tuple[str, str]) -> None:
-    bar, text = StageProgress(every=2), io.StringIO()
-    bar.console = Console(file=text, force_terminal=False)
-    trainer: Any = SimpleNamespace(
-        num_training_batches=3, progress_bar_metrics={"loss/train": 0.25}, is_global_zero=True
-    )
+def trainer_of() -> Any:
+    current = SimpleNamespace(completed=0)
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=current)))
+    figures = {"loss/train": 0.25, "rollout/reward/sums": 0.5}
+    return SimpleNamespace(num_training_batches=3, progress_bar_metrics=figures, is_global_zero=True, fit_loop=loop)
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Screen:
+    """A terminal of so many columns."""
+    made = Screen(request.param)
+    terminal = Console(file=made, force_terminal=True, width=request.param, highlight=False)  # type: ignore[arg-type]
+    monkeypatch.setattr("opdlight.console.console", terminal)
+    return made
+
+
+def test_progress_without_a_terminal_prints_plain_lines(
+    folders: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bar, trainer, module = StageProgress(every=2), trainer_of(), module_of(folders)
+    bar.setup(trainer, module, "fit")
+    bar.on_train_start(trainer, module)
     for batch_idx in range(3):
-        bar.on_train_batch_end(trainer, module_of(folders), {}, None, batch_idx)
-    assert text.getvalue().splitlines() == ["update 1/3  loss/train 0.250", "update 3/3  loss/train 0.250"]
+        with module.stage("rollout"):
+            module.on_progress(1, 2)  # type: ignore[misc]
+        bar.on_train_batch_end(trainer, module, {}, None, batch_idx)
+    with module.stage("evaluate sums"):
+        module.on_progress(1, 2)  # type: ignore[misc]
+    bar.teardown(trainer, module, "fit")
+    figures = "loss/train 0.250  rollout/reward/sums 0.500"
+    assert capsys.readouterr().out.splitlines() == [f"update 1/3  {figures}", f"update 3/3  {figures}", "evaluate sums"]
 
 
-def test_progress_on_a_terminal_shows_stage_and_trajectories(folders: tuple[str, str]) -> None:
-    bar, text = StageProgress(), io.StringIO()
-    bar.console = Console(file=text, force_terminal=True, width=120)
-    module = module_of(folders)
-    trainer: Any = SimpleNamespace(
-        num_training_batches=math.inf, progress_bar_metrics={"loss/train": 0.25}, is_global_zero=True
-    )
+@pytest.mark.parametrize(
+    ("screen", "figures"),
+    [(60, "loss/train 0.250"), (80, "loss/train 0.250"), (160, "loss/train 0.250  rollout/reward/sums 0.500")],
+    indirect=["screen"],
+)
+def test_progress_on_a_terminal_shows_stage_and_trajectories(
+    screen: Screen, figures: str, folders: tuple[str, str]
+) -> None:
+    bar, trainer, module = StageProgress(), trainer_of(), module_of(folders)
+    trainer.num_training_batches = math.inf
     bar.setup(trainer, module, "fit")
     trainer.num_training_batches = 3  # Lightning knows it only now
     bar.on_train_start(trainer, module)
-    module.stage.name = "rollout"
-    assert module.on_progress is not None
-    module.on_progress(3, 8)
-    bar.on_train_batch_end(trainer, module, {}, None, 0)
+    with module.stage("rollout"):
+        module.on_progress(3, 8)  # type: ignore[misc]
+        bar.on_train_batch_end(trainer, module, {}, None, 0)
+        _bars[0].refresh()
+        updates, rollout = (line for line in screen.lines if line.strip())
+    assert re.fullmatch(rf"updates +[━╸╺]+ 1/3 +0:00:00 +{figures} *", updates)
+    assert re.match(r"rollout +[━╸╺]+ 3/8 ", rollout)
+    with module.stage("backward"):
+        _bars[0].refresh()
+        assert any(re.match(r"backward +━+ +0:00:00", line) for line in screen.lines)
     bar.teardown(trainer, module, "fit")
-    assert "rollout" in text.getvalue()
-    assert "3/8" in text.getvalue()
-    assert "1/3" in text.getvalue()
-    assert "loss/train 0.250" in text.getvalue()
+    assert "".join(screen.lines).strip() == ""
+    assert screen.cursor_shown
+
+
+def test_figures_are_shown_whole_or_not_at_all() -> None:
+    pairs = _Pairs(["a 0.1", "bb 0.2", "c 3"])
+    assert [pairs.fitting(width) for width in (4, 5, 12, 13, 17, 18)] == [
+        "", "a 0.1", "a 0.1", "a 0.1  bb 0.2", "a 0.1  bb 0.2", "a 0.1  bb 0.2  c 3"
+    ]  # fmt: skip

@@ -17,10 +17,11 @@ from opdlight.doctor.findings import Finding, Verdict, override, worst
 from opdlight.doctor.limits import check_context, check_support
 from opdlight.doctor.memory import check_memory, estimate
 from opdlight.doctor.patient import Patient
+from opdlight.doctor.precision import check_precision
 from opdlight.doctor.scores import as_batches, at_the_teacher, check_determinism, check_identical, own_loss
 from opdlight.errors import ConfigError
 from opdlight.losses import ImportanceWeighted, Needs, SampledToken, SpecialTokenMask, SupportMatching, TurnWeighted
-from opdlight.models import Teacher
+from opdlight.models import Student, Teacher
 from opdlight.types import Status, TeacherScores, TokenBatch, Trajectory, Turn
 from tests.doctor.cases import errand, examined, patient, with_tokens
 from tests.tiny import CHATML, tiny_tokenizer
@@ -357,13 +358,35 @@ def test_memory_that_is_there_passes_and_what_is_not_there_is_repaired(
     assert check_memory(replace(one, micro_batch_tokens=fewer))[0].verdict is Verdict.PASS
     monkeypatch.setattr(memory, "capacity", lambda gpu: int(parts["weights"]))
     (full,) = check_memory(one)
-    assert (full.verdict, full.repair) == (Verdict.FAIL, "model.dtype=bfloat16 +model.student.lora.r=8")
+    assert (full.verdict, full.repair) == (Verdict.FAIL, "+model.student.lora.r=8")
     assert pasted(full)["cfg"].model.student.lora.r == 8
     sharded = replace(one, trainer={"accelerator": "cpu", "strategy": "fsdp"})
     assert check_memory(sharded)[0].verdict is Verdict.PASS
     monkeypatch.setattr(memory, "capacity", lambda gpu: int(whole * 2))
     (twice,) = check_memory(replace(one, trainer={"accelerator": "cpu", "devices": 2}))
     assert (twice.verdict, "× 2 processes" in twice.evidence) == (Verdict.WARN, True)
+
+
+def test_precision_says_what_a_step_can_move_and_what_the_engine_would_round(tmp_path: Path) -> None:
+    one = patient(tmp_path)
+    (fine,) = check_precision(replace(one, learning_rate=2e-6))
+    assert (fine.verdict, fine.evidence) == (Verdict.PASS, "what is trained is float32")
+    coarse = replace(one, student=Student(str(tmp_path / "student"), dtype="bfloat16"), dtype="bfloat16")
+    (hopeless,) = check_precision(replace(coarse, learning_rate=2e-6))
+    assert (hopeless.verdict, hopeless.repair) == (Verdict.FAIL, "model.dtype=float32")
+    assert "the learning rate 2e-06 can move 0." in hopeless.evidence
+    assert pasted(hopeless)["cfg"].model.dtype == "float32"
+    (partly,) = check_precision(replace(coarse, learning_rate=1e-2))
+    assert (partly.verdict, partly.repair) == (Verdict.WARN, "model.dtype=float32")
+    (unknown,) = check_precision(replace(coarse, learning_rate=2e-6, optimizer="torch.optim.SGD"))
+    assert unknown.verdict is Verdict.WARN  # its steps are as large as the gradient
+    lora = Student(str(tmp_path / "student"), dtype="bfloat16", lora={"r": 2})
+    own: dict[str, Any] = {"dtype": "bfloat16"}
+    for node, key in ((own, "engine.dtype"), ({"engine": own}, "engine.engine.dtype")):
+        (rounded,) = check_precision(replace(coarse, student=lora, engine=node))
+        assert (rounded.verdict, rounded.repair) == (Verdict.FAIL, f"{key}=float32")
+    (right,) = check_precision(replace(coarse, student=lora, engine={"dtype": "float32"}))
+    assert right.verdict is Verdict.PASS
 
 
 def test_a_healthy_patient_passes_everything(tmp_path: Path) -> None:

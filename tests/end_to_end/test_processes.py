@@ -63,8 +63,10 @@ def assert_same(one: Path, two: Path) -> None:
 )
 def test_two_processes_learn_what_one_learns(groups: int, placement: str, trainers: list[str], tmp_path: Path) -> None:
     overrides = [*FAKE, f"rollout.groups={groups}", f"teacher_placement={placement}"]
+    recompute = ["+model.student.gradient_checkpointing=true", "+callbacks.c._target_=tests.fakes.CheckpointedLayers"]
     for trainer in ("cpu", *trainers):
-        made = run(tmp_path / trainer, *overrides, f"trainer={trainer}", "trainer.accelerator=cpu")
+        how = [f"trainer={trainer}", "trainer.accelerator=cpu", *(recompute if trainer in trainers else [])]
+        made = run(tmp_path / trainer, *overrides, *how)
         assert made.returncode == 0, made.stderr[-3000:]
     for trainer in trainers:
         assert_same(tmp_path / "cpu", tmp_path / trainer)

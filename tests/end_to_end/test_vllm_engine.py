@@ -1,5 +1,6 @@
 """Real vLLM on a tiny random Llama: its log-probs are the student's, before and after weight updates."""
 
+import copy
 import os
 import random
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from transformers import LlamaForCausalLM
 from opdlight.collate import count_splits
 from opdlight.envs.base import TextEnv
 from opdlight.errors import EngineError
+from opdlight.models import Student
+from opdlight.models.checkpoints import load_model
 from opdlight.rollout.collector import Collector, Limits
 from opdlight.rollout.engine import Completion, Request, Sampling
 from opdlight.rollout.rendering import ChatRenderer
@@ -144,6 +147,33 @@ def test_an_adapter_is_merged_into_its_base(folder: Path, tmp_path: Path) -> Non
     assert torch.allclose(expected, torch.tensor(completion.logprobs), atol=1e-3)
     base = forward_logprobs(student(0), [5, 6, 7], completion.token_ids)
     assert (base - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_small_adapters_reach_the_engine_whatever_the_base_is(engine: VLLMEngine, folder: Path, dtype: str) -> None:
+    """The engine's policy is base + adapter, computed in float32; what the trainer has else is the cost of bfloat16."""
+    trained = Student(str(folder), dtype=dtype, lora={"r": 4, "lora_alpha": 8})
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, weight in trained.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=1e-3)
+    engine.update_weights(trained.named_weights(), 95 + (dtype == "bfloat16"))
+    base = load_model(str(folder), dtype).float()
+    exact = copy.deepcopy(trained).float().model
+    prompts = [[5, 6, i] for i in range(3, 19)]
+    found = generate(engine, prompts)
+    told = torch.cat([torch.tensor(c.logprobs) for c in found])
+    want, without, noisy = (
+        torch.cat([forward_logprobs(m, p, c.token_ids).float() for p, c in zip(prompts, found, strict=True)])
+        for m in (exact, base, trained.model)
+    )
+    assert (told - want).abs().max() < 1e-3 < (want - without).abs().max() / 5  # the adapter does something …
+    assert torch.nn.functional.cosine_similarity(told - without, want - without, dim=0) > 0.99  # … and this arrived
+    if dtype == "bfloat16":
+        rounding = load_model(str(folder), dtype)
+        cost = torch.cat([forward_logprobs(rounding, p, c.token_ids) for p, c in zip(prompts, found, strict=True)])
+        assert (told - noisy).abs().mean() < 2 * (cost.float() - without).abs().mean()
 
 
 def test_cached_prefixes_do_not_survive_an_update(engine: VLLMEngine) -> None:

@@ -167,6 +167,7 @@ def test_completions_are_those_of_the_local_engine_whatever_becomes_of_the_serve
         starting.start()
 
     try:
+        assert engine.dtype == "float32"
         found = [roll_out(engine, mixture)]
         engine.update_weights(taught.items(), 3)
         with pytest.raises(ServerError, match="another model than at the start"):

@@ -13,9 +13,8 @@ import opdlight.envs  # noqa: F401
 from opdlight.envs.alfworld import ALFWorldEnv, wheel
 from opdlight.envs.alfworld.env import _game
 from opdlight.envs.alfworld.generator import Design, generate
-from opdlight.envs.alfworld.prompts import parse_action
 from opdlight.envs.alfworld.text import _parse_grammar
-from opdlight.envs.base import FIRST_HELD_OUT_SEED
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, read_action
 from opdlight.envs.conformance import check_text_env
 from opdlight.errors import ConfigError, MissingDependencyError
 
@@ -97,11 +96,18 @@ def test_paper_prompt_shows_the_last_two_steps_and_what_can_be_done() -> None:
         ("<action> </action>", None, None),
         ("", None, None),
         ("<think>only</think>", None, None),
+        ("Go to cabinet 1", "go to cabinet 1", None),
+        ("go to cabinet 1.", "go to cabinet 1", None),
+        ('"Go to cabinet 1."', "go to cabinet 1", None),
+        ("<action>\u2018Go to Cabinet 1\u2019.</action>", "go to cabinet 1", "go to cabinet 1"),
+        ("<action>a</action> and <action>look", "a", "a"),
+        ("<action>look</action> or </action>", "look", "look"),
+        (" . ", None, None),
     ],
 )
 def test_reading_an_answer(text: str, plain: str | None, tagged: str | None) -> None:
-    assert parse_action(text, tags=False) == plain
-    assert parse_action(text, tags=True) == tagged
+    assert read_action(text) == plain
+    assert read_action(text, tags=True) == tagged
 
 
 def test_bad_actions_cost_a_step_and_are_counted() -> None:
@@ -187,7 +193,10 @@ def test_original_games_are_played_from_their_files(original_games: Path) -> Non
     env = make(source="original", task_types=["pick_heat_then_place_in_recep"], max_turns=40)
     train = {env.reset(seed=seed)[0] for seed in range(10)}
     held_out = {env.reset(seed=FIRST_HELD_OUT_SEED + seed)[0] for seed in range(10)}
-    assert (len(train), len(held_out)) == (2, 1)
+    assert (len(train), len(held_out)) == (2, 1) == (env.training_episodes, env.held_out_episodes)
+    assert {env.reset(seed=seed)[0] for seed in (0, 1)} == train  # so many seeds show every game
+    with pytest.raises(ConfigError, match=r"held_out_split.*another split than 'train'"):
+        make(source="original", split="train", held_out_split="train")
     assert not train & held_out
     for expert in ("explorer", "planner", "handcoded"):
         arguments = {"source": "original", "task_types": ["pick_heat_then_place_in_recep"], "max_turns": 60}

@@ -169,6 +169,14 @@ class WrongExpert(GuessEnv):
         return self.digit + 1  # type: ignore[return-value]
 
 
+class TooManyRows(GuessEnv):
+    training_episodes = 7  # it has as many as seeds
+
+
+class HalfARow(GuessEnv):
+    held_out_episodes = 0.5  # type: ignore[assignment]
+
+
 class NoTurns(GuessEnv):
     max_turns = 0
 
@@ -194,6 +202,8 @@ BROKEN: list[tuple[type[GuessEnv], str]] = [
     (Remembers, "Rule `reuse` broken .*You again"),
     (PrepareChanges, "Rule `prepare` broken"),
     (OneSeed, "Rule `seeds` broken"),
+    (TooManyRows, "Rule `rows` broken .*training_episodes is 7"),
+    (HalfARow, "Rule `rows` broken .*held_out_episodes must be"),
     (WrongExpert, "Rule `expert` broken"),
 ]
 
@@ -205,7 +215,7 @@ def test_a_broken_env_is_caught_by_its_rule(env_class: type[GuessEnv], message: 
 
 
 def test_something_else_than_a_text_env_is_caught() -> None:
-    with pytest.raises(EnvError, match=r"Rule `gymnasium` broken .*TextEnv, but is object"):
+    with pytest.raises(EnvError, match=r"Rule `gymnasium` broken .*TextEnv\), but got object"):
         check_text_env(object)  # type: ignore[arg-type]
 
 

@@ -15,7 +15,7 @@ import opdlight.envs  # noqa: F401
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, on_side_of
 from opdlight.envs.conformance import check_text_env
 from opdlight.envs.reasoning_gym import ReasoningGymEnv, is_formula, worked_sum
-from opdlight.errors import ConfigError, EnvError, NoExpertError
+from opdlight.errors import ConfigError, NoExpertError
 
 SLOW = {"arc_agi", "codeio", "figlet_font", "futoshiki", "group_anagrams", "knight_swap", "word_ladder"}
 NEEDS_PARAMS = {"composite"}
@@ -91,7 +91,7 @@ def test_a_set_with_one_question_cannot_be_held_out() -> None:
     }
     own_side, other_side = sorted((0, FIRST_HELD_OUT_SEED), key=lambda seed: not on_side_of(seed, question))
     assert env.reset(seed=own_side)[0] == question
-    with pytest.raises(EnvError, match=r"count_bits.*too few different questions"):
+    with pytest.raises(ConfigError, match=r"`params`.*different training and held-out questions of 'count_bits'"):
         env.reset(seed=other_side)
 
 

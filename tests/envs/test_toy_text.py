@@ -10,10 +10,10 @@ import gymnasium
 import pytest
 
 import opdlight.envs  # noqa: F401
-from opdlight.envs.base import FIRST_HELD_OUT_SEED
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, read_action
 from opdlight.envs.conformance import check_text_env
 from opdlight.envs.toy_games import GAMES
-from opdlight.envs.toy_text import ToyTextEnv, read_action
+from opdlight.envs.toy_text import ToyTextEnv
 from opdlight.errors import ConfigError, NoExpertError
 
 
@@ -76,6 +76,8 @@ def test_training_and_held_out_seeds_share_no_start() -> None:
         assert len(held_out) > 5
         assert len(training) > 20
         assert not training & held_out
+    cliff = ToyTextEnv("CliffWalking-v1")  # one start: nothing can be held out, as its docstring says
+    assert cliff.reset(seed=0) == cliff.reset(seed=FIRST_HELD_OUT_SEED)
 
 
 def test_words_say_where_things_are() -> None:
@@ -142,10 +144,10 @@ def test_reaching_the_goal_on_the_last_turn_is_success_and_not_truncation() -> N
         ("move left", "move left"), (" Move  LEFT.\n", "move left"), ("<think>up?</think>move left", "move left"),
         ("I say <action>move left</action> now", "move left"),
         ("<action>a</action><action>move left</action>", "move left"),
-        ("<think>move left", ""), ("I move left", "i move left"),
+        ("<think>move left", None), ("'Move left.'", "move left"), ("I move left", "i move left"),
     ],
 )  # fmt: skip
-def test_read_action(text: str, action: str) -> None:
+def test_read_action(text: str, action: str | None) -> None:
     assert read_action(text) == action
 
 

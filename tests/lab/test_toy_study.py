@@ -159,13 +159,13 @@ def test_what_json_cannot_write_becomes_null() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("gammas=[0,1.5]", "Expected `gammas` to be distinct numbers in [0, 1], but got [0, 1.5]."),
-        ("gammas=[0.5,0.5]", "Expected `gammas` to be distinct numbers in [0, 1], but got [0.5, 0.5]."),
-        ("gammas=[]", "Expected `gammas` to be distinct numbers in [0, 1], but got []."),
+        ("gammas=[0,1.5]", "Expected `gammas[1]` to be float in [0, 1], but got 1.5 (float)."),
+        ("gammas=[0.5,0.5]", "Expected `gammas` to be distinct numbers, but got [0.5, 0.5]."),
+        ("gammas=[]", "Expected `gammas` to be distinct numbers, but got []."),
         ("sensitivity.gammas=[1]", "Expected `sensitivity.gammas` to be at least two numbers, but got [1]."),
         ("seeds=[1,1]", "Expected `seeds` to be distinct integers, but got [1, 1]."),
-        ("iterations=1", "Expected `iterations` to be at least 2, one a task, but got 1."),
-        ("window=1", "Expected `window` to be at least 2, one a task, but got 1."),
+        ("iterations=1", "Expected `iterations` to be int ≥ 2, but got 1 (int)."),
+        ("window=1", "Expected `window` to be int ≥ 2, but got 1 (int)."),
         ("iteration=5", "Unknown key `iteration`. Did you mean `iterations`?"),
         ("setting.activation=gelu", "Expected `setting.activation` to be one of 'relu', 'tanh', but got 'gelu' (str)."),
         (
@@ -174,7 +174,7 @@ def test_what_json_cannot_write_becomes_null() -> None:
         ),
         (
             "+sensitivity.settings.x.width=wide",
-            "Expected `sensitivity.settings.x.width` to be int, but got 'wide' (str).",
+            "Expected `sensitivity.settings.x.width` to be int ≥ 1, but got 'wide' (str).",
         ),
         ("+sensitivity.settings.x.walks=7", "Cannot build `sensitivity.settings.x`: Expected `setting.walks` to be a"),
         ("+sensitivity.settings.main={}", "Expected `sensitivity.settings` to have no entry `main`"),

@@ -59,7 +59,7 @@ def test_logits_of_padded_rows_equal_the_models_own(architecture: str, tmp_path:
 @every_architecture
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_sparse_loss_has_the_gradients_of_full_logits(architecture: str, checkpointing: bool, tmp_path: Path) -> None:
-    student = Student(save(tmp_path, architecture), gradient_checkpointing=checkpointing).double().train()
+    student = Student(save(tmp_path, architecture), gradient_checkpointing=checkpointing).double()
     sparse, full = loss_of(student), loss_of(student, sparse=False)
     torch.testing.assert_close(sparse, full)
     weights = student.trainable_parameters()
@@ -99,11 +99,6 @@ def test_only_what_is_needed_is_scored(tmp_path: Path) -> None:
     torch.testing.assert_close(scores.student_sampled, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_training_mode_changes_nothing_since_there_is_no_dropout(tmp_path: Path) -> None:
-    student, batch = Student(save(tmp_path, "gpt2")), random_batch([12])
-    torch.testing.assert_close(student.train().hidden(batch), student.eval().hidden(batch), atol=0, rtol=0)
-
-
 @pytest.mark.parametrize("architecture", ["llama", "llama-tied", "gpt2"])
 def test_named_weights_rebuild_the_model_through_its_own_names(architecture: str, tmp_path: Path) -> None:
     student = Student(save(tmp_path, architecture))
@@ -133,7 +128,9 @@ def test_lora_adapters_of_a_bfloat16_model_are_float32(tmp_path: Path) -> None:
     student = Student(save(tmp_path), dtype="bfloat16", lora=LORA)
     assert {p.dtype for p in student.trainable_parameters()} == {torch.float32}
     assert loss_of(student).isfinite()
-    assert {w.dtype for _, w in student.named_weights()} == {torch.bfloat16}
+    merged = {name: w.dtype for name, w in student.named_weights()}  # on the grid of bfloat16 adapters would be lost
+    assert merged["model.layers.0.self_attn.q_proj.weight"] is torch.float32
+    assert merged["model.embed_tokens.weight"] is torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -212,11 +209,6 @@ def test_a_failed_save_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest
 def test_wrong_lora_arguments_name_the_key(lora: dict, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`model\.student\.lora`"):
         Student(save(tmp_path), lora=lora)
-
-
-def test_adapter_on_the_head_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="Adapters on the head"):
-        Student(save(tmp_path), lora={"r": 4, "target_modules": ["lm_head", "q_proj"]})
 
 
 def test_logits_that_the_head_does_not_explain_are_refused() -> None:

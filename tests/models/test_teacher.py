@@ -55,8 +55,8 @@ def test_only_what_is_asked_is_scored(tmp_path: Path) -> None:
 
 
 def test_teacher_is_frozen_and_stays_out_of_checkpoints_and_optimizers(tmp_path: Path) -> None:
-    folder = save(tmp_path, "gpt2")
-    teachers = Teachers({"a": folder}, Student(folder)).train()
+    student = Student(save(tmp_path / "student", "gpt2"))
+    teachers = Teachers({"a": save(tmp_path / "teacher", "gpt2", attn_pdrop=0.5, resid_pdrop=0.5)}, student).train()
     assert not list(teachers.parameters())
     assert not teachers.state_dict()
     support = teachers.score(random_batch([9]), needs=asks(4, False), chosen=None, temperature=1.0).support

@@ -26,7 +26,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "tie_word_embeddings": False},
     "llama-tied": {"model_type": "llama", "tie_word_embeddings": True},
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
-    "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},  # dropout 0.1
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 64,
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    },  # 0.1 by default
     "gemma2": {"model_type": "gemma2", "head_dim": 8, "final_logit_softcapping": 3.0},
     "granite": {"model_type": "granite", "logits_scaling": 4.0},
     "cohere": {"model_type": "cohere", "logit_scale": 0.25},

@@ -201,7 +201,7 @@ def _gaps(rng: np.random.Generator, update: int, task: str) -> dict[str, Any]:
 
 def _outcome(rng: np.random.Generator, gain: float) -> dict[str, Any]:
     def result(p: float) -> dict[str, float]:
-        return {"success": p, "low": max(0, p - 0.08), "high": min(1, p + 0.08), "pass_at_n": p, "episodes": 128,
+        return {"success": p, "low": max(0, p - 0.08), "high": min(1, p + 0.08), "pass_at": {"1": p}, "episodes": 128,
                 "samples": 1, "reward": p}  # fmt: skip
 
     before, teacher = 0.2 + 0.1 * rng.random(), 0.85 + 0.1 * rng.random()

@@ -103,9 +103,3 @@ def test_missing_vllm_names_the_extra(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(MissingDependencyError, match=r"opdlight\[(cpu|gpu)\]"):
         VLLMEngine(str(folder), max_model_len=64)
-
-
-@pytest.mark.parametrize("key", ["threads", "max_num_seqs"])
-def test_engine_arguments_name_their_key(key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"engine\.{key}"):
-        VLLMEngine("nowhere", max_model_len=64, **{key: 0})

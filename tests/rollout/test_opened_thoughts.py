@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from opdlight.demonstrations import Demonstration, Step, tokens
-from opdlight.envs.alfworld.prompts import parse_action
+from opdlight.envs.base import read_action
 from opdlight.envs.question import extract_answer
-from opdlight.envs.toy_text import read_action
 from opdlight.evaluation import make_collector
 from opdlight.models.checkpoints import load_tokenizer
 from opdlight.rollout import ChatRenderer, Sampling, ScriptedEngine
@@ -58,8 +57,8 @@ def test_an_observation_opens_no_thought() -> None:
 
 def test_a_thought_that_never_ends_holds_no_answer_and_no_action() -> None:
     assert extract_answer("<think>\n\\boxed{16} wait") is None
-    assert parse_action("<think>\n<action>go north</action> or", tags=False) is None
-    assert read_action("<think>\n<action>left</action> or") == ""
+    for tags in (False, True):
+        assert read_action("<think>\n<action>go north</action> or", tags=tags) is None
 
 
 @pytest.mark.parametrize(("said", "status", "found"), [
@@ -74,7 +73,9 @@ def test_a_question_is_graded_by_what_follows_the_thought(
     tokenizer.chat_template = tokenizer.chat_template.replace("<|assistant|>{% endif", "<|assistant|><think>\n{% endif")
     answer = [*tokenizer(said, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     task = errand()
-    task = type(task)(env={"id": "opdlight/MathDataset-v0", "path": str(rows)}, teacher="x", trajectory_tokens=512)
+    task = type(task)(
+        env={"id": "opdlight/MathDataset-v0", "held_out": {"path": str(rows)}}, teacher="x", trajectory_tokens=512
+    )
     collector = make_collector(ScriptedEngine(lambda prompt: answer), tokenizer, {"maths": task}, 1)
     (trajectory,) = collector.collect([RolloutRequest(task="maths", seed=1, group=0)], Sampling())
     collector.close()

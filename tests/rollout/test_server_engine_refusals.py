@@ -1,13 +1,16 @@
 """What a served student refuses: replies that are spoilt, and servers that do not fit."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from opdlight.errors import ConfigError, EngineError, OpdError, ServerError
+from opdlight.models import Student
 from opdlight.rollout import VLLMServerEngine
+from opdlight.training import check_server_dtype
 from tests.fake_server import FakeServer
 from tests.rollout.served import TOKENIZER, add, finish
 from tests.tiny import tiny_llama
@@ -106,3 +109,17 @@ def test_several_processes_are_refused(start: Callable[..., VLLMServerEngine], m
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(ConfigError, match=r"`trainer.devices` to be 1 beside engine=vllm_server, but got 2"):
         start()
+
+
+def test_a_server_that_would_round_adapters_away_is_refused(
+    fake: FakeServer, start: Callable[..., VLLMServerEngine], folder: Path
+) -> None:
+    whole, coarse = (Student(str(folder), dtype=dtype, lora={"r": 2}) for dtype in ("float32", "bfloat16"))
+    engine = start()
+    assert engine.dtype == "float32"
+    check_server_dtype(coarse, engine)
+    fake.model.bfloat16()
+    assert engine.dtype == "bfloat16"
+    check_server_dtype(whole, engine)
+    with pytest.raises(ConfigError, match=r"`engine\.url` to be `vllm serve --dtype float32` beside .*'bfloat16'"):
+        check_server_dtype(coarse, engine)

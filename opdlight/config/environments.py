@@ -1,0 +1,33 @@
+"""The arguments of a Gymnasium environment against the signature of its class: the schema of a task's `env`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import load_env_creator
+
+from opdlight.bounds import PositiveInt
+from opdlight.config.checks import check_arguments
+from opdlight.config.values import check_value
+from opdlight.errors import ConfigError
+
+
+def check_env(key: str, env: Mapping[str, Any]) -> None:
+    """Check the id and the arguments of the environment that the config names at `key`.
+
+    Raises:
+        ConfigError: naming the key: no id, no such environment, its module cannot be imported, or an argument that
+            its class does not take, lacks or has in another type.
+    """
+    name = env.get("id")
+    if not isinstance(name, str) or not name:
+        raise ConfigError.wrong(f"{key}.id", expected="the Gymnasium id of an environment", got=name)
+    try:
+        spec = gymnasium.envs.registration._find_spec(name)  # imports the module of `module:id`, as make does
+        creator = spec.entry_point if callable(spec.entry_point) else load_env_creator(str(spec.entry_point))
+    except (gymnasium.error.Error, ImportError, AttributeError) as error:
+        raise ConfigError(f"Cannot find the environment of `{key}.id`, {name!r}: {error}") from error
+    given = {k: v for k, v in env.items() if k not in ("id", "max_episode_steps")}
+    if "max_episode_steps" in env:  # Gymnasium's own
+        check_value(f"{key}.max_episode_steps", env["max_episode_steps"], PositiveInt | None)
+    check_arguments(key, creator, {**spec.kwargs, **given}, name=name)

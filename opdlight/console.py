@@ -1,0 +1,221 @@
+"""The one place that writes on the terminal: lines, tables, and what is going on.
+
+It imports little, so that something moves before the slow imports.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from lightning_utilities.core.rank_zero import rank_zero_only
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
+from rich.progress import Progress, ProgressColumn, Task, TextColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
+
+LOG_WIDTH = 160  # of tables where there is no terminal
+NARROW = 100  # columns
+LOG_SECONDS = 20.0  # without a terminal, at most one line in so many says how far something is
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # where Lightning looks, in its order
+_RANK = next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
+T = TypeVar("T")
+
+console = Console(width=None if Console().is_terminal else LOG_WIDTH, highlight=False, markup=False)
+_running: list["Stage"] = []
+_silent: list[bool] = []  # not empty: nothing moves any more
+_bars: list[Progress] = []  # none, or the one on the screen
+
+
+def is_first_process() -> bool:
+    """The one process of several that writes files and talks; Lightning says which as soon as it knows."""
+    return getattr(rank_zero_only, "rank", _RANK) == 0
+
+
+def say(text: str, *, style: str = "") -> None:
+    """One line, however long, from the first process."""
+    if is_first_process():
+        console.print(Text(text, style=style), soft_wrap=True)
+
+
+def show(renderable: RenderableType) -> None:
+    """A table, from the first process."""
+    if is_first_process():
+        console.print(renderable)
+
+
+def narrow() -> bool:
+    """No room for wide tables."""
+    return console.width < NARROW
+
+
+def table(*headings: str | Column, **options: Any) -> Table:
+    """A table that breaks what is too long for the screen, and cuts nothing."""
+    return Table(*(Column(h, overflow="fold") if isinstance(h, str) else h for h in headings), **options)
+
+
+class Stage:
+    """Something that takes time: in a terminal a line that moves, elsewhere a line when it begins and some on the way.
+
+    Args:
+        title: what is going on.
+        total: how many steps it has, if that is known.
+        log: is it worth a line where there is no terminal?
+    """
+
+    def __init__(self, title: str, total: int | None = None, *, log: bool = True) -> None:
+        self.title, self.total, self.done, self.log = title, total, 0, log
+        self.figures: Sequence[str] = ()
+        self.shown = is_first_process() and console.is_terminal and not _silent
+        self._said = time.monotonic()
+        if self.shown:
+            if not _running:
+                _bars.append(_bar())
+                _bars[0].start()
+            self._id = _bars[0].add_task(title, total=total, figures=())
+            _running.append(self)
+        elif log and not _silent:
+            say(title)
+
+    def update(self, done: int, total: int | None = None, *, title: str = "", figures: Sequence[str] = ()) -> None:
+        """`done` of `total` steps; `figures` are `name value` pairs, shown as far as they fit."""
+        self.done, self.total, self.title = done, total or self.total, title or self.title
+        if self in _running:
+            self.figures = figures or self.figures
+            _bars[0].update(self._id, description=self.title, completed=done, total=self.total, figures=self.figures)
+        elif self.log and time.monotonic() - self._said > LOG_SECONDS:
+            self._said = time.monotonic()
+            say(f"{self.title} {done}" + (f"/{self.total}" if self.total else ""))
+
+    def restart(self, title: str) -> None:
+        """Something else goes on now, of unknown length."""
+        self.title, self.done, self.total = title, 0, None
+        if self in _running:
+            line = next(task for task in _bars[0].tasks if task.id == self._id)
+            line.total, line.start_time = None, _bars[0].get_time()
+            _bars[0].update(self._id, description=title, completed=0)
+
+    def advance(self) -> None:
+        """One step more."""
+        self.update(self.done + 1)
+
+    def end(self) -> None:
+        """Take the line off the screen; with the last one the terminal is as it was."""
+        if self in _running:
+            _running.remove(self)
+            _bars[0].remove_task(self._id)
+            if not _running:
+                _bars.pop().stop()
+
+
+@contextmanager
+def stage(title: str, total: int | None = None, *, log: bool = True) -> Iterator[Stage]:
+    """A `Stage` for the length of a block."""
+    going_on = Stage(title, total, log=log)
+    try:
+        yield going_on
+    finally:
+        going_on.end()
+
+
+def track(items: Iterable[T], title: str, total: int | None = None, *, log: bool = True) -> Iterator[T]:
+    """The items, and a bar of how many there have been."""
+    if total is None and isinstance(items, Sequence):
+        total = len(items)
+    with stage(title, total, log=log) as going_on:
+        for item in items:
+            yield item
+            going_on.advance()
+
+
+def clear() -> None:
+    """Take everything that moves off the screen, for good: the process is about to end."""
+    _silent.append(True)
+    for going_on in list(_running):
+        going_on.end()
+
+
+def _bar() -> Progress:
+    """Title, bar, count and time first; figures take what is left of the line."""
+    title = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, min_width=12))
+    columns = [title, _Bar(), _Count(), _Time(), _Figures()]
+    # steps of different tasks differ in length, so the speed is that of the last minutes
+    return Progress(*columns, console=console, refresh_per_second=4, transient=True, speed_estimate_period=600)
+
+
+class _Bar(ProgressColumn):
+    """As wide as a part of the screen; it pulses where the end is not known."""
+
+    max_refresh = None
+
+    def render(self, task: Task) -> ProgressBar:
+        return ProgressBar(
+            total=task.total,
+            completed=task.completed,
+            width=max(8, min(40, console.width // 6)),
+            pulse=not task.total,
+            animation_time=task.get_time(),
+        )
+
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
+
+class _Count(ProgressColumn):
+    """`3/8`, or nothing where there is nothing to count."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.completed:.0f}/{task.total:.0f}" if task.total else "", style="progress.download")
+
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
+
+class _Time(ProgressColumn):
+    """What is left or, while that is not known, what has passed."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        left, passed = task.time_remaining, task.elapsed or 0.0
+        if left is None or task.finished:
+            return Text(_clock(passed), style="progress.elapsed")
+        return Text(f"{_clock(left)} left", style="progress.remaining")
+
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
+
+class _Figures(ProgressColumn):
+    """`name value` pairs, whole ones only."""
+
+    def render(self, task: Task) -> "_Pairs":
+        return _Pairs(task.fields["figures"])
+
+
+class _Pairs:
+    def __init__(self, pairs: Sequence[str]) -> None:
+        self.pairs = pairs
+
+    def fitting(self, width: int) -> str:
+        """As many as `width` holds, from the first on."""
+        count = len(self.pairs)
+        while count and cell_len("  ".join(self.pairs[:count])) > width:
+            count -= 1
+        return "  ".join(self.pairs[:count])
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        yield Text(self.fitting(options.max_width), no_wrap=True, overflow="crop")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(0, cell_len("  ".join(self.pairs)))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,121 @@
+"""Ctrl-C: what is said, what is kept, and how a command ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from opdlight.checkpointing import all_of, steps_of
+from tests.end_to_end.runs import SMALL, metrics, processes, start
+
+SCRIPT = """
+import time
+from opdlight.interrupt import Interrupted, listening
+with listening():
+    print("ready", flush=True)
+    try:
+        time.sleep(600)
+    except Interrupted:
+        print("cleaning", flush=True)  # after the line that it stops
+        time.sleep({more})
+        raise
+"""
+
+
+def interrupt(pid: int | None) -> None:
+    assert pid
+    os.kill(pid, signal.SIGINT)
+
+
+def test_the_first_stops_in_order() -> None:
+    command = [sys.executable, "-c", SCRIPT.format(more=0)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        interrupt(process.pid)
+        out, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "")
+    assert out.splitlines() == ["Ctrl-C: stopping. Once more ends it at once.", "cleaning"]
+
+
+def test_the_second_ends_at_once() -> None:
+    command = [sys.executable, "-c", SCRIPT.format(more=600)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        interrupt(process.pid)
+        assert [process.stdout.readline()[:8] for _ in range(2)] == ["Ctrl-C: ", "cleaning"]
+        interrupt(process.pid)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "")
+
+
+def test_a_run_writes_a_checkpoint_says_what_is_kept_and_goes_on(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "run.log"
+    process = start(folder, "trainer.max_steps=400", "callbacks.checkpoints.every=1000")
+    while process.exitcode is None and not ((folder / "metrics.csv").exists() and len(metrics(folder)) > 2):
+        process.join(0.01)
+    interrupt(process.pid)
+    process.join(60)
+    said = log.read_text()
+    assert process.exitcode == 130, said[-3000:]
+    assert "Traceback" not in said
+    done = sum(bool(row["loss/train"]) for row in metrics(folder))
+    assert max(map(steps_of, all_of(folder))) == done > 0
+    stopping, kept, resume = said.splitlines()[-3:]
+    assert stopping == "Ctrl-C: stopping. Once more ends it at once."
+    assert kept.startswith(f"Kept in {folder}: {done} updates.")
+    assert resume == f"Ctrl-C: stopped. To go on: python -m opdlight.train resume={folder}"
+
+
+def test_before_the_first_update_nothing_is_kept_and_it_is_said(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "run.log"
+    process = start(folder, "trainer.max_steps=3", "task.tasks.sums.episodes=2000")
+    while process.exitcode is None and not (log.exists() and "evaluate sums" in log.read_text()):
+        process.join(0.01)
+    interrupt(process.pid)
+    process.join(60)
+    said = log.read_text()
+    assert process.exitcode == 130, said[-3000:]
+    assert "Traceback" not in said
+    assert f"Kept in {folder}: no checkpoint yet, it starts over." in said
+    assert "Ctrl-C: stopped. To go on: " in said.splitlines()[-1]
+    assert not (tmp_path / "latest").is_symlink()  # it did not get as far as training
+
+
+def command(name: str, arguments: list[str], log: str) -> None:
+    """Another command, in a process that starts fast."""
+    import importlib
+
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = [name, *arguments]
+    importlib.import_module(name).main()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sign"),
+    [
+        ("opdlight.evaluate", ["task=sums", "task.tasks.sums.episodes=4000", SMALL[-2]], "evaluate sums"),
+        ("opdlight.sft", ["task=sums", "trainer.max_steps=4000", "demonstrations.episodes=40"], "update 1/"),
+        ("opdlight.lab.toy", ["seeds=[1]", "iterations=200000", "sensitivity=null"], "setting 1 of 1"),
+        ("opdlight.doctor.__main__", ["task=sums"], "loading the teachers"),
+    ],
+)
+def test_other_commands_end_with_one_line(name: str, arguments: list[str], sign: str, tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", tmp_path / "run"
+    where = [] if "doctor" in name else [f"run_dir={folder}"]
+    process = processes.Process(target=command, args=(name, [*arguments, *where], str(log)))
+    process.start()
+    while process.exitcode is None and not (log.exists() and sign in log.read_text()):
+        process.join(0.01)
+    interrupt(process.pid)
+    process.join(60)
+    said = log.read_text()
+    assert process.exitcode == 130, said[-3000:]
+    assert "Traceback" not in said
+    assert said.splitlines()[-2:] == [
+        "Ctrl-C: stopping. Once more ends it at once.", "Ctrl-C: stopped" + (f"; unfinished: {folder}" if where else "")
+    ]  # fmt: skip

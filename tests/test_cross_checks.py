@@ -1,0 +1,116 @@
+"""Values that are right by themselves and wrong where they stand: one message with the key, before anything is made."""
+
+import inspect
+import re
+from typing import Any
+
+import lightning as L
+import pytest
+import yaml
+
+from opdlight.config import EvaluateConfig, SftConfig, TrainConfig, compose, instantiate
+from opdlight.config.cross_checks import TRAINER, check_together
+from opdlight.config.schemas import DoctorConfig, FailureModesConfig
+from opdlight.errors import ConfigError
+from opdlight.rollout import Sampling
+
+WRONG = [
+    ("trainer.precision=bf16-true", "null (the precision of weights and forward pass is `model.dtype`"),
+    ("trainer.precision=bf16-mixed", "null (the precision of weights and forward pass is `model.dtype`"),
+    ("trainer.precision=16-mixed", "null (the precision of weights and forward pass is `model.dtype`"),
+    ("trainer.precision=64", "null (the precision of weights and forward pass is `model.dtype`"),
+    ("trainer.accumulate_grad_batches=2", "1 (an update is one rollout, cut to `micro_batch_tokens`"),
+    ("trainer.gradient_clip_val=0.5", "null (set `max_grad_norm`)"),
+    ("trainer.gradient_clip_algorithm=value", "null (gradients are clipped to the 2-norm `max_grad_norm`)"),
+    ("trainer.max_epochs=2", "1 (a run is one epoch of `trainer.max_steps` updates)"),
+    ("trainer.min_epochs=2", "null (set `trainer.max_steps`)"),
+    ("trainer.min_steps=2", "null (set `trainer.max_steps`)"),
+    ("trainer.limit_train_batches=0.5", "null (set `trainer.max_steps`"),
+    ("trainer.limit_train_batches=1", "null (set `trainer.max_steps`"),
+    ("trainer.limit_val_batches=1", "null (or 0 for no evaluation; a batch is a task"),
+    ("trainer.limit_test_batches=1", "null (there is no test loop"),
+    ("trainer.limit_predict_batches=1", "null (there is no prediction loop"),
+    ("trainer.overfit_batches=1", "0 (a rollout is never seen twice"),
+    ("trainer.fast_dev_run=true", "false (set `trainer.max_steps=1`)"),
+    ("trainer.barebones=true", "false (leave callbacks out"),
+    ("trainer.inference_mode=true", "false (the metrics live"),
+    ("trainer.use_distributed_sampler=true", "false (each process takes its share"),
+    ("trainer.reload_dataloaders_every_n_epochs=1", "0 (a run is one epoch"),
+    ("trainer.logger=false", "left out (set `logger`"),
+    ("trainer.callbacks=[]", "left out (set `callbacks`"),
+    ("trainer.default_root_dir=/tmp", "left out (set `run_dir`)"),
+]
+
+
+@pytest.mark.parametrize(("override", "expected"), WRONG, ids=[o for o, _ in WRONG])
+def test_what_the_loop_would_ignore_is_refused_with_the_key_to_use(override: str, expected: str) -> None:
+    key, _, value = override.partition("=")
+    trainer = {"_target_": "lightning.Trainer", key.removeprefix("trainer."): yaml.safe_load(value)}
+    with pytest.raises(ConfigError, match=re.escape(f"Expected `{key}` to be {expected}")):
+        check_together({"trainer": trainer})
+
+
+@pytest.mark.parametrize("name", ["train", "doctor", "sft", "failure_modes"])
+def test_every_entry_point_that_trains_refuses_it(name: str) -> None:
+    schemas = {"train": TrainConfig, "doctor": DoctorConfig, "sft": SftConfig, "failure_modes": FailureModesConfig}
+    with pytest.raises(ConfigError, match=r"Expected `trainer\.precision` to be null \(.*`model\.dtype`.*'bf16-mixed'"):
+        compose(name, schemas[name], ["+trainer.precision=bf16-mixed"])
+
+
+def test_a_plugin_cannot_bring_precision_either() -> None:
+    plugin = {"_target_": "lightning.pytorch.plugins.precision.MixedPrecision", "precision": "bf16-mixed"}
+    with pytest.raises(ConfigError, match=r"`trainer\.plugins` to be without precision"):
+        check_together({"trainer": {"_target_": "lightning.Trainer", "plugins": [plugin]}})
+
+
+def test_every_refusal_is_of_an_argument_that_lightning_has() -> None:
+    assert set(TRAINER) <= set(inspect.signature(L.Trainer.__init__).parameters)
+    assert {override.partition("=")[0] for override, _ in WRONG} == {f"trainer.{name}" for name in TRAINER}
+
+
+@pytest.mark.parametrize("trainer", ["cpu", "ddp", "fsdp", "gpu"])
+def test_what_is_there_anyway_may_be_said(trainer: str) -> None:
+    said = ["++trainer.precision=32-true", "++trainer.accumulate_grad_batches=1", "++trainer.limit_val_batches=0"]
+    compose("train", TrainConfig, [f"trainer={trainer}", *said])
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("sampling.temperature=0", "`sampling.temperature` to be a number > 0"),
+        ("sampling.temperature=0.0", "`sampling.temperature` to be a number > 0"),
+        ("sampling.temperature=-1", "`sampling.temperature` to be a number > 0"),
+        ("sampling.temperature=nan", "`sampling.temperature` to be a number > 0"),
+        ("sampling.temperature=inf", "`sampling.temperature` to be a number > 0"),
+        ("sampling.top_p=0", "`sampling.top_p` to be a number in (0, 1]"),
+        ("sampling.top_p=1.5", "`sampling.top_p` to be a number in (0, 1]"),
+        ("sampling.top_p=nan", "`sampling.top_p` to be a number in (0, 1]"),
+        ("evaluation.temperature=-1", "`evaluation.temperature` to be a number ≥ 0"),
+        ("evaluation.temperature=nan", "`evaluation.temperature` to be a number ≥ 0"),
+        ("evaluation.top_p=0", "`evaluation.top_p` to be a number in (0, 1]"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_one_error_with_its_own_key(override: str, expected: str) -> None:
+    key, _, value = override.partition("=")
+    node, _, name = key.partition(".")
+    with pytest.raises(ConfigError, match=re.escape(f"Expected {expected}")):
+        check_together({"loss": {}, node: {name: float(value)}})
+
+
+@pytest.mark.parametrize(("name", "schema"), [("train", TrainConfig), ("doctor", DoctorConfig)])
+def test_training_cannot_be_greedy(name: str, schema: type) -> None:
+    with pytest.raises(ConfigError, match=r"Expected `sampling\.temperature` to be a number > 0 .*, but got 0"):
+        compose(name, schema, ["sampling.temperature=0"])
+
+
+def test_greedy_evaluation_is_right() -> None:
+    cfg = compose("train", TrainConfig, ["evaluation.temperature=0"])
+    assert instantiate(cfg.evaluation) == Sampling(temperature=0, top_p=0.9)
+    cfg = compose("evaluate", EvaluateConfig, ["sampling.temperature=0"])
+    assert instantiate(cfg.sampling).temperature == 0
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": float("inf")}, {"temperature": float("nan")}, {"top_p": 0.0}])
+def test_the_policy_itself_refuses_them_too(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"`sampling\.(temperature|top_p)`"):
+        Sampling(**wrong)
