@@ -1,32 +1,40 @@
 # opdlight: `make train` sets everything up and distils; `make help` lists the rest.
 SHELL := /bin/bash
-PYTHON ?= python3.11
-READY := .venv/ready
+# which Python .venv is made with: the first of 3.11 to 3.14 that is there, or make PYTHON=...
+PYTHON ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check format
+.PHONY: help setup setup-dev train test check format update-constraints
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 27
 
-setup: $(READY) ## the virtual environment .venv (once; again when pyproject.toml changes)
+setup: ## the virtual environment .venv with what training needs (done once, and again when the versions change)
+	@tools/setup_env.sh run "$(PYTHON)"
 
-$(READY): pyproject.toml tools/setup_env.sh
-	@tools/setup_env.sh "$(PYTHON)"
+setup-dev: ## the rest of it, for checks and tests
+	@tools/setup_env.sh dev "$(PYTHON)"
 
-train: $(READY) ## distil the maths and ALFWorld agent; ARGS="loss=sampled_token" adds options
+train: setup ## distil the maths and ALFWorld agent; ARGS="loss=sampled_token" adds options
 	.venv/bin/python -m opdlight.train task=agent_math loss=topk_rkl $(ARGS)
 
-test: $(READY) ## every test, on two cores; ARGS="tests/losses" narrows it
+test: setup-dev ## every test, on two cores; ARGS="tests/losses" narrows it
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-check: $(READY) ## lint, format, types, layers
+check: setup-dev ## lint, format, types, layers
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/python tools/check_layers.py
 
-format: $(READY) ## apply lint fixes and the format
+format: setup-dev ## apply lint fixes and the format
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+# not after setup-dev: the versions of today may not fit the ranges of today
+update-constraints: .venv/bin/python ## remake tools/constraints-*.txt, the versions that are installed
+	.venv/bin/python tools/update_constraints.py
+
+.venv/bin/python:
+	@tools/setup_env.sh dev "$(PYTHON)"

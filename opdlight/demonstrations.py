@@ -18,6 +18,7 @@ from opdlight.errors import ConfigError
 from opdlight.interrupt import leave_to_parent
 from opdlight.rollout.engine import Completion
 from opdlight.rollout.rendering import ChatRenderer
+from opdlight.system.parents import end_with_parent
 from opdlight.types import Status, Trajectory, Turn
 
 
@@ -77,6 +78,12 @@ def _job(arguments: tuple[str, Task, int, float]) -> Demonstration:
     return demonstrate(*arguments)
 
 
+def _begin() -> None:
+    """A worker leaves Ctrl-C to its parent, and ends with it."""
+    leave_to_parent()
+    end_with_parent()
+
+
 def collect_demonstrations(
     tasks: dict[str, Task], *, episodes: int, seed: int, detours: float, workers: int = 1
 ) -> Iterator[Demonstration]:
@@ -90,7 +97,7 @@ def collect_demonstrations(
     total = sum(t.weight for t in tasks.values())
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])  # the slow imports happen once
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=leave_to_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin) as pool:
         for name, task in tasks.items():
             wanted, tried = round(episodes * task.weight / total), 0
             rows = training_episodes(name, task)

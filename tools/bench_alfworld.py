@@ -1,4 +1,7 @@
-"""Speed and memory of the ALFWorld environment beside TextWorld's own engine: `python tools/bench_alfworld.py`."""
+"""Speed and memory of the ALFWorld environment beside TextWorld's own engine: `python tools/bench_alfworld.py`.
+
+Example: python tools/bench_alfworld.py --games 200 --no-stock
+"""
 
 import argparse
 import random
@@ -70,7 +73,7 @@ def growth(games: int) -> None:
     """Print the peak memory of the process as games are played once each."""
     env = ALFWorldEnv()
     for seed in range(games):
-        if seed % (games // 5) == 0:
+        if seed % max(games // 5, 1) == 0:
             print(f"  after {seed:5} games {resident_mib():7.1f} MiB")
         env.reset(seed=seed)
         for _ in range(5):
@@ -79,13 +82,16 @@ def growth(games: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--games", type=int, default=2000, help="games of the memory measurement")
+    parser.add_argument("--resets", type=int, default=20, help="games of the speed measurement, of either size")
     parser.add_argument("--no-stock", action="store_true", help="leave TextWorld's engine out")
     arguments = parser.parse_args()
+    if min(arguments.games, arguments.resets) < 1:
+        parser.error("expected --games and --resets of at least 1")
     for name, (receptacles, objects) in SIZES.items():
         design = Design(task_types=TASK_TYPES, rooms=ROOMS, receptacles=receptacles, objects=objects)
-        cold, cached, rate = fast(design, range(20), 100)
+        cold, cached, rate = fast(design, range(arguments.resets), 100)
         print(f"{name}: reset cold {1000 * cold:.1f} ms, cached {1000 * cached:.1f} ms, {rate:.0f} steps/s", flush=True)
         if not arguments.no_stock:
             reset, rate = stock(design, 0, 40)

@@ -39,7 +39,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3, help="runs of each kind")
     parser.add_argument("--steps", type=int, default=20, help="updates of a run")
+    parser.epilog = "Everything else goes to opdlight.train."
     arguments, overrides = parser.parse_known_args()
+    if min(arguments.pairs, arguments.steps) < 1:
+        parser.error("expected --pairs and --steps of at least 1")
     pairs = [
         [seconds_a_step(staleness, arguments.steps, overrides) for staleness in (0, 1)] for _ in range(arguments.pairs)
     ]

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,6 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opdlight.data import Task
+from opdlight.errors import OpdError
 from opdlight.rollout import ChatRenderer, Collector, Completion, Engine, Limits, Request, Sampling, VLLMEngine
 from opdlight.rollout.collector import RolloutStats
 from opdlight.types import RolloutRequest
@@ -75,24 +77,35 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--env-args", nargs="+", default=[], metavar="KEY=VALUE", help="its arguments, such as max_turns=15"
     )
-    parser.add_argument("--episodes", type=int, default=64)
+    parser.add_argument("--episodes", type=int, default=64, help="of one run")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each way")
-    parser.add_argument("--turn-tokens", type=int, default=64)
-    parser.add_argument("--trajectory-tokens", type=int, default=2048)
-    parser.add_argument("--max-num-seqs", type=int, default=64)
-    parser.add_argument("--env-threads", type=int, default=4)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--turn-tokens", type=int, default=64, help="longest completion")
+    parser.add_argument("--trajectory-tokens", type=int, default=2048, help="longest context")
+    parser.add_argument("--max-num-seqs", type=int, default=64, help="sequences that are decoded at a time")
+    parser.add_argument("--env-threads", type=int, default=4, help="environments that step at a time")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the engine")
     parser.add_argument("--threads", type=int, help="CPU threads of the engine")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not Path(args.model, "config.json").is_file():
+        parser.error(f"expected --model to be a Hugging Face folder, but {args.model!r} has no config.json")
+    if min(args.episodes, args.repeats, args.turn_tokens, args.trajectory_tokens) < 1:
+        parser.error("expected --episodes, --repeats, --turn-tokens and --trajectory-tokens of at least 1")
+    try:
+        make_task(args).make_env().close()
+    except (gymnasium.error.Error, TypeError, OpdError) as error:
+        parser.error(f"cannot make --env {args.env} {' '.join(args.env_args)}: {error}")
+    return args
+
+
+def make_task(args: argparse.Namespace) -> Task:
+    env: Any = OmegaConf.to_container(OmegaConf.from_dotlist(args.env_args))
+    return Task(env={"id": args.env, **env}, teacher="")
 
 
 def main() -> None:
     args = arguments()
     console = Console()
-    if not Path(args.model, "config.json").is_file():
-        raise SystemExit(f"Expected --model to be a Hugging Face folder, but {args.model!r} has no config.json.")
-    env: Any = OmegaConf.to_container(OmegaConf.from_dotlist(args.env_args))
-    task = Task(env={"id": args.env, **env}, teacher="")
+    task = make_task(args)
     weights = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).state_dict()
     renderer = ChatRenderer(AutoTokenizer.from_pretrained(args.model))
     limits = {"bench": Limits(turn_tokens=args.turn_tokens, trajectory_tokens=args.trajectory_tokens)}

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from rich.console import Console
 from rich.table import Table
 
 from opdlight.config import TrainConfig, compose, instantiate
 from opdlight.data import OnPolicyData
+from opdlight.errors import OpdError
 from opdlight.models import teacher
 from opdlight.module import OnPolicyDistillation
 from opdlight.training import build
@@ -63,24 +65,17 @@ class Record(L.Callback):
 
 
 def main() -> None:
-    """Run the updates and print the shares; the first update of a task warms up and is left out."""
+    """Run the updates and print the shares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=10)
+    parser.epilog = "Everything else goes to opdlight.train."
+    parser.add_argument("--updates", type=int, default=10, help="the first one of each task warms up and is left out")
     args, overrides = parser.parse_known_args()
-    with tempfile.TemporaryDirectory() as folder:
-        steps = [f"trainer.max_steps={args.updates}", "+trainer.limit_val_batches=0", f"run_dir={folder}"]
-        cfg = compose("train", TrainConfig, [*overrides, *steps])
-        mixture = instantiate(cfg.task)
-        module = build(cfg, mixture)
-        record = Record()
-        callbacks = [c for n, c in instantiate(cfg.callbacks).items() if n != "progress"]
-        record.watch(callbacks)
-        callbacks.append(record)
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        trainer = instantiate(cfg.trainer, callbacks=callbacks, default_root_dir=str(Path(folder)), **quiet)
-        sizes = {"groups": cfg.rollout.groups, "group_size": cfg.rollout.group_size}
-        trainer.fit(module, datamodule=OnPolicyData(mixture, updates=args.updates, seed=cfg.seed, **sizes))
-        module.close()
+    if args.updates < 1:
+        parser.error("expected --updates of at least 1")
+    try:
+        record = run(args.updates, overrides)
+    except OpdError as error:
+        raise SystemExit(f"error: {error}") from error
     for tasks, seconds in record.steps.items():
         kept = seconds[1:] or seconds
         total = statistics.mean(sum(v for n, v in s.items() if n != "watching in all") for s in kept)
@@ -89,6 +84,25 @@ def main() -> None:
             mean = statistics.mean(s.get(stage, 0.0) for s in kept)
             table.add_row(stage, f"{mean:.3f}", f"{100 * mean / total:.1f} %")
         Console().print(table)
+
+
+def run(updates: int, overrides: list[str]) -> Record:
+    """The updates, without evaluations, checkpoints and loggers."""
+    with tempfile.TemporaryDirectory() as folder:
+        steps = [f"trainer.max_steps={updates}", "+trainer.limit_val_batches=0", f"run_dir={folder}"]
+        cfg = compose("train", TrainConfig, [*overrides, *steps])
+        mixture = instantiate(cfg.task)
+        module = build(cfg, mixture)
+        record = Record()
+        callbacks = [c for c in instantiate(cfg.callbacks).values() if not isinstance(c, (Checkpoint, ProgressBar))]
+        record.watch(callbacks)
+        callbacks.append(record)
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = instantiate(cfg.trainer, callbacks=callbacks, default_root_dir=str(Path(folder)), **quiet)
+        sizes = {"groups": cfg.rollout.groups, "group_size": cfg.rollout.group_size}
+        trainer.fit(module, datamodule=OnPolicyData(mixture, updates=updates, seed=cfg.seed, **sizes))
+        module.close()
+    return record
 
 
 if __name__ == "__main__":

@@ -47,7 +47,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="runs of each setting")
     parser.add_argument("--steps", type=int, default=10, help="updates of a run")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="which ones")
+    parser.epilog = "Everything else goes to opdlight.train."
     arguments, overrides = parser.parse_known_args()
+    if min(arguments.turns, arguments.steps) < 1:
+        parser.error("expected --turns and --steps of at least 1")
     found: dict[str, list[float]] = {name: [] for name in arguments.settings}
     for _ in range(arguments.turns):
         for name, seconds in found.items():

@@ -31,6 +31,7 @@ from opdlight.demonstrations import (
     read_demonstrations,
     write_demonstrations,
 )
+from opdlight.errors import OpdError
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "opdlight" / "assets" / "lab"
@@ -221,7 +222,8 @@ def train(name: str, work: Path, scale: float) -> None:
             "model.micro_batch_tokens=2048",
             f"hydra.run.dir={out}",
         ]
-        subprocess.run([sys.executable, "-m", "opdlight.sft", *arguments], cwd=ROOT, check=True)
+        if subprocess.run([sys.executable, "-m", "opdlight.sft", *arguments], cwd=ROOT, check=False).returncode:
+            raise SystemExit(f"error: pass {number} of {name} has failed (see above)")
         start = out / "student"
 
 
@@ -246,6 +248,19 @@ def main() -> None:
         "--scale", type=float, default=1.0, help="factor on demonstrations and updates; 0.01 to try out"
     )
     args = parser.parse_args()
+    for stage in args.stages:
+        if stage not in stages:
+            parser.error(f"expected stages among {', '.join(stages)}, but got {stage!r}")
+    if not (args.scale > 0 and args.workers > 0):
+        parser.error("expected --scale and --workers to be above 0")
+    try:
+        run(args)
+    except OpdError as error:
+        raise SystemExit(f"error: {error} (the stages before make what a stage needs)") from error
+
+
+def run(args: argparse.Namespace) -> None:
+    """The stages, in the order given."""
     work: Path = args.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     for stage in args.stages:
@@ -257,10 +272,8 @@ def main() -> None:
             mixtures(work, tokenizer, args.scale)
         elif stage in PASSES:
             train(stage, work, args.scale)
-        elif stage == "bundle":
-            bundle(work, ASSETS if args.scale == 1 else work / "bundle")  # a trial must not replace good models
         else:
-            parser.error(f"Expected argument `stages` to be among {stages}, but got {stage!r}.")
+            bundle(work, ASSETS if args.scale == 1 else work / "bundle")  # a trial must not replace good models
 
 
 if __name__ == "__main__":

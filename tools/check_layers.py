@@ -7,6 +7,7 @@
   that everything else works without them.
 """
 
+import argparse
 import ast
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from pathlib import Path
 LAYERS = (
     ("types", "bounds", "errors", "console", "interrupt", "config", "distributed", "server", "system"),
     ("losses", "metrics", "failure_metrics", "envs"),
-    ("models", "rollout", "collate", "schedules", "memory", "preemption", "records", "stages", "checkpointing"),
-    ("reading",),
+    ("models", "rollout", "collate", "schedules", "memory", "preemption", "records", "stages"),
+    ("reading", "checkpointing", "closing"),
     ("module", "state", "data", "publish", "callbacks", "demonstrations"),
     ("training", "evaluation", "supervised", "run_folder", "loggers", "lab", "report", "doctor"),
     ("train", "evaluate", "sft"),
@@ -102,6 +103,7 @@ def _room_of_name(name: str) -> str | None:
 
 def main() -> None:
     """Check this repository."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     found = violations(Path(__file__).resolve().parents[1])
     print("\n".join(found) if found else "layers: imports go one way")
     sys.exit(bool(found))

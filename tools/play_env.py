@@ -90,6 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--expert", action="store_true", help="let the task's expert play")
     options = parser.parse_intermixed_args(arguments)
+    if options.seed < 0:
+        parser.error("expected --seed to be 0 or more")
     try:
         play(
             make(options.env, parse_kwargs(options.kwargs)), options.seed, ask_expert if options.expert else ask_person

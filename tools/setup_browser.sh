@@ -2,6 +2,13 @@
 # Make sure that there is a Chromium for the browser tests: `tools/setup_browser.sh`. Installs Debian's or Ubuntu's package
 # where it is missing; where that cannot be done it says so and fails.
 set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,/^[^#]/s/^# //p' "$0"
+    exit
+elif (($#)); then
+    printf 'browser: expected no argument, but got %s\n' "$1" >&2
+    exit 1
+fi
 
 for browser in chromium chromium-browser google-chrome; do
     if command -v "$browser" >/dev/null; then exit 0; fi

@@ -147,6 +147,8 @@ def main() -> int:
         "--folder", type=Path, default=Path("runs/soak"), help="of the run; <folder>.log, .csv and .json"
     )
     arguments, extra = parser.parse_known_args()
+    if not (arguments.minutes > 0 and arguments.updates > 0 and arguments.between > 0):
+        parser.error("expected --minutes, --updates and --between to be above 0")
     folder = arguments.folder.absolute()
     if folder.exists():
         parser.error(f"--folder {folder} is there already: choose another one, or delete it")
@@ -191,9 +193,17 @@ def main() -> int:
     if not samples:
         console.print(f"The run did not start; see {folder}.log")
         return 1
-    time.sleep(10.0)
-    left = [p for p in family if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
-    return report(folder, faults, samples, exits, unexpected, left)
+    return report(folder, faults, samples, exits, unexpected, still_alive(family))
+
+
+def still_alive(family: set[int], seconds: float = 10.0) -> list[int]:
+    """Those of the processes that are not gone after so long."""
+    begin = time.monotonic()
+    while True:
+        left = [p for p in family if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+        if not left or time.monotonic() - begin > seconds:
+            return left
+        time.sleep(0.2)
 
 
 def report(

@@ -55,7 +55,11 @@ def measure_tasks(cfg: DictConfig, losses: Mapping[str, Loss]) -> list[Real]:
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
     student: Student = instantiate(cfg.model.student)
-    teachers = Teachers(mixture.teachers, student, partial(Teacher, dtype=cfg.model.dtype))
+    teachers = Teachers(
+        mixture.teachers,
+        student,
+        partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code),
+    )
     trajectories = roll_out(cfg, mixture, student)
     collate = Collate(
         tasks=tuple(mixture.teachers),

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from opdlight.collate import count_splits
 from opdlight.envs.base import TextEnv
-from opdlight.errors import EngineError
+from opdlight.errors import ConfigError, EngineError
 from opdlight.models import Student
 from opdlight.models.checkpoints import load_model
 from opdlight.rollout.collector import Collector, Limits
@@ -307,6 +307,15 @@ def test_start_leaves_the_process_as_it_was(folder: Path, engine: VLLMEngine) ->
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)
         second.close()
+
+
+def test_what_vllm_refuses_is_one_message_with_the_key(folder: Path, engine: VLLMEngine) -> None:
+    with pytest.raises(
+        ConfigError, match=r"see `engine\.max_model_len`\. vLLM says: .*max_position_embeddings"
+    ) as error:
+        start(folder, max_model_len=10**6)
+    assert "\n" not in str(error.value)
+    assert len(generate(engine, [[5]], max_tokens=1)) == 1  # the other engine goes on
 
 
 def test_bfloat16_engine_takes_float32_weights(folder: Path) -> None:

@@ -1,0 +1,161 @@
+"""Every tool runs: its help, its errors, and the smallest case of what it does, in a process of its own."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
+SCRIPTS = sorted(path.name for path in (ROOT / "tools").glob("*.sh"))
+ENGINE = ["engine._target_=tests.fakes.AnsweringEngine", "rollout.groups=2", "task=sums", "task.tasks.sums.episodes=2"]
+
+
+def run(tool: str, *arguments: str, stdin: str = "", cwd: Path = ROOT) -> str:
+    """What a person sees who starts the tool; it must end with 0."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / tool, *arguments],
+        env=environment, cwd=cwd, input=stdin, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def ends(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int | str | None:
+    """The exit code, or message, of the tool in this process: fast, since torch is imported already."""
+    monkeypatch.setattr(sys, "argv", [tool, *arguments])
+    monkeypatch.setattr(sys, "path", [str(ROOT / "tools"), str(ROOT), *sys.path])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
+    return left.value.code
+
+
+@pytest.mark.filterwarnings("ignore:.*Overriding environment Faulty-v0")  # soak.py is read more than once here
+@pytest.mark.parametrize("tool", TOOLS)
+def test_help_says_what_it_is_for(
+    tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ends(tool, ["--help"], monkeypatch) in (0, None)
+    out = capsys.readouterr().out
+    (purpose,) = [line for line in (ROOT / "tools" / tool).read_text().splitlines() if line.startswith('"""')][:1]
+    assert out.startswith(f"usage: {tool}")
+    assert purpose.strip('"')[:50] in out, "the docstring, with its examples, is the description"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_have_a_help_and_refuse_what_they_do_not_know(script: str) -> None:
+    for argument, code in (("--help", 0), ("--frob", 1)):
+        done = subprocess.run(
+            [ROOT / "tools" / script, argument], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert done.returncode == code
+        assert script in done.stdout or "--frob" in done.stderr, done.stderr
+
+
+MISTAKES = {  # tool and arguments, what the one error names
+    "bench_alfworld.py --games 0": "--games",
+    "bench_lm_head.py --k 64 --distinct 32": "--distinct",
+    "bench_lm_head.py --repeat 0": "--repeat",
+    "bench_overlap.py --pairs 0": "--pairs",
+    "bench_rollout.py --model nowhere": "'nowhere'",
+    "bench_rollout.py --episodes 0": "--episodes",
+    "bench_rollout.py --env opdlight/Chess-v0": "opdlight/Chess-v0",
+    "bench_rollout.py --env opdlight/ToyText-v0 --env-args gaem=Taxi-v4": "gaem",
+    "bench_step.py --updates 0": "--updates",
+    "bench_step.py task=sumz": "sumz",
+    "bench_threads.py --turns 0": "--turns",
+    "build_lab.py tokeniser": "'tokeniser'",
+    "build_lab.py --scale 0": "--scale",
+    "check_layers.py --fix": "--fix",
+    "play_env.py opdlight/Chess-v0": "opdlight/Chess-v0",
+    "play_env.py opdlight/ToyText-v0 gaem=Taxi-v4": "gaem",
+    "play_env.py opdlight/ToyText-v0 game=Taxi-v4 --seed -1": "--seed",
+    "soak.py --minutes 0": "--minutes",
+    "update_constraints.py tpu": "'tpu'",
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*Overriding environment Faulty-v0")
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_one_error_that_names_it(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool, *arguments = line.split()
+    code = ends(tool, arguments, monkeypatch)
+    said = code if isinstance(code, str) else capsys.readouterr().err  # Python prints a text and exits with 1
+    assert code not in (0, None)
+    assert MISTAKES[line] in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def test_each_tool_is_run_by_a_test() -> None:
+    here = Path(__file__).read_text()
+    elsewhere = {"check_layers.py": "test_layers.py", "update_constraints.py": "tools/test_setup.py"}
+    for tool in TOOLS:
+        text = (ROOT / "tests" / elsewhere[tool]).read_text() if tool in elsewhere else here
+        assert f'run("{tool}"' in text or f'"tools" / "{tool}"' in text, tool
+
+
+@pytest.mark.alfworld
+def test_bench_alfworld() -> None:
+    said = run("bench_alfworld.py", "--games", "1", "--resets", "1", "--no-stock")
+    assert "small: reset cold" in said and "large: reset cold" in said and "after     1 games" in said
+
+
+def test_bench_lm_head() -> None:
+    sizes = ["--n", "8", "--k", "4", "--d", "8", "--distinct", "16", "--vocabularies", "64", "--repeat", "1"]
+    assert run("bench_lm_head.py", *sizes).count("| 64 |") == 4
+
+
+def test_bench_step() -> None:
+    said = run("bench_step.py", "--updates", "2", *ENGINE)
+    assert "sums: mean of 1 updates" in said
+    stages = {line.split("│")[1].strip() for line in said.splitlines() if line.count("│") == 4}
+    assert {"rollout", "watching in all", "publish"} <= stages, stages
+
+
+def test_bench_overlap() -> None:
+    said = run("bench_overlap.py", "--pairs", "1", "--steps", "1", *ENGINE)
+    assert "staleness 0 ÷ staleness 1: median" in said
+
+
+def test_bench_threads() -> None:
+    said = run("bench_threads.py", *ENGINE, "--turns", "1", "--steps", "1", "--settings", "one thread")
+    assert "1.00 (1.00 to 1.00)" in said
+
+
+@pytest.mark.vllm
+def test_bench_rollout() -> None:
+    sizes = ["--episodes", "2", "--repeats", "1", "--turn-tokens", "4", "--trajectory-tokens", "256", "--threads", "1"]
+    said = run("bench_rollout.py", "--env", "opdlight/ToyText-v0", "--env-args", "max_turns=2", *sizes)
+    assert "in 1 pairs" in said and "lock-step" in said
+
+
+@pytest.mark.alfworld
+def test_build_lab(tmp_path: Path) -> None:
+    run("build_lab.py", "--work", str(tmp_path), "--scale", "0.0005", "demonstrations", "tokenizer", "teacher-sums")
+    config = json.loads((tmp_path / "teacher-sums-2" / "student" / "config.json").read_text())
+    assert config["hidden_size"] == 128
+    assert (tmp_path / "bad-replies.jsonl").stat().st_size > 0
+
+
+def test_play_env_by_hand_and_by_the_expert(tmp_path: Path) -> None:
+    said = run(
+        "play_env.py", "opdlight/ToyText-v0", "game=FrozenLake-v1", "max_turns=2", stdin="up\nup\n", cwd=tmp_path
+    )
+    assert "out of turns: reward 0" in said
+    said = run("play_env.py", "opdlight/ToyText-v0", "game=Taxi-v4", "--seed", "3", "--expert", cwd=tmp_path)
+    assert "success: reward" in said
+
+
+def test_soak(tmp_path: Path) -> None:
+    folder = tmp_path / "soak"
+    said = run("soak.py", "--minutes", "10", "--updates", "2", "--folder", str(folder), "engine=vllm", *ENGINE[:2])
+    figures = json.loads(Path(f"{folder}.json").read_text())
+    assert [figures[key] for key in ("steps", "exit codes", "processes left")] == [2, [0], []]
+    assert "steps lost or done twice" in said
