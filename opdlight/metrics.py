@@ -279,6 +279,19 @@ def describe(key: str) -> Entry | None:
     return None
 
 
+def search(words: Sequence[str]) -> dict[str, Entry]:
+    """The entries with every one of `words` in their key or meaning, in any case; a logged key finds its own.
+
+    >>> list(search(["mass", "student"])), list(search(["rollout/reward/sums"]))
+    (['coverage/student_mass/{task}'], ['rollout/reward/{task}'])
+    """
+    return {
+        key: entry
+        for key, entry in GLOSSARY.items()
+        if all(w.lower() in f"{key} {entry.meaning}".lower() or describe(w) is entry for w in words)
+    }
+
+
 def subsample(n: int, most: int, generator: torch.Generator | None = None) -> Tensor:
     """Indices [min(n, most)] into n positions, without replacement, ascending."""
     if n <= most:
@@ -287,13 +300,14 @@ def subsample(n: int, most: int, generator: torch.Generator | None = None) -> Te
 
 
 def main() -> None:
-    """Print the glossary: `python -m opdlight.metrics [prefix]`."""
+    """Print the glossary: `python -m opdlight.metrics [words]`."""
     parser = argparse.ArgumentParser(prog="python -m opdlight.metrics", description="The glossary of every logged key.")
-    parser.add_argument("prefix", nargs="?", default="", help="show only the keys that begin so, such as coverage/")
-    prefix = parser.parse_args().prefix
-    found = {key: entry for key, entry in GLOSSARY.items() if key.startswith(prefix)}
+    parser.add_argument("words", nargs="*", help="show only what has each of them in key or meaning, such as coverage")
+    words = parser.parse_args().words
+    found = search(words)
     if not found:
-        parser.error(f"no key begins with {prefix!r}; groups: {', '.join(sorted({k.split('/')[0] for k in GLOSSARY}))}")
+        groups = ", ".join(sorted({key.split("/")[0] for key in GLOSSARY}))
+        parser.error(f"nothing has {' and '.join(map(repr, words))} in its key or meaning; groups of keys: {groups}")
     shown = table(Column("key", no_wrap=True, overflow="fold"), "meaning", "unit", "estimator", "healthy")
     for key, e in found.items():
         shown.add_row(key, e.meaning, e.unit, e.estimator, e.healthy)

@@ -104,20 +104,34 @@ def test_the_glossary_finds_patterns() -> None:
     assert metrics.describe("nonsense") is None
 
 
-def test_the_glossary_prints_and_is_filtered_by_prefix(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        (["coverage/"], ["coverage/teacher_mass/{task}", "coverage/student_mass/{task}"]),
+        (["mass"], ["coverage/student_mass/{task}", "signal/negative_mass/{task}"]),
+        (["GRAD_NORM"], ["optimizer/grad_norm"]),
+        (["clipping"], ["optimizer/grad_norm"]),  # a word of the meaning
+        (["2-norm", "gradient"], ["optimizer/grad_norm"]),
+        (["rollout/success/sums"], ["rollout/success/{task}"]),  # a key as it is logged
+    ],
+)
+def test_the_glossary_is_searched_by_any_part_of_a_name_or_meaning(words: list[str], keys: list[str]) -> None:
+    found = metrics.search(words)
+    assert set(keys) <= set(found)
+    assert len(found) < 12
+    assert metrics.search([]) == metrics.GLOSSARY
+
+
+def test_the_glossary_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["metrics"])
     metrics.main()
     whole = capsys.readouterr().out
     assert all(key in whole for key in metrics.GLOSSARY)
-    monkeypatch.setattr("sys.argv", ["metrics", "coverage/"])
+    monkeypatch.setattr("sys.argv", ["metrics", "student", "support"])
     metrics.main()
     some = capsys.readouterr().out
-    assert [key for key in metrics.GLOSSARY if key in some] == [
-        k for k in metrics.GLOSSARY if k.startswith("coverage/")
-    ]
-    monkeypatch.setattr("sys.argv", ["metrics", "nothing"])
+    assert [key for key in metrics.GLOSSARY if key in some] == list(metrics.search(["student", "support"]))
+    monkeypatch.setattr("sys.argv", ["metrics", "nothing", "at all"])
     with pytest.raises(SystemExit, match="2"):
         metrics.main()
-    assert "no key begins with 'nothing'" in capsys.readouterr().err
+    assert "nothing has 'nothing' and 'at all' in its key or meaning" in capsys.readouterr().err

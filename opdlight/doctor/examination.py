@@ -15,14 +15,14 @@ from opdlight.config import instantiate
 from opdlight.console import say, show, stage, track
 from opdlight.data import TaskMixture
 from opdlight.doctor.answers import check_answers, first_turns, whole_episodes
-from opdlight.doctor.findings import Finding, Verdict, as_json, table, worst
+from opdlight.doctor.findings import Finding, Verdict, as_json, said_once, table, worst
 from opdlight.doctor.limits import check_context, check_support
 from opdlight.doctor.memory import check_memory, on_gpu
 from opdlight.doctor.patient import Pair, Patient
 from opdlight.doctor.precision import check_precision
 from opdlight.doctor.scores import check_determinism, check_identical
 from opdlight.doctor.special_tokens import check_special_tokens
-from opdlight.doctor.templates import check_history, check_template
+from opdlight.doctor.templates import check_history, check_plain_text, check_template
 from opdlight.doctor.vocabularies import check_vocabulary
 from opdlight.errors import ConfigError, OpdError
 from opdlight.evaluation import make_collector
@@ -38,6 +38,7 @@ OF_PAIR: Mapping[str, Callable[[Patient, Pair], list[Finding]]] = {
 }
 OF_TASK: Mapping[str, Callable[[Patient, str], list[Finding]]] = {
     "growing history": check_history,
+    "plain text": check_plain_text,
     "context": check_context,
 }
 OF_RUN: Mapping[str, Callable[[Patient], list[Finding]]] = {
@@ -100,6 +101,7 @@ def patient_of(
         micro_batch_tokens=cfg.micro_batch_tokens,
         temperature=cfg.sampling.temperature,
         top_p=cfg.sampling.top_p,
+        stop=instantiate(cfg.sampling).resolve(student.tokenizer).stop,
     )
 
 
@@ -122,6 +124,7 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
         found += examine(patient)
         with stage("greedy answers"):
             found += _answers(cfg, patient)
+    found = said_once(found)
     show(table(found))
     counts = {v: sum(f.verdict is v for f in found) for v in Verdict}
     say("doctor: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
@@ -145,7 +148,7 @@ def examine_quickly(cfg: DictConfig, mixture: TaskMixture, module: OnPolicyDisti
         return
     teachers = {name: module.teachers.of(name) for name in mixture.teachers}
     with isolate_rng(include_cuda=False):
-        found = examine(patient_of(cfg, mixture, module.student, module.loss, teachers))
+        found = said_once(examine(patient_of(cfg, mixture, module.student, module.loss, teachers)))
     bad = [f for f in found if f.verdict is not Verdict.PASS]
     for finding in bad:
         say(f"doctor: {finding}", style="yellow")
@@ -184,7 +187,9 @@ def _answers(cfg: DictConfig, patient: Patient) -> list[Finding]:
     def play() -> list[Finding]:
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
         try:
-            collector = make_collector(engine, patient.student.tokenizer, patient.tasks, cfg.rollout.env_threads)
+            student = patient.student
+            threads = cfg.rollout.env_threads
+            collector = make_collector(engine, student.tokenizer, patient.tasks, threads, student.chat_template)
             episodes = whole_episodes(collector)
             found = [
                 f

@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from rich.table import Table
@@ -57,6 +57,22 @@ def _hydra(value: object) -> str:
     if isinstance(value, Sequence):
         return "[" + ",".join(_hydra(v) for v in value) + "]"
     return str(value)
+
+
+def said_once(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings, where one fault that several checks met is one finding that names them all."""
+    met: dict[tuple[str, str, str], list[Finding]] = {}
+    for number, f in enumerate(findings):
+        same = (f.verdict, f.evidence, f.repair) if f.verdict is not Verdict.PASS else ("", "", str(number))
+        met.setdefault(same, []).append(f)
+    return [
+        replace(
+            group[0],
+            check=", ".join(dict.fromkeys(f.check for f in group)),
+            about=", ".join(dict.fromkeys(f.about for f in group if f.about)),
+        )
+        for group in met.values()
+    ]
 
 
 def worst(findings: Sequence[Finding]) -> Verdict:

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from opdlight.collate import at_positions
-from opdlight.errors import ConfigError
+from opdlight.errors import CheckpointError, ConfigError
 from opdlight.losses import Needs, complete
 from opdlight.models.backbone import check_head, divide, head_of, hidden_at
 from opdlight.models.checkpoints import load_model, load_tokenizer, resolve_model
@@ -39,13 +39,14 @@ class Teacher(nn.Module):
     Args:
         model: model or adapter folder, `lab/<name>` or Hub name.
         dtype: "float32" or "bfloat16".
+        trust_remote_code: run the code that the model brings with it (`auto_map`).
     """
 
-    def __init__(self, model: str, dtype: str = "float32") -> None:
+    def __init__(self, model: str, dtype: str = "float32", trust_remote_code: bool = False) -> None:
         super().__init__()
         self.name = model
-        self.tokenizer = load_tokenizer(model)
-        loaded = load_model(model, dtype).eval().requires_grad_(False)
+        self.tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        loaded = load_model(model, dtype, trust_remote_code=trust_remote_code).eval().requires_grad_(False)
         check_head(loaded)
         self._hidden_from_torch = (
             FrozenModel(loaded),
@@ -180,9 +181,16 @@ class Teachers(nn.Module):
         super().__init__()
         if not models:
             raise ConfigError.wrong("task.tasks", expected="a teacher for at least one task", got=dict(models))
-        checkpoints = {task: resolve_model(model) for task, model in models.items()}
-        distinct = list(dict.fromkeys(checkpoints.values()))
-        self.teachers = nn.ModuleList(make(model) for model in distinct)
+        checkpoints, made = dict[str, str](), dict[str, Teacher]()
+        for task, model in models.items():
+            try:
+                checkpoints[task] = resolve_model(model)
+                if checkpoints[task] not in made:
+                    made[checkpoints[task]] = make(checkpoints[task])
+            except CheckpointError as error:
+                raise CheckpointError(f"`task.tasks.{task}.teacher`: {error}") from error
+        distinct = list(made)
+        self.teachers = nn.ModuleList(made.values())
         self.divided = False
         self.teacher_of = {task: distinct.index(model) for task, model in checkpoints.items()}
         self.shared_vocabulary = min(

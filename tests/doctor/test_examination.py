@@ -5,9 +5,11 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,8 @@ from opdlight.config import CONF, DoctorConfig, TrainConfig, compose, instantiat
 from opdlight.config.help import help_text
 from opdlight.doctor import examination
 from opdlight.doctor.examination import attempt, examine_config, examine_quickly
-from opdlight.doctor.findings import Verdict
+from opdlight.doctor.findings import Finding, Verdict, said_once
+from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError
 from opdlight.training import build, train
 from tests.doctor.cases import edited, save
@@ -25,6 +28,17 @@ from tests.doctor.test_tokens import swap
 from tests.tiny import tiny_tokenizer
 
 FAKE = "engine._target_=tests.fakes.AnsweringEngine"
+
+
+class Broken(TextEnv):
+    """Cannot be reset."""
+
+    def reset(self, **arguments: Any) -> Any:
+        raise RuntimeError("no key under the mat")
+
+
+if "Broken-v0" not in gymnasium.registry:
+    gymnasium.register(id="Broken-v0", entry_point=Broken)
 
 
 def doctor(tmp_path: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
@@ -134,6 +148,32 @@ def test_a_check_that_raises_is_a_fail_with_the_reason() -> None:
 
     (finding,) = attempt("memory", "x", broken)
     assert (finding.verdict, finding.evidence) == (Verdict.FAIL, "could not be checked: KeyError: 'layer'")
+
+
+def test_a_fault_that_several_checks_meet_is_said_once() -> None:
+    def broken() -> list[Any]:
+        raise KeyError("layer")
+
+    met = [f for name in ("context", "memory") for task in ("a", "b") for f in attempt(name, task, broken)]
+    fine = Finding(check="support", verdict=Verdict.PASS, evidence="all", about="a")
+    once, *others = said_once([*met, fine, replace(fine, about="b")])
+    assert (once.check, once.about, once.verdict) == ("context, memory", "a, b", Verdict.FAIL)
+    assert others == [fine, replace(fine, about="b")]
+    other = replace(met[0], evidence="another", repair="loss.k=8")
+    assert said_once([met[0], other, replace(other, repair="loss.k=9")]) == [
+        met[0],
+        other,
+        replace(other, repair="loss.k=9"),
+    ]
+
+
+def test_an_environment_that_raises_is_said_once(tmp_path: Path) -> None:
+    env = ["task.tasks.sums.env.id=tests.doctor.test_examination:Broken-v0", "~task.tasks.sums.env.dataset"]
+    env += ["~task.tasks.sums.env.params", "~task.tasks.sums.env.instruction"]
+    code, report = doctor(tmp_path, *env)
+    said = [f for f in report["findings"] if "no key under the mat" in f["evidence"]]
+    assert (code, len(said)) == (1, 1)
+    assert {"chat template", "context", "growing history"} <= set(said[0]["check"].split(", "))
 
 
 def built(*overrides: str) -> tuple[DictConfig, Any, Any]:

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from opdlight.collate import count_splits
 from opdlight.envs.base import TextEnv
-from opdlight.errors import EngineError
+from opdlight.errors import ConfigError, EngineError
 from opdlight.models import Student
 from opdlight.models.checkpoints import load_model
 from opdlight.rollout.collector import Collector, Limits
@@ -207,6 +207,12 @@ def test_stop_and_length(engine: VLLMEngine) -> None:
     assert all(len(c.token_ids) == 200 for c in found if c.finish_reason == "length")
     (one,) = generate(engine, [[5]], max_tokens=1)
     assert len(one.token_ids) == 1
+    also = next(i for c in found for i in c.token_ids[5:20] if i != STOP)  # `sampling.stop` ends what goes on here
+    again = generate(engine, [[5, 6, i] for i in range(3, 67)], max_tokens=200, stop=[also])
+    for whole, cut in zip(found, again, strict=True):
+        end = whole.token_ids.index(also) + 1 if also in whole.token_ids else len(whole.token_ids)
+        assert cut.token_ids == whole.token_ids[:end]
+        assert cut.finish_reason == ("stop" if also in whole.token_ids else whole.finish_reason)
 
 
 def test_temperature_zero_is_greedy_and_top_p_cuts_the_tail(engine: VLLMEngine) -> None:
@@ -301,6 +307,15 @@ def test_start_leaves_the_process_as_it_was(folder: Path, engine: VLLMEngine) ->
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)
         second.close()
+
+
+def test_what_vllm_refuses_is_one_message_with_the_key(folder: Path, engine: VLLMEngine) -> None:
+    with pytest.raises(
+        ConfigError, match=r"see `engine\.max_model_len`\. vLLM says: .*max_position_embeddings"
+    ) as error:
+        start(folder, max_model_len=10**6)
+    assert "\n" not in str(error.value)
+    assert len(generate(engine, [[5]], max_tokens=1)) == 1  # the other engine goes on
 
 
 def test_bfloat16_engine_takes_float32_weights(folder: Path) -> None:

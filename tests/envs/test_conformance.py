@@ -219,5 +219,17 @@ def test_something_else_than_a_text_env_is_caught() -> None:
         check_text_env(object)  # type: ignore[arg-type]
 
 
+class Hidden(OneSeed):
+    """The first observation is the same for all seeds; what differs has to be found out."""
+
+    hidden_state = True
+
+
+def test_hidden_state_is_declared_and_the_error_says_how() -> None:
+    check_text_env(Hidden)
+    with pytest.raises(EnvError, match=r"same observation: if .* declare `hidden_state = True` in the class; if all"):
+        check_text_env(OneSeed)
+
+
 def test_a_game_with_one_start_may_say_so() -> None:
     check_text_env(OneSeed, seeds_differ=False)

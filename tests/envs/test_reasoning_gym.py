@@ -1,10 +1,14 @@
 """ReasoningGym: the question is a function of the seed, sides never meet, grading is strict, nothing hangs."""
 
+import contextlib
+import dataclasses
+import datetime
 import itertools
 import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
@@ -14,7 +18,7 @@ from reasoning_gym.factory import DATASETS
 import opdlight.envs  # noqa: F401
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, on_side_of
 from opdlight.envs.conformance import check_text_env
-from opdlight.envs.reasoning_gym import ReasoningGymEnv, is_formula, worked_sum
+from opdlight.envs.reasoning_gym import ReasoningGymEnv, config_of, is_formula, worked_sum
 from opdlight.errors import ConfigError, NoExpertError
 
 SLOW = {"arc_agi", "codeio", "figlet_font", "futoshiki", "group_anagrams", "knight_swap", "word_ladder"}
@@ -239,7 +243,7 @@ def test_the_expert_without_a_sum_gives_the_answer_or_says_there_is_none() -> No
         ("chain_sum", {"max_term": 3}, "`params.max_term`.*did you mean 'max_terms'"),
         ("chain_sum", {"seed": 3}, "`params.seed`"),
         ("chain_sum", {"min_terms": 5, "max_terms": 3}, "`params`.*max_terms must be >= min_terms"),
-        ("chain_sum", {"max_terms": "ten"}, "`params`"),
+        ("chain_sum", {"max_terms": "ten"}, "`params.max_terms` to be a value of type int"),
     ],
 )
 def test_wrong_arguments(dataset: str, params: dict[str, object], message: str) -> None:
@@ -250,3 +254,58 @@ def test_wrong_arguments(dataset: str, params: dict[str, object], message: str) 
 def test_wrong_answer_format() -> None:
     with pytest.raises(ConfigError, match="`answer_format`"):
         ReasoningGymEnv("chain_sum", answer_format="anything")  # type: ignore[arg-type]
+
+
+COMPOSITE = {"datasets": [{"name": "gcd", "weight": 1, "config": {}}, {"name": "countdown", "weight": 2, "config": {}}]}
+
+
+def test_a_composite_poses_and_grades_as_its_parts_do() -> None:
+    env = ReasoningGymEnv("composite", COMPOSITE)
+    seen = set()
+    for seed in range(8):
+        env.reset(seed=seed)
+        seen.add(env._name)
+        assert env.judge(str(env._entry["answer"])).correct
+        assert not env.judge("__import__('os').getpid()").correct
+    assert seen == {"gcd", "countdown"}
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({}, r"`params` to be valid for 'composite' \(Must specify at least one dataset\)"),
+        ({"datasets": {"gcd": 1}}, r"`params\.datasets` to be a value of type list, but got"),
+        ({"datasets": ["gcd"]}, r"`params\.datasets\[0\]` to be a value of type DatasetSpec, but got 'gcd'"),
+        ({"datasets": [{"name": "gcd", "weight": 1}]}, r"`params\.datasets\[0\]` .*missing .* 'config'"),
+        ({"datasets": [{"name": "gcd", "weight": "x", "config": {}}]}, r"`params\.datasets\[0\]\.weight` .*float"),
+        ({"datasets": [{"name": "gdc", "weight": 1, "config": {}}]}, r"datasets\[0\]\.name` .*did you mean 'gcd'"),
+        ({"datasets": [{"name": "gcd", "weight": 1, "config": {"a": 1}}]}, r"`params\.datasets\[0\]\.config\.a`"),
+        ({"datasets": [{"name": "composite", "weight": 1, "config": {}}]}, r"no composite itself"),
+    ],
+)  # fmt: skip
+def test_a_wrong_composite_is_one_error(params: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ReasoningGymEnv("composite", params)
+
+
+def test_params_of_every_data_set_are_checked() -> None:
+    for name, (_, config) in DATASETS.items():
+        fields = [f.name for f in dataclasses.fields(config) if f.name not in ("seed", "size")]
+        if name != "composite":
+            config_of("params", name, {f: getattr(config(), f) for f in fields})
+        with pytest.raises(ConfigError, match=r"`params\.nonsense`"):
+            config_of("params", name, {"nonsense": 1})
+        for field, value in itertools.product(fields, ([{"a": 1}], "zzz", -1, None, [], {"x": 1}, 1.5)):
+            with contextlib.suppress(ConfigError):  # the one error there may be
+                config_of("params", name, {field: value})
+
+
+def test_enums_dates_and_nested_configs_are_written_as_in_yaml() -> None:
+    ReasoningGymEnv("word_sorting", {"transformation": "LOWERCASE"}).reset(seed=1)
+    ReasoningGymEnv("complex_arithmetic", {"operations": ["+", "-"], "operations_weights": [0.5, 0.5]}).reset(seed=1)
+    typed = config_of("params", "time_intervals", {"min_time": "01:00:00", "max_date": "2030-01-01"})
+    assert (typed["min_time"], typed["max_date"]) == (datetime.time(1), datetime.date(2030, 1, 1))
+    board = config_of("params", "arc_agi", {"board_format_opts": {"alphabet": list("ABCDEFGHIJ")}})["board_format_opts"]
+    assert list(board.alphabet) == list("ABCDEFGHIJ")
+    with pytest.raises(ConfigError, match=r"`params\.min_time` .*Invalid isoformat"):
+        config_of("params", "time_intervals", {"min_time": "noon"})

@@ -108,6 +108,16 @@ def test_the_page_loads_without_an_error_or_a_request(small: Path, visit: Any, s
     assert len([url for url in seen.requests if url.startswith("file:")]) == 2  # the page, and once more
 
 
+def test_the_outcome_table_fits(small: Path, tmp_path: Path, visit: Any) -> None:
+    two = [str(small.parents[1]), str(make_run(tmp_path / "two", updates=5, trajectories=2))]
+    for page in (small, report(two, str(tmp_path / "both.html"))):
+        seen = visit(page)
+        for width in (1400, 1250, 1200, 1090, 1000, 900, 800, 701):
+            seen.page.set_viewport_size({"width": width, "height": 900})
+            card = "document.querySelector('#outcome .scroll')"
+            assert seen.page.evaluate(f"{card}.scrollWidth - {card}.clientWidth") <= 0, (page, width)
+
+
 def test_the_tabs_work_by_keys(small: Path, visit: Any) -> None:
     seen = visit(small)
     seen.page.focus("#tab-report")
@@ -242,6 +252,8 @@ def test_pointing_at_a_token_shows_both_models_candidates(small: Path, visit: An
     assert [seen.text(f'[data-n="{i}"]') for i in blanks] == ["␣", "⏎"]
     assert seen.count(".tokens br") == 1  # a line ends where the student ended it
     assert seen.text(".observation pre") == turn["prompt"]
+    assert seen.text(".observation .control") == turn["prompt"][0]
+    assert seen.count(".tokens .control") == sum(turn["control"])
 
 
 def test_a_thousand_trajectories_draw_only_what_is_in_sight(large: Path, visit: Any) -> None:
