@@ -115,7 +115,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
         write_demonstrations(path, track(found, "demonstrations", want.episodes))
     else:
         path = Path(want.file)
-    renderer = ChatRenderer(student.tokenizer)
+    renderer = ChatRenderer(student.tokenizer, student.chat_template)
     trajectories = [tokens(d, renderer) for d in track(read_demonstrations(path), "tokens")]
     collate = Collate(
         tasks=tuple(dict.fromkeys(t.task for t in trajectories)),

@@ -50,7 +50,7 @@ def collecting(cfg: DictConfig, model: str, student: Student, tasks: Mapping[str
     with stage("starting the engine"):
         engine = instantiate(cfg.engine, model=model)
     try:
-        collector = make_collector(engine, student.tokenizer, tasks, cfg.env_threads)
+        collector = make_collector(engine, student.tokenizer, tasks, cfg.env_threads, student.chat_template)
         yield collector
         collector.close()
     finally:

@@ -37,7 +37,7 @@ def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[st
     with stage("starting the engine"):
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
     try:
-        collector = make_collector(engine, student.tokenizer, mixture.tasks, cfg.env_threads)
+        collector = make_collector(engine, student.tokenizer, mixture.tasks, cfg.env_threads, student.chat_template)
         sampling = Sampling(temperature=1.0, top_p=1.0)
         found = {}
         for name in mixture.teachers:

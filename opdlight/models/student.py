@@ -37,6 +37,7 @@ class Student(nn.Module):
         dtype: of weights and forward pass, "float32" or "bfloat16".
         lora: arguments of `peft.LoraConfig` (at least `r`); None trains every weight.
         gradient_checkpointing: recompute each layer in the backward pass, for less memory.
+        chat_template: what the chat template is given beside the messages, such as `enable_thinking`.
         trust_remote_code: run the code that the model brings with it (`auto_map`).
 
     Raises:
@@ -49,6 +50,7 @@ class Student(nn.Module):
         dtype: str = "float32",
         lora: Mapping[str, Any] | None = None,
         gradient_checkpointing: bool = False,
+        chat_template: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
@@ -56,6 +58,7 @@ class Student(nn.Module):
         self.model = load_model(model, dtype, trust_remote_code=trust_remote_code)
         check_no_dropout(self.model, model)
         self.base = model
+        self.chat_template = dict(chat_template or {})
         self.has_adapter = lora is not None
         if lora is not None:
             add_lora(self.model, lora)
