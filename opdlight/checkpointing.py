@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -29,6 +30,8 @@ from torch.optim import Optimizer
 from opdlight.errors import CheckpointError
 
 FOLDER = "checkpoints"
+ASIDE = "damaged-"  # begins the name of a damaged one
+LAST = "-end"  # ends the name of the checkpoint that a run writes when it is over
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 
 
@@ -139,8 +142,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"The checkpoint {folder} has no readable {MANIFEST}: {error}") from error
+        _ = [manifest["files"][name]["sha256"] for name in (WEIGHTS, STATE)], manifest["records"].items()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"The checkpoint {folder} has no readable {MANIFEST} ({why}).") from error
     return manifest
 
 
@@ -163,31 +168,53 @@ def steps_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
+def is_last(checkpoint: Path) -> bool:
+    """Whether it was written when the run was over, its last evaluation included."""
+    return checkpoint.name.endswith(LAST)
+
+
 def newest(run: Path, *, first: bool = True) -> Path | None:
     """The newest checkpoint of a run folder that is what was written; None if the run has written none yet.
 
-    The `first` process sets damaged ones aside, as `damaged-step-…`, and says so.
+    The `first` process sets damaged ones aside, as `damaged-step-…`, once a sound one is found, and says so.
 
     Raises:
-        CheckpointError: if there are checkpoints, but none is sound.
+        CheckpointError: if there are checkpoints, but none is sound; they are left as they are.
     """
-    found, errors = all_of(run), []
-    for folder in reversed(found):
+    damaged: dict[Path, CheckpointError] = {}
+    for folder in reversed(all_of(run)):
         try:
             verify(folder)
         except CheckpointError as error:
-            errors.append(str(error))
-            if not first:
-                continue
-            aside = folder.with_name(f"damaged-{folder.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            print(f"{error} It was set aside as {aside.name}; the one before it is tried.")
-        else:
-            return folder
-    if errors:
-        raise CheckpointError(f"No checkpoint of {run} is sound, so it cannot go on; start a new run. {errors[0]}")
+            damaged[folder] = error
+            continue
+        if first:
+            for bad, why in damaged.items():
+                aside = bad.with_name(f"{ASIDE}{bad.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                bad.rename(aside)
+                print(f"{why} It was set aside as {aside.name}; the one before it is taken.")
+        return folder
+    for folder in sorted((run / FOLDER).glob(f"{ASIDE}*")):  # by a resume that found a sound one, which is gone now
+        damaged[folder] = CheckpointError(f"{folder} was damaged.")
+    if damaged:
+        newest_one = next(iter(damaged.values()))
+        raise CheckpointError(f"No checkpoint of {run} is sound, so it cannot go on; start a new run. {newest_one}")
     return None
+
+
+def check_fits(checkpoint: Path, module: nn.Module) -> None:
+    """Raise CheckpointError unless the checkpoint holds what `module` trains: the same names with the same shapes."""
+    with safe_open(checkpoint / WEIGHTS, "pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    own = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
+    trained = {name for name, weight in module.named_parameters() if weight.requires_grad}
+    for name in sorted(trained | found.keys()):
+        if found.get(name) != own.get(name):
+            raise CheckpointError(
+                f"The checkpoint {checkpoint} is of another model: expected {name} to be {own.get(name, 'absent')}, "
+                f"but got {found.get(name, 'nothing')}. Resume with the `model.student` of the run."
+            )
 
 
 def _renamed(state: Mapping[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from opdlight.errors import ConfigError
 from opdlight.interrupt import leave_to_parent
 from opdlight.rollout.engine import Completion
 from opdlight.rollout.rendering import ChatRenderer
+from opdlight.system.parents import end_with_parent
 from opdlight.types import Status, Trajectory, Turn
 
 
@@ -77,6 +78,12 @@ def _job(arguments: tuple[str, Task, int, float]) -> Demonstration:
     return demonstrate(*arguments)
 
 
+def _begin() -> None:
+    """A worker leaves Ctrl-C to its parent, and ends with it."""
+    leave_to_parent()
+    end_with_parent()
+
+
 def collect_demonstrations(
     tasks: dict[str, Task], *, episodes: int, seed: int, detours: float, workers: int = 1
 ) -> Iterator[Demonstration]:
@@ -90,7 +97,7 @@ def collect_demonstrations(
     total = sum(t.weight for t in tasks.values())
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])  # the slow imports happen once
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=leave_to_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin) as pool:
         for name, task in tasks.items():
             wanted, tried = round(episodes * task.weight / total), 0
             rows = training_episodes(name, task)
@@ -156,14 +163,17 @@ def _demonstration(row: dict[str, Any], where: str, key: str) -> Demonstration:
     return shown
 
 
-def tokens(demonstration: Demonstration, renderer: ChatRenderer) -> Trajectory:
-    """The demonstration as the trajectory a model would have produced; what is not learnt becomes part of a prompt."""
+def tokens(demonstration: Demonstration, renderer: ChatRenderer, end: int | None = None) -> Trajectory:
+    """The demonstration as the trajectory a model would have produced; what is not learnt becomes part of a prompt.
+
+    Each reply ends by the token `end`, else as the renderer's template ends a turn.
+    """
     steps, turns = demonstration.steps, []
     conversation = renderer.start(
         demonstration.system_prompt, steps[0].observation, fresh_prompt=demonstration.fresh_prompt
     )
     for number, step in enumerate(steps):
-        ids = renderer.written(step.reply, conversation)
+        ids = renderer.written(step.reply, conversation, end)
         completion = Completion(
             request_id="", token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
         )

@@ -47,6 +47,10 @@ class TrainingError(OpdError, ArithmeticError):
     """Training cannot go on: too many updates were not finite."""
 
 
+class UnfinishedError(OpdError, RuntimeError):
+    """All that could be kept of a run was kept, but a part of its end failed."""
+
+
 class EngineError(OpdError, RuntimeError):
     """The rollout engine refused a request or answered with something unusable."""
 

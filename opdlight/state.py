@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from opdlight.distributed import gathered
 from opdlight.losses import Remembers
 from opdlight.metrics import Result
@@ -53,6 +55,33 @@ def restore_state(module: "OnPolicyDistillation", checkpoint: Mapping[str, Any])
         module.loss.load_state(checkpoint["loss"])
     if module.staleness and "ahead" in checkpoint:
         module.ahead.put(module.own([_trajectory(t) for t in checkpoint["ahead"]]))
+    _reopen(checkpoint["loops"]["fit_loop"], module.trainer.datamodule.train_set.updates)  # type: ignore[attr-defined]
+
+
+def _reopen(loops: dict[str, Any], wanted: int) -> None:
+    """Let a training loop that was over go on, if more than its steps are wanted now."""
+    if loops["epoch_loop.batch_progress"]["current"]["completed"] >= wanted:
+        return
+    loops["epoch_loop.batch_progress"]["is_last_batch"] = False
+    for which in ("total", "current"):
+        loops["epoch_progress"][which].update(ready=1, started=1, processed=0, completed=0)
+
+
+def follow_config(module: "OnPolicyDistillation") -> None:
+    """After a checkpoint was loaded: rate, schedule and settings of the optimizer are those of the config again.
+
+    A checkpoint brings those that it was written with. If nothing was changed, they are the same to the last digit.
+    """
+    optimizer, scheduler = module.trainer.optimizers[0], module.trainer.lr_scheduler_configs[0].scheduler
+    settings = module.make_optimizer([torch.nn.Parameter(torch.empty(0))]).param_groups[0]
+    factor, before = module.schedule(scheduler.last_epoch), optimizer.param_groups[0]["lr"]
+    for group in optimizer.param_groups:
+        group.update({name: value for name, value in settings.items() if name != "params"})
+        group |= {"initial_lr": settings["lr"], "lr": settings["lr"] * factor}
+    scheduler.base_lrs = [settings["lr"]] * len(optimizer.param_groups)
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+    if (now := optimizer.param_groups[0]["lr"]) != before:
+        module.print(f"learning rate: {before:.3g} when the run stopped, {now:.3g} from here, as its config says now")
 
 
 def _plain(trajectory: Trajectory) -> dict[str, Any]:

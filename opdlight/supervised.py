@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from opdlight import run_folder
 from opdlight.callbacks import StageProgress
+from opdlight.closing import Closing
 from opdlight.collate import Collate
 from opdlight.config import instantiate
 from opdlight.console import is_first_process, say, stage, track
@@ -103,6 +104,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     mixture.check_envs()
     with stage("loading the student"):
         student: Student = instantiate(cfg.model.student)
+    student.check_saving()
     optimizer = make_optimizer(cfg, student)
     want = cfg.demonstrations
     if want.file is None:
@@ -113,7 +115,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
         write_demonstrations(path, track(found, "demonstrations", want.episodes))
     else:
         path = Path(want.file)
-    renderer = ChatRenderer(student.tokenizer)
+    renderer = ChatRenderer(student.tokenizer, student.chat_template)
     trajectories = [tokens(d, renderer) for d in track(read_demonstrations(path), "tokens")]
     collate = Collate(
         tasks=tuple(dict.fromkeys(t.task for t in trajectories)),
@@ -134,8 +136,12 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     if is_first_process():
         run_folder.link_latest(folder)
     trainer.fit(module, batches(trajectories, collate, batch_size=cfg.batch_size, updates=updates, seed=cfg.seed))
-    student.save(folder / "student")
+    closing = Closing()
+    with closing.part("save the student"):
+        student.save(folder / "student")
+        say(f"saved {folder / 'student'}")
     if student.has_adapter:
-        student.save_adapter(folder / "adapter")
-    say(f"saved {folder / 'student'}")
+        with closing.part("save the adapter"):
+            student.save_adapter(folder / "adapter")
+    closing.end()
     return {"sft/loss": float(trainer.callback_metrics["sft/loss"])}

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from opdlight import checkpointing, records, run_folder
 from opdlight.callbacks import Checkpoints, Throughput
+from opdlight.closing import Closing
 from opdlight.collate import Collate
 from opdlight.config import instantiate, resume_command
 from opdlight.console import is_first_process, say, stage
@@ -28,9 +29,11 @@ from opdlight.models.checkpoints import load_tokenizer
 from opdlight.models.precision import BESIDE, LEAST, bfloat16_share, check_engine_dtype, lost, needs_float32_engine
 from opdlight.module import OnPolicyDistillation
 from opdlight.preemption import Preempted, Preemption
-from opdlight.rollout import Collector, VLLMServerEngine
+from opdlight.rollout import ChatRenderer, Collector, VLLMServerEngine
 from opdlight.system import threads
 from opdlight.types import Trajectory
+
+AFTER = "evaluate after"  # the part of the end of a run that measures the trained student
 
 
 def make_optimizer(cfg: DictConfig, student: Student) -> Callable[[Any], Optimizer]:
@@ -53,7 +56,7 @@ def _check_steps(cfg: DictConfig, student: Student) -> None:
     if share < LEAST and target.startswith("torch.optim.") and "Adam" in target:
         raise ConfigError.wrong("model.dtype", expected=f"float32, because {lost(share, lr)}", got="bfloat16")
     if not cfg.get("doctor", False):
-        run_folder.say(f"warning: {lost(share, lr)}. model.dtype=float32 loses nothing.")
+        say(f"warning: {lost(share, lr)}. model.dtype=float32 loses nothing.")
 
 
 def check_server_dtype(student: Student, engine: VLLMServerEngine) -> None:
@@ -78,8 +81,9 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     teachers.check(loss.needs, temperature=cfg.sampling.temperature, look_k=cfg.reader.k)
     reference = None
     if loss.needs.reference:
-        own = partial(Teacher, dtype=cfg.model.dtype)
+        own = partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code)
         reference = Teachers(dict.fromkeys(mixture.teachers, cfg.model.student.model), student, own)
+    _check_chats(cfg, mixture, student)
     if cfg.staleness and not loss.needs.engine_logprobs:  # the engine's policy is not the student any more
         try:
             loss = ImportanceWeighted(loss=loss)
@@ -103,7 +107,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
         if isinstance(engine, VLLMServerEngine):
             check_server_dtype(student, engine)
-        return make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads)
+        return make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads, student.chat_template)
 
     return OnPolicyDistillation(
         student=student,
@@ -132,6 +136,18 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     )
 
 
+def _check_chats(cfg: DictConfig, mixture: TaskMixture, student: Student) -> None:
+    """Raise ConfigError for stops, templates and their arguments that would fail only when somebody rolls out."""
+    ChatRenderer(student.tokenizer, student.chat_template)
+    for name in ("sampling", "evaluation"):
+        instantiate(cfg[name]).resolve(student.tokenizer)
+    for name, task in mixture.tasks.items():
+        if task.teacher is not None and (cfg.evaluate_teachers or task.teacher_chat_template):
+            key = f"task.tasks.{name}.teacher_chat_template"
+            tokenizer = load_tokenizer(task.teacher, trust_remote_code=cfg.model.trust_remote_code)
+            ChatRenderer(tokenizer, task.teacher_chat_template, key)
+
+
 def train(cfg: DictConfig) -> dict[str, float]:
     """Evaluate, distil, evaluate again, measure the teachers; everything goes to the run folder.
 
@@ -148,17 +164,15 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     started = time.perf_counter()
+    folder, first = Path(cfg.run_dir).absolute(), is_first_process()
+    checkpoint = checkpointing.newest(folder, first=first) if cfg.resume else None
+    if checkpoint:
+        check_steps(cfg, checkpoint)  # before anything of this command line is written down
     folder = run_folder.open_run(cfg)
-    first = is_first_process()
     if not cfg.resume and checkpointing.all_of(folder):
         raise ConfigError.wrong("run_dir", expected="a folder without checkpoints, or `resume` it", got=str(folder))
-    checkpoint = checkpointing.newest(folder, first=first) if cfg.resume else None
-    done = checkpointing.steps_of(checkpoint) if checkpoint else None
-    if cfg.resume:
-        if first:
-            records.rewind(folder, checkpointing.read_manifest(checkpoint)["records"] if checkpoint else {})
-        where = "at the start: it has no checkpoint yet" if done is None else f"after step {done}"
-        say(f"{folder} goes on {where}")
+    if cfg.resume and not go_on(cfg, folder, checkpoint, first=first):
+        return {f"success/{name}": rate for name, rate in run_folder.read_successes(folder).items()}
     say(threads.describe())
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
@@ -166,10 +180,14 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     with stage("loading student and teachers"):
         module = build(cfg, mixture)
     module.preemption = preemption
+    if checkpoint:
+        checkpointing.check_fits(checkpoint, module)
+    module.student.check_saving()
     callbacks = list(instantiate(cfg.callbacks).values())
     for keeper in (c for c in callbacks if isinstance(c, Checkpoints)):
         keeper.check_space(module.student)
-    loggers = open_loggers(cfg, folder, step=done)
+    closing = Closing(resume_command(cfg.run_dir))
+    loggers = open_loggers(cfg, folder, closing, step=checkpointing.steps_of(checkpoint) if checkpoint else None)
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         callbacks=callbacks,
@@ -178,11 +196,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         plugins=[*instantiate(cfg.trainer.get("plugins") or []), checkpointing.CheckpointFolder()],
     )
     data = OnPolicyData(
-        mixture,
-        updates=math.ceil(cfg.trainer.max_steps / cfg.rollout.mini_batches),
-        groups=cfg.rollout.groups,
-        group_size=cfg.rollout.group_size,
-        seed=cfg.seed,
+        mixture, updates=batches(cfg), groups=cfg.rollout.groups, group_size=cfg.rollout.group_size, seed=cfg.seed
     )
     if trainer.world_size == 1:
         _ = module.collector  # its engine starts now; with several processes only once they have found each other
@@ -196,16 +210,19 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         if first:
             run_folder.link_latest(folder)
         with run_folder.timed(seconds, "train"):
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint)  # its last validation loop: the figures after
-        if not module.evaluated:  # unless a limit such as trainer.max_time stopped it earlier
-            trainer.validate(module, datamodule=data, verbose=False)
-        module.student.save(folder / "student")
+            fit(trainer, module, data, checkpoint, closing)  # its last validation loop: the figures after
+        if not module.evaluated and AFTER not in closing.failed:  # a limit such as trainer.max_time stopped it earlier
+            with closing.part(AFTER):
+                trainer.validate(module, datamodule=data, verbose=False)
+        with closing.part("save the student"):
+            module.student.save(folder / "student")
     finally:
-        module.close()
-        close_loggers(loggers)
+        with closing.part("stop the engine"):
+            module.close()
+        close_loggers(loggers, closing)
     teachers: dict[str, list[Trajectory]] = {}
     if cfg.evaluate_teachers and first:
-        with run_folder.timed(seconds, "evaluate teachers"):
+        with run_folder.timed(seconds, "evaluate teachers"), closing.part("evaluate the teachers"):
             teachers = evaluate_teachers(cfg, mixture)
     throughput = next((c for c in callbacks if isinstance(c, Throughput)), Throughput())
     seconds |= {f"train: {name}": s for name, s in throughput.seconds.items()}
@@ -220,9 +237,64 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     }
     if first:
         run_folder.close_run(
-            folder, outcome, seconds=seconds, generated=throughput.generated, trained=throughput.trained
+            folder, outcome, closing, seconds=seconds, generated=throughput.generated, trained=throughput.trained
         )
+    closing.end()
     return {f"success/{name}": o.after.success for name, o in outcome.items()}
+
+
+def fit(
+    trainer: L.Trainer, module: OnPolicyDistillation, data: OnPolicyData, checkpoint: Path | None, closing: Closing
+) -> None:
+    """Train; what fails after the last update, such as the evaluation after it, does not cost the student.
+
+    Of several processes the others would wait in the middle of theirs, so there it ends the run; `resume` goes on.
+    """
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    except Exception as error:
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        if trainer.world_size > 1 or done < data.train_set.updates:
+            raise
+        closing.note(AFTER, error)
+
+
+def batches(cfg: DictConfig) -> int:
+    """How many rollouts make `trainer.max_steps` updates."""
+    return math.ceil(cfg.trainer.max_steps / cfg.rollout.mini_batches)
+
+
+def check_steps(cfg: DictConfig, checkpoint: Path) -> None:
+    """Raise ConfigError if the run has done more updates than `trainer.max_steps` allows now."""
+    done = checkpointing.steps_of(checkpoint)
+    if batches(cfg) < done:
+        expected = f"at least {done * cfg.rollout.mini_batches}, the updates that {cfg.resume} has done"
+        raise ConfigError.wrong("trainer.max_steps", expected=expected, got=cfg.trainer.max_steps)
+
+
+def go_on(cfg: DictConfig, folder: Path, checkpoint: Path | None, *, first: bool) -> bool:
+    """Wind the records back to the checkpoint and say where the run goes on; False if nothing is left to do."""
+    over = (
+        checkpoint is not None
+        and checkpointing.is_last(checkpoint)
+        and checkpointing.steps_of(checkpoint) == batches(cfg)
+    )
+    if over and run_folder.is_complete(folder, teachers=cfg.evaluate_teachers):
+        say(f"nothing to do: {folder} has done its {cfg.trainer.max_steps} updates (trainer.max_steps)")
+        return False
+    if first:
+        records.rewind(folder, checkpointing.read_manifest(checkpoint)["records"] if checkpoint else {})
+        (folder / run_folder.SUMMARY).unlink(missing_ok=True)  # of a run that was shorter
+    if over:
+        say(f"nothing to train: {folder} has done its {cfg.trainer.max_steps} updates; its end is done again")
+    else:
+        where = (
+            f"after step {checkpointing.steps_of(checkpoint)}"
+            if checkpoint
+            else "at the start: it has no checkpoint yet"
+        )
+        say(f"{folder} goes on {where}")
+    return True
 
 
 def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[Trajectory]]:
@@ -236,11 +308,15 @@ def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[T
     for model, names in by_model.items():
         with stage("starting the teacher's engine"):
             engine = instantiate(cfg.engine, model=model)
+        tokenizer = load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code)
+        sampling = instantiate(cfg.evaluation).resolve(tokenizer, skip_unknown=True)
         try:
-            tasks = {n: mixture.tasks[n] for n in names}
-            collector = make_collector(engine, load_tokenizer(model), tasks, cfg.rollout.env_threads)
-            found |= evaluate_tasks(collector, tasks, instantiate(cfg.evaluation), whose="teacher of ")
-            collector.close()
+            for name in names:  # each has its own arguments of the chat template
+                tasks = {name: mixture.tasks[name]}
+                arguments = mixture.tasks[name].teacher_chat_template
+                collector = make_collector(engine, tokenizer, tasks, cfg.rollout.env_threads, arguments)
+                found |= evaluate_tasks(collector, tasks, sampling, whose="teacher of ")
+                collector.close()
         finally:
             engine.close()
     return found

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opdlight.models import resolve_model
@@ -21,6 +22,20 @@ class AnsweringEngine(ScriptedEngine):
         super().__init__(lambda prompt: ids, max_model_len=max_model_len)
 
 
+class RecordingEngine(AnsweringEngine):
+    """Remembers the text of every prompt, for all its instances: configs make them."""
+
+    prompts: list[str] = []  # noqa: RUF012
+
+    def __init__(self, model: str, max_model_len: int, **ignored: Any) -> None:
+        super().__init__(model, max_model_len)
+        self.tokenizer = load_tokenizer(resolve_model(model))
+
+    def add_request(self, request: Any) -> None:
+        self.prompts.append(self.tokenizer.decode(request.prompt_ids))
+        super().add_request(request)
+
+
 class FailingEngine(AnsweringEngine):
     """Raises on the second rank when asked for a completion."""
 
@@ -28,6 +43,42 @@ class FailingEngine(AnsweringEngine):
         if torch.distributed.get_rank() == 1:
             raise RuntimeError("the engine of rank 1 has failed")
         super().add_request(request)
+
+
+class StudentOnlyEngine(AnsweringEngine):
+    """Starts for the student and not for a teacher."""
+
+    def __init__(self, model: str, max_model_len: int, **ignored: Any) -> None:
+        if "teacher" in model:
+            raise RuntimeError("no memory for another engine")
+        super().__init__(model, max_model_len)
+
+    def close(self) -> None:
+        raise RuntimeError("the engine does not stop")
+
+
+class TiredEngine(AnsweringEngine):
+    """Answers until its weights have changed."""
+
+    def add_request(self, request: Any) -> None:
+        if self.policy_version > 0:
+            raise RuntimeError("tired")
+        super().add_request(request)
+
+
+class FailingLogger(Logger):
+    """Takes hyper-parameters, and raises ever after."""
+
+    name = version = "failing"
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing."""
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("the tracking server is away")
+
+    def finalize(self, status: str) -> None:
+        raise ConnectionError("the tracking server is away")
 
 
 class CheckpointedLayers(L.Callback):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from opdlight.callbacks import Checkpoints
-from opdlight.checkpointing import CheckpointFolder, all_of, newest, read_manifest, verify
+from opdlight.checkpointing import CheckpointFolder, _fingerprint, all_of, check_fits, newest, read_manifest, verify
 from opdlight.errors import CheckpointError
 from opdlight.publish import PublishWeights
 from tests.steps import parts
@@ -60,6 +60,10 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
         CheckpointFolder().load_checkpoint(folder)
     del manifest["files"]["state.pt"]  # whoever can write the file can write the manifest, too
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"has no readable manifest.json \(KeyError: 'state.pt'\)"):
+        CheckpointFolder().load_checkpoint(folder)
+    manifest["files"]["state.pt"] = _fingerprint(folder / "state.pt")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         CheckpointFolder().load_checkpoint(folder)
 
@@ -91,10 +95,49 @@ def test_the_newest_sound_one_is_taken(tmp_path: Path, capsys: pytest.CaptureFix
     assert "step-00000006 has no readable manifest.json" in capsys.readouterr().out
     assert newest(tmp_path) == folders[1]  # the damaged one is set aside
     assert capsys.readouterr().out == ""
-    for folder in folders[:2]:
-        (folder / "state.pt").unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("state.pt", None, "lacks state.pt"),
+        ("manifest.json", None, "has no readable manifest.json"),
+        ("manifest.json", "{", "has no readable manifest.json"),
+        ("manifest.json", "[]", "has no readable manifest.json"),
+        ("manifest.json", '{"files": {}, "records": {}}', "has no readable manifest.json"),
+    ],
+)
+def test_without_a_sound_one_it_refuses_each_time(name: str, damage: str | None, message: str, tmp_path: Path) -> None:
+    folders = [tmp_path / "checkpoints" / f"step-0000000{n}" for n in (2, 4)]
+    for folder in folders:
+        CheckpointFolder().save_checkpoint(content(), folder)
+        (folder / name).unlink()
+        if damage is not None:
+            (folder / name).write_text(damage)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=f"is sound, so it cannot go on.*step-00000004 {message}"):
+            newest(tmp_path)
+        assert sorted((tmp_path / "checkpoints").iterdir()) == folders, "they are left as they were"
+    for folder in folders:  # as versions before this one left them
+        folder.rename(folder.with_name(f"damaged-{folder.name}"))
     with pytest.raises(CheckpointError, match="is sound, so it cannot go on"):
         newest(tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_one_error(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    CheckpointFolder().save_checkpoint({**content(), "state_dict": model.state_dict()}, tmp_path / "step-1")
+    check_fits(tmp_path / "step-1", model)
+    for other, message in [
+        (torch.nn.Sequential(torch.nn.Linear(2, 4)), r"expected 0.bias to be \(4,\), but got \(3,\)"),
+        (model[:1], r"expected 1.bias to be absent, but got \(1,\)"),
+        (torch.nn.Sequential(*model, torch.nn.Linear(1, 1)), r"expected 2.bias to be \(1,\), but got nothing"),
+    ]:
+        with pytest.raises(CheckpointError, match=f"is of another model: {message}.*`model.student`"):
+            check_fits(tmp_path / "step-1", other)
+    model.requires_grad_(False)
+    CheckpointFolder().save_checkpoint({**content(), "state_dict": {}}, tmp_path / "step-2")
+    check_fits(tmp_path / "step-2", model)  # what is frozen is in no checkpoint
 
 
 def test_a_full_disk_leaves_a_message_and_nothing_else(

@@ -1,11 +1,13 @@
 """The command line of a run that goes on."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from opdlight.config.resume import resume_command, with_resumed
+from opdlight.config.resume import resume_command, search_path, with_resumed
 from opdlight.errors import ConfigError
 
 
@@ -33,8 +35,40 @@ def test_a_link_is_followed_and_odd_names_are_quoted(tmp_path: Path) -> None:
     assert found[-1] == f"hydra.run.dir='{tmp_path}/it\\'s a=b, {{c}}'"
     assert with_resumed(found)[-1] == found[-1]  # as a process that Lightning starts does
     assert resume_command("runs/a") == "python -m opdlight.train resume=runs/a"
-    (again,) = [o for o in with_resumed([resume_command(str(folder)).split(" ", 3)[3]]) if o.startswith("hydra")]
-    assert again == found[-1]
+
+
+ODD = [
+    "a b",
+    "é",
+    "a=b",
+    "a,b",
+    "it's",
+    'a"b',
+    "a\\b",
+    "a\\",
+    "a\\'b",
+    "[x]{y}",
+    "$x",
+    "a:b",
+    "x#y%",
+    "\\\\'",
+    "~a;b&c",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_any_name_survives_hydra_and_the_shell(name: str) -> None:
+    parse = OverridesParser.create().parse_override
+    typed = shlex.split(resume_command(name))
+    assert typed[:3] == ["python", "-m", "opdlight.train"]
+    assert parse(typed[3]).value() == name
+    assert [str(folder) for folder in parse(search_path([name, "b"])).value()] == [name, "b"]  # type: ignore[union-attr]
+
+
+def test_a_config_dir_given_again_takes_the_place_of_the_run_s(tmp_path: Path) -> None:
+    folder = run(tmp_path / "one", "task=mine", search_path(["file:///there"]))
+    assert search_path(["file:///there"]) in with_resumed([f"resume={folder}"])
+    assert search_path(["file:///there"]) not in with_resumed([f"resume={folder}"], searched=True)
 
 
 def test_what_is_no_run_is_one_error(tmp_path: Path) -> None:

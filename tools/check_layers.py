@@ -17,8 +17,8 @@ from pathlib import Path
 LAYERS = (
     ("types", "bounds", "errors", "console", "interrupt", "config", "distributed", "server", "system"),
     ("losses", "metrics", "failure_metrics", "envs"),
-    ("models", "rollout", "collate", "schedules", "memory", "preemption", "records", "stages", "checkpointing"),
-    ("reading",),
+    ("models", "rollout", "collate", "schedules", "memory", "preemption", "records", "stages"),
+    ("reading", "checkpointing", "closing"),
     ("module", "state", "data", "publish", "callbacks", "demonstrations"),
     ("training", "evaluation", "supervised", "run_folder", "loggers", "lab", "report", "doctor"),
     ("train", "evaluate", "sft"),

@@ -10,12 +10,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from opdlight import records
 from opdlight.bounds import PositiveInt
-from opdlight.checkpointing import FOLDER, CheckpointFolder, all_of
+from opdlight.checkpointing import FOLDER, LAST, CheckpointFolder, all_of
 from opdlight.distributed import gathered
 from opdlight.errors import ConfigError
 from opdlight.models.student import Student
 from opdlight.module import OnPolicyDistillation
 from opdlight.preemption import Preempted
+from opdlight.state import follow_config
 
 
 class Checkpoints(Checkpoint):
@@ -56,6 +57,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on something may be half done."""
         assert isinstance(pl_module, OnPolicyDistillation)
+        follow_config(pl_module)
         pl_module.preemption.busy = True
         pl_module.preemption.listen()
 
@@ -86,7 +88,7 @@ class Checkpoints(Checkpoint):
         """Write the end of training, the figures after it included."""
         assert isinstance(pl_module, OnPolicyDistillation)
         pl_module.preemption.busy = False
-        self.save(trainer, "-end")
+        self.save(trainer, LAST)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write what SIGTERM or Ctrl-C found."""

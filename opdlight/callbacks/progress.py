@@ -25,6 +25,15 @@ class StageProgress(ProgressBar):
     def disable(self) -> None:
         """Lightning calls this on every rank but the first, which are silent anyway."""
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether `LightningModule.print` goes through `print` below."""
+        return True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """A line above the bars."""
+        say(" ".join(map(str, args)))
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Listen to the rollouts."""
         super().setup(trainer, pl_module, stage)

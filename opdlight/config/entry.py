@@ -28,7 +28,7 @@ from opdlight.config.cross_checks import check_together
 from opdlight.config.explain import explain_composition, explain_interpolation
 from opdlight.config.folders import folder_overrides
 from opdlight.config.help import help_text
-from opdlight.config.resume import with_resumed
+from opdlight.config.resume import search_path, with_resumed
 from opdlight.console import say, stage
 from opdlight.errors import (
     CheckpointError,
@@ -36,9 +36,11 @@ from opdlight.errors import (
     MissingDependencyError,
     ServerError,
     TrainingError,
+    UnfinishedError,
     VocabularyError,
 )
 from opdlight.interrupt import Interrupted, listening
+from opdlight.system.parents import follow_launcher
 from opdlight.system.threads import choose_wait_policy
 
 CONF = Path(__file__).absolute().parents[1] / "conf"  # a link to conf/ in the repository, the folder itself in a wheel
@@ -47,7 +49,15 @@ NO_LOG = (
     "hydra/hydra_logging=disabled",
 )  # neither a log file beside the records nor the log of libraries on the screen
 # a traceback would not help
-USER_ERRORS = (ConfigError, MissingDependencyError, VocabularyError, CheckpointError, TrainingError, ServerError)
+USER_ERRORS = (
+    ConfigError,
+    MissingDependencyError,
+    VocabularyError,
+    CheckpointError,
+    TrainingError,
+    ServerError,
+    UnfinishedError,
+)
 
 
 def check(cfg: DictConfig, schema: type) -> None:
@@ -90,7 +100,7 @@ def _composed(
     config_name: str, schema: type | None, overrides: Sequence[str], *, conf: Path, extra: Path | None
 ) -> tuple[DictConfig, DictConfig]:
     """What `compose` returns, and the same with Hydra's own config."""
-    search = [] if extra is None else [f"hydra.searchpath=[{extra.absolute().as_uri()}]"]
+    search = [] if extra is None else [search_path([f"file://{extra.absolute()}"])]
     with _initialised(conf):
         try:
             full = hydra.compose(config_name, [*search, *overrides], return_hydra_config=True)
@@ -145,6 +155,7 @@ def hydra_entry(
                 raise
 
         def main() -> None:
+            follow_launcher()
             with listening():
                 start()
 
@@ -158,8 +169,11 @@ def hydra_entry(
                 return
             own = not (args.hydra_help or args.shell_completion or args.experimental_rerun or args.config_path)
             try:
+                if extra is not None and not extra.is_dir():
+                    raise ConfigError.wrong("--config-dir", expected="a folder that exists", got=str(extra))
                 if any(field.name == "resume" for field in fields(schema)):
-                    _retype(args, _resumed(args.overrides, multirun=args.multirun))
+                    searched = extra is not None
+                    _retype(args, _resumed(args.overrides, multirun=args.multirun, searched=searched))
                 look = bool(args.cfg or args.info)  # which needs no types, so no slow imports either, and no folder
                 jobs = _jobs(args.overrides, multirun=args.multirun) if own else []
                 with nullcontext() if look or not own else stage("checking the configuration", log=False):
@@ -224,9 +238,9 @@ def _hydra_config(full: DictConfig) -> Iterator[None]:
         holder.cfg = before
 
 
-def _resumed(overrides: list[str], *, multirun: bool) -> list[str]:
-    """With `resume=` the command line of that run comes first."""
-    found = with_resumed(overrides)
+def _resumed(overrides: list[str], *, multirun: bool, searched: bool) -> list[str]:
+    """With `resume=` the command line of that run comes first; `searched`: a --config-dir is given."""
+    found = with_resumed(overrides, searched=searched)
     if found != overrides and multirun:
         raise ConfigError.wrong("resume", expected="of one run", got="--multirun")
     return found

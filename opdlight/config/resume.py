@@ -1,25 +1,44 @@
 """The command line of a run that goes on: that of its folder, and what is added to it."""
 
 import json
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from opdlight.errors import ConfigError
 
+SEARCH_PATH = "hydra.searchpath"
+PLAIN = re.compile(r"[A-Za-z0-9_\-./+@]+")  # what Hydra reads as text without quotes
 FILE = "overrides.json"  # in the run folder: the command line that made the run, a list of strings
 
 
 def resume_command(run_dir: str) -> str:
     """What to type so that a run goes on."""
-    return f"python -m opdlight.train {quoted('resume', run_dir)}"
+    return f"python -m opdlight.train {shlex.quote(quoted('resume', run_dir))}"
 
 
-def with_resumed(overrides: Sequence[str]) -> list[str]:
+def search_path(folders: Sequence[str]) -> str:
+    """The override that lets Hydra search these folders (`file://…`, `pkg://…`), too."""
+    return f"{SEARCH_PATH}=[{','.join(_text(folder) for folder in folders)}]"
+
+
+def made_by(hydra: HydraConf) -> list[str]:
+    """The command line that made a run, its --config-dir as an override."""
+    given = [f"file://{source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    folders = list(dict.fromkeys([*given, *hydra.searchpath]))
+    return [*hydra.overrides.task, *([search_path(folders)] if folders else [])]
+
+
+def with_resumed(overrides: Sequence[str], *, searched: bool = False) -> list[str]:
     """The overrides themselves; with `resume=<folder>` those of that run before them, and its folder as the run's own.
+
+    `searched`: a --config-dir comes with them, which takes the place of the run's.
 
     Raises:
         ConfigError: if the folder holds no run.
@@ -36,7 +55,7 @@ def with_resumed(overrides: Sequence[str]) -> list[str]:
         raise ConfigError.wrong(
             "resume", expected=f"the folder of a run of opdlight.train, which has a {FILE}", got=str(wanted[-1])
         )
-    given = {o.key_or_group for o in now}
+    given = {o.key_or_group for o in now} | ({SEARCH_PATH} if searched else set())
     if "run_dir" in given:
         raise ConfigError("Expected `resume` without `run_dir`: a run goes on in its own folder, which may be moved.")
     before = json.loads((folder / FILE).read_text(encoding="utf-8"))
@@ -51,5 +70,10 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
 
 def quoted(key: str, value: str) -> str:
     """`key=value` as Hydra reads it."""
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'" if set(value) & set(" ='\"\\{}[](),$:") else f"{key}={value}"
+    return f"{key}={value if PLAIN.fullmatch(value) else _text(value)}"
+
+
+def _text(value: str) -> str:
+    """In quotes of Hydra's: a backslash counts only before a quote or at the end."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"'{escaped}'"

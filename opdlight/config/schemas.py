@@ -72,6 +72,7 @@ class ModelConfig:
     max_model_len: PositiveInt
     learning_rate: PositiveFloat
     micro_batch_tokens: PositiveInt
+    trust_remote_code: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

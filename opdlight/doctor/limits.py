@@ -11,7 +11,7 @@ from opdlight.rollout import ChatRenderer
 def check_context(patient: Patient, task: str) -> list[Finding]:
     """The task's limits against the engine, both models and real prompts."""
     limits, student = patient.tasks[task], patient.student
-    renderer = ChatRenderer(student.tokenizer)
+    renderer = ChatRenderer(student.tokenizer, student.chat_template)
     prompts = [len(renderer.start(o.system_prompt, o.observation).prompt_ids) for o in patient.openings(task)]
     engine = patient.one_engine.get("max_model_len")
     made_for = {"student": _positions(student.model)}

@@ -62,6 +62,11 @@ class Pair:
         """The config key of the teacher, of its first task."""
         return f"task.tasks.{self.tasks[0]}.teacher"
 
+    @property
+    def template_key(self) -> str:
+        """The config key of what the teacher's chat template is given, of its first task."""
+        return f"{self.key}_chat_template"
+
     @cached_property
     def shared(self) -> int:
         """How many ids, counted from 0, both can compare; unlike `shared_size` it does not ask what they mean."""
@@ -90,6 +95,7 @@ class Patient:
         micro_batch_tokens: padded tokens of one forward and backward.
         temperature: of the rollout policy.
         top_p: of the rollout policy.
+        stop: ids that end a completion, beside those that the student's folder names.
     """
 
     student: Student
@@ -107,6 +113,7 @@ class Patient:
     micro_batch_tokens: int = 1024
     temperature: float = 1.0
     top_p: float = 1.0
+    stop: Sequence[int] = ()
 
     @cached_property
     def pairs(self) -> list[Pair]:
@@ -121,6 +128,10 @@ class Patient:
     def shared(self) -> int:
         """The ids that a support may hold."""
         return min((p.shared for p in self.pairs), default=self.student.head().width)
+
+    def teacher_template(self, pair: Pair) -> Mapping[str, Any]:
+        """What the chat template of a pair's teacher is given, in its first task."""
+        return self.tasks[pair.tasks[0]].teacher_chat_template or {}
 
     @property
     def one_engine(self) -> Mapping[str, Any]:

@@ -28,7 +28,7 @@ SMALL_LOSS = {"float32": 1e-4, "bfloat16": 1e-2}  # nats
 
 def probe(patient: Patient, tasks: Sequence[str]) -> list[list[int]]:
     """Rows of different lengths, cut from the tasks' real prompts."""
-    renderer = ChatRenderer(patient.student.tokenizer)
+    renderer = ChatRenderer(patient.student.tokenizer, patient.student.chat_template)
     openings = [opening for task in tasks for opening in patient.openings(task)]
     prompts = [renderer.start(o.system_prompt, o.observation).prompt_ids for o in openings[:ROWS]]
     return [ids[: max(4, min(len(ids), ROW) * (i + 1) // len(prompts))] for i, ids in enumerate(prompts)]

@@ -50,7 +50,7 @@ def collecting(cfg: DictConfig, model: str, student: Student, tasks: Mapping[str
     with stage("starting the engine"):
         engine = instantiate(cfg.engine, model=model)
     try:
-        collector = make_collector(engine, student.tokenizer, tasks, cfg.env_threads)
+        collector = make_collector(engine, student.tokenizer, tasks, cfg.env_threads, student.chat_template)
         yield collector
         collector.close()
     finally:
@@ -68,7 +68,11 @@ def study(cfg: DictConfig) -> dict[str, float]:
     if cfg.special and cfg.special.task not in tasks:
         raise ConfigError.wrong("special.task", expected=f"one of {', '.join(tasks)}", got=cfg.special.task)
     student: Student = instantiate(cfg.model.student)
-    teachers = Teachers(mixture.teachers, student, partial(Teacher, dtype=cfg.model.dtype))
+    teachers = Teachers(
+        mixture.teachers,
+        student,
+        partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code),
+    )
     policies = {"top-p 1": 1.0, f"top-p {cfg.top_p:g}": cfg.top_p}
     with stage("rolling out"), collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
         rolled = {p: roll_out(collector, tasks, cfg.episodes, v, cfg.seed) for p, v in policies.items()}
@@ -137,7 +141,9 @@ def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, fol
     model = folder / f"other-student-{number + 1}"
     with stage(f"{title}: teaching the student"):
         student = taught_student(cfg, other.dropped, name, alone.tasks[name], model)
-    teachers = Teachers(alone.teachers, student, partial(Teacher, dtype=cfg.model.dtype))
+    teachers = Teachers(
+        alone.teachers, student, partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code)
+    )
     mask: SpecialTokenMask = instantiate(other.mask).resolve(student.tokenizer)
     status = f"{title}: rolling out and distilling"
     with stage(status), collecting(cfg, str(model), student, alone.tasks) as collector:

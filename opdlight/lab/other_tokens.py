@@ -17,7 +17,7 @@ from opdlight.data import Task, episode_seed
 from opdlight.demonstrations import demonstrate, tokens
 from opdlight.errors import ConfigError
 from opdlight.models import Student
-from opdlight.models.checkpoints import load_model
+from opdlight.models.checkpoints import load_model, save_model
 from opdlight.rollout import ChatRenderer
 from opdlight.schedules import learning_rate
 from opdlight.supervised import SupervisedFineTuning, batches
@@ -56,24 +56,25 @@ def write_other_student(cfg: DictConfig, dropped: Sequence[str], folder: Path) -
     """The configured student with `other_tokenizer`; its embedding loses the rows of the dropped tokens."""
     plain: Student = instantiate(cfg.model.student)
     tokenizer = other_tokenizer(plain.tokenizer, dropped, cfg.special.end)  # type: ignore[arg-type]
-    model = load_model(cfg.model.student.model, cfg.model.dtype)
+    model = load_model(cfg.model.student.model, cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code)
     model.resize_token_embeddings(len(tokenizer))
     model.config.eos_token_id = tokenizer.eos_token_id
     if model.generation_config is not None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_model(model, tokenizer, folder)
 
 
 def taught_student(cfg: DictConfig, dropped: Sequence[str], name: str, task: Task, folder: Path) -> Student:
     """The other student after a short supervised pass on experts' demonstrations of the task, saved to `folder`."""
     start = folder.with_name(f"{folder.name}-untaught")
     write_other_student(cfg, dropped, start)
-    student = Student(str(start), cfg.model.dtype)
-    renderer = ChatRenderer(student.tokenizer)
+    chat_template = instantiate(cfg.model.student.get("chat_template") or {})
+    student = Student(str(start), cfg.model.dtype, chat_template=chat_template)
+    renderer = ChatRenderer(student.tokenizer, student.chat_template)
     special = cfg.special
     seeds = [episode_seed(cfg.seed, name, "failure modes", i) for i in range(special.demonstrations)]
-    shown = [tokens(demonstrate(name, task, seed, detours=0.0), renderer) for seed in seeds]
+    end = student.tokenizer.eos_token_id  # the other one, which the template does not write
+    shown = [tokens(demonstrate(name, task, seed, detours=0.0), renderer, end) for seed in seeds]
     module = SupervisedFineTuning(
         student=student,
         optimizer=lambda weights: torch.optim.AdamW(weights, lr=special.learning_rate, weight_decay=0.0),

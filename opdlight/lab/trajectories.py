@@ -37,7 +37,7 @@ def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[st
     with stage("starting the engine"):
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
     try:
-        collector = make_collector(engine, student.tokenizer, mixture.tasks, cfg.env_threads)
+        collector = make_collector(engine, student.tokenizer, mixture.tasks, cfg.env_threads, student.chat_template)
         sampling = Sampling(temperature=1.0, top_p=1.0)
         found = {}
         for name in mixture.teachers:
@@ -55,7 +55,11 @@ def measure_tasks(cfg: DictConfig, losses: Mapping[str, Loss]) -> list[Real]:
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
     student: Student = instantiate(cfg.model.student)
-    teachers = Teachers(mixture.teachers, student, partial(Teacher, dtype=cfg.model.dtype))
+    teachers = Teachers(
+        mixture.teachers,
+        student,
+        partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code),
+    )
     trajectories = roll_out(cfg, mixture, student)
     collate = Collate(
         tasks=tuple(mixture.teachers),

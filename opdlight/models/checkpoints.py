@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -61,8 +62,10 @@ def _bundled(name: str, prefix: str, bundle: Path) -> str:
     return str(folder.resolve())
 
 
-def load_model(name: str | Path, dtype: str) -> PreTrainedModel:
+def load_model(name: str | Path, dtype: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """A causal LM in eval mode; a LoRA adapter folder is merged into the base that it names.
+
+    Code that a model brings with it (`auto_map`) is run only with `trust_remote_code`; nobody is asked at the terminal.
 
     Raises:
         ConfigError: naming `model.dtype`. CheckpointError: if the model cannot be loaded.
@@ -73,11 +76,13 @@ def load_model(name: str | Path, dtype: str) -> PreTrainedModel:
     if is_adapter(source):
         from peft import PeftModel  # slow to import, and only adapters need it
 
-        base = load_model(_base_of(source), dtype)
+        base = load_model(_base_of(source), dtype, trust_remote_code=trust_remote_code)
         with _loading("the adapter", name):
             return PeftModel.from_pretrained(base, source).merge_and_unload()
     with _loading("the model", name):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=trust_remote_code
+        )
         model: PreTrainedModel = loaded[0]
         if missing := sorted(loaded[1]["missing_keys"]):  # transformers would go on with random ones
             raise CheckpointError(f"{str(name)!r} lacks {len(missing)} weights of its config, such as {missing[0]!r}.")
@@ -92,11 +97,16 @@ def _loading(what: str, name: str | Path) -> Iterator[None]:
     except OpdError:
         raise
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{str(name)!r} brings code of its own (auto_map), which is not run unless you have read it and say "
+                "model.trust_remote_code=true."
+            ) from error
         reason = str(error) if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"Cannot load {what} {str(name)!r}: {' '.join(reason.split())}") from error
 
 
-def load_skeleton(name: str | Path) -> PreTrainedModel:
+def load_skeleton(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model on the meta device: its config, names and shapes, and none of its weights; of an adapter, its base.
 
     Raises:
@@ -104,35 +114,67 @@ def load_skeleton(name: str | Path) -> PreTrainedModel:
     """
     source = resolve_model(name)
     if is_adapter(source):
-        return load_skeleton(_base_of(source))
+        return load_skeleton(_base_of(source), trust_remote_code=trust_remote_code)
     with _loading("the config of", name):
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     with suppress(OSError):  # not every model has one
         model.generation_config = GenerationConfig.from_pretrained(source)
     return model.eval().requires_grad_(False)
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model; an adapter folder without one uses its base's."""
     source = resolve_model(name)
     if is_adapter(source) and not (Path(source) / "tokenizer_config.json").is_file():
-        return load_tokenizer(_base_of(source))
+        return load_tokenizer(_base_of(source), trust_remote_code=trust_remote_code)
     with _loading("the tokenizer of", name):
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a Hugging Face folder; `weights` take the place of the model's own.
+
+    A generation config is written as it was read. transformers reads one that contradicts itself, such as a temperature
+    without do_sample, but refuses to write it.
+    """
+    generation = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        model.save_pretrained(folder, state_dict=weights)
+    finally:
+        model.generation_config = generation
+    if generation is not None:
+        generation.to_json_file(folder / "generation_config.json")
+    tokenizer.save_pretrained(folder)
+
+
+def contradiction(model: PreTrainedModel) -> str | None:
+    """What transformers has against the model's generation config; None if nothing."""
+    try:
+        if model.generation_config is not None:
+            model.generation_config.validate(strict=True)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 @contextmanager
-def whole_model(name: str | Path, dtype: str) -> Iterator[str]:
+def whole_model(name: str | Path, dtype: str, *, trust_remote_code: bool = False) -> Iterator[str]:
     """What an engine can load: the model's folder or Hub name; of an adapter, a temporary merged folder."""
     source = resolve_model(name)
     if not is_adapter(source):
         yield source
         return
     with tempfile.TemporaryDirectory(prefix="opdlight-merged-") as folder:
-        load_model(source, dtype).save_pretrained(folder)
-        load_tokenizer(source).save_pretrained(folder)
+        model = load_model(source, dtype, trust_remote_code=trust_remote_code)
+        save_model(model, load_tokenizer(source, trust_remote_code=trust_remote_code), Path(folder))
         yield folder
 
 

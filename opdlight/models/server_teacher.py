@@ -38,6 +38,7 @@ class ServerTeacher(Teacher):
         timeout: seconds until an attempt counts as failed.
         retries: further attempts after one that failed; 8 wait for about two minutes in all.
         api_key_env: environment variable with the key of `vllm serve --api-key`.
+        trust_remote_code: run the code that the model brings with it (`auto_map`).
 
     Raises:
         ServerError: if the server is away or uses another tokenizer.
@@ -53,10 +54,11 @@ class ServerTeacher(Teacher):
         timeout: PositiveFloat = 120.0,
         retries: NonNegativeInt = 8,
         api_key_env: str = "VLLM_API_KEY",
+        trust_remote_code: bool = False,
     ) -> None:
         nn.Module.__init__(self)
-        self.name, self.tokenizer = model, load_tokenizer(model)
-        skeleton = load_skeleton(model)
+        self.name, self.tokenizer = model, load_tokenizer(model, trust_remote_code=trust_remote_code)
+        skeleton = load_skeleton(model, trust_remote_code=trust_remote_code)
         self._hidden_from_torch = (FrozenModel(skeleton),)
         how: Any = {"concurrency": concurrency, "timeout": timeout, "retries": retries, "api_key_env": api_key_env}
         servers = [VLLMServer(u, "teacher", **how) for u in ([url] if isinstance(url, str) else url)]

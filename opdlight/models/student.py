@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,10 @@ from torch.distributed.fsdp import FSDPModule
 from transformers.core_model_loading import revert_weight_conversion
 
 from opdlight.distributed import rank, whole
-from opdlight.errors import ConfigError
+from opdlight.errors import CheckpointError, ConfigError
 from opdlight.losses import Needs
 from opdlight.models.backbone import check_head, checkpoint_layers, divide, head_of, hidden_at
-from opdlight.models.checkpoints import load_model, load_tokenizer
+from opdlight.models.checkpoints import contradiction, load_model, load_tokenizer, save_model
 from opdlight.models.lm_head import LMHead, log_normaliser, support_logits, token_logprobs, top_k
 from opdlight.models.lora import add_lora, lora_layers, merged_weights
 from opdlight.models.randomness import check_no_dropout
@@ -36,6 +37,8 @@ class Student(nn.Module):
         dtype: of weights and forward pass, "float32" or "bfloat16".
         lora: arguments of `peft.LoraConfig` (at least `r`); None trains every weight.
         gradient_checkpointing: recompute each layer in the backward pass, for less memory.
+        chat_template: what the chat template is given beside the messages, such as `enable_thinking`.
+        trust_remote_code: run the code that the model brings with it (`auto_map`).
 
     Raises:
         ConfigError, CheckpointError: naming what is wrong.
@@ -47,12 +50,15 @@ class Student(nn.Module):
         dtype: str = "float32",
         lora: Mapping[str, Any] | None = None,
         gradient_checkpointing: bool = False,
+        chat_template: Mapping[str, Any] | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        self.tokenizer = load_tokenizer(model)
-        self.model = load_model(model, dtype)
+        self.tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        self.model = load_model(model, dtype, trust_remote_code=trust_remote_code)
         check_no_dropout(self.model, model)
         self.base = model
+        self.chat_template = dict(chat_template or {})
         self.has_adapter = lora is not None
         if lora is not None:
             add_lora(self.model, lora)
@@ -145,12 +151,25 @@ class Student(nn.Module):
         if not first:
             return
         with _written_whole(Path(folder)) as temporary:
-            self.model.save_pretrained(temporary, state_dict=weights)
+            save_model(self.model, self.tokenizer, temporary, weights)
             if self.has_adapter:
                 config = copy.deepcopy(self.model.config)
                 config.dtype = torch.float32
                 config.save_pretrained(temporary)
-            self.tokenizer.save_pretrained(temporary)
+
+    def check_saving(self) -> None:
+        """Write everything but the weights to a temporary folder, so that nothing about it fails after the training.
+
+        Raises:
+            CheckpointError: if transformers cannot write the model's files.
+        """
+        if (why := contradiction(self.model)) and rank() == 0:
+            print(f"The generation config of {self.base} is kept as it is, though transformers says: {why}")
+        try:
+            with tempfile.TemporaryDirectory(prefix="opdlight-") as folder:
+                save_model(self.model, self.tokenizer, Path(folder), {})
+        except Exception as error:  # whatever it is, it would come again at the end
+            raise CheckpointError(f"A student made of {self.base!r} could not be saved: {error}") from error
 
     def save_adapter(self, folder: str | Path) -> None:
         """Write the LoRA adapter alone in peft's format: a few MB that name `base`; it appears whole or not at all."""

@@ -39,13 +39,14 @@ class Teacher(nn.Module):
     Args:
         model: model or adapter folder, `lab/<name>` or Hub name.
         dtype: "float32" or "bfloat16".
+        trust_remote_code: run the code that the model brings with it (`auto_map`).
     """
 
-    def __init__(self, model: str, dtype: str = "float32") -> None:
+    def __init__(self, model: str, dtype: str = "float32", trust_remote_code: bool = False) -> None:
         super().__init__()
         self.name = model
-        self.tokenizer = load_tokenizer(model)
-        loaded = load_model(model, dtype).eval().requires_grad_(False)
+        self.tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        loaded = load_model(model, dtype, trust_remote_code=trust_remote_code).eval().requires_grad_(False)
         check_head(loaded)
         self._hidden_from_torch = (
             FrozenModel(loaded),

@@ -4,17 +4,18 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from opdlight.errors import EngineError
+from opdlight.models.checkpoints import load_skeleton, load_tokenizer
 
 Shapes = Mapping[str, tuple[torch.Size, int]]  # weight name → (shape, identity); tied weights share an identity
 
 
-def stop_token_ids(model: str) -> list[int]:
+def stop_token_ids(model: str, *, trust_remote_code: bool = False) -> list[int]:
     """The end-of-sequence ids that the tokenizer and the generation config of `model` name."""
-    eos = [AutoTokenizer.from_pretrained(model).eos_token_id]
+    eos = [load_tokenizer(model, trust_remote_code=trust_remote_code).eos_token_id]
     try:
         configured = GenerationConfig.from_pretrained(model).eos_token_id
     except OSError:  # the model has no generation config: the tokenizer decides
@@ -26,10 +27,9 @@ def stop_token_ids(model: str) -> list[int]:
     return found
 
 
-def checkpoint_shapes(model: str) -> Shapes:
+def checkpoint_shapes(model: str, *, trust_remote_code: bool = False) -> Shapes:
     """Name, shape and identity of every weight of `model`, from its config alone."""
-    with torch.device("meta"):
-        reference = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    reference = load_skeleton(model, trust_remote_code=trust_remote_code)
     weights = revert_weight_conversion(reference, reference.state_dict(keep_vars=True))
     return {name: (weight.shape, id(weight)) for name, weight in weights.items()}
 

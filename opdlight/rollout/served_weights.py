@@ -26,11 +26,12 @@ class ServedWeights:
         server: in development mode, which lets weights be loaded.
         model: folder or Hub name, for names and shapes.
         folder: weights are written here; the server must see it under the same path.
+        trust_remote_code: run the code that the model brings with it (`auto_map`).
     """
 
-    def __init__(self, server: VLLMServer, model: str, folder: str) -> None:
+    def __init__(self, server: VLLMServer, model: str, folder: str, *, trust_remote_code: bool = False) -> None:
         self._server, self._folder = server, Path(folder).absolute()
-        self._shapes = checkpoint_shapes(model)
+        self._shapes = checkpoint_shapes(model, trust_remote_code=trust_remote_code)
         self._run = f"opdlight-{secrets.token_hex(4)}"  # another run at the same server has other labels
         self._current: Path | None = None
         self.label = ""

@@ -52,6 +52,7 @@ class VLLMServerEngine:
         timeout: seconds until an attempt counts as failed; a completion or a reload must not take longer.
         retries: further attempts after one that failed; 8 wait for about two minutes in all.
         api_key_env: environment variable with the key of `vllm serve --api-key`.
+        trust_remote_code: run the code that the model brings with it (`auto_map`).
 
     Raises:
         ServerError: if the server is away or refuses.
@@ -69,6 +70,7 @@ class VLLMServerEngine:
         timeout: PositiveFloat = 600.0,
         retries: NonNegativeInt = 8,
         api_key_env: str = "VLLM_API_KEY",
+        trust_remote_code: bool = False,
     ) -> None:
         if torch.distributed.is_initialized() and (processes := torch.distributed.get_world_size()) > 1:
             raise ConfigError.wrong("trainer.devices", expected="1 beside engine=vllm_server", got=processes)
@@ -83,10 +85,11 @@ class VLLMServerEngine:
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="engine")
         start = time.perf_counter()
         self._model = self._check_model()
-        with whole_model(model, "float32") as source:
-            self._stop_ids = stop_token_ids(source)
-            self._weights = ServedWeights(self._server, source, weights_folder)
-            first = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
+        trust = {"trust_remote_code": trust_remote_code}
+        with whole_model(model, "float32", **trust) as source:
+            self._stop_ids = stop_token_ids(source, **trust)
+            self._weights = ServedWeights(self._server, source, weights_folder, **trust)
+            first = AutoModelForCausalLM.from_pretrained(source, dtype="auto", **trust).eval()
         self._weights.update(named_weights(first), 0)  # whatever a run before has left there
         self._check_logprobs(first)
         self._stats["start_seconds"] = time.perf_counter() - start

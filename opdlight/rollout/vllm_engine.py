@@ -52,6 +52,7 @@ class VLLMEngine:
         kv_cache_gib: size of the key/value cache in GiB (CPU only).
         threads: CPU threads while the engine works; None shares the trainer's setting.
         seed: of requests that bring no seed.
+        trust_remote_code: run the code that the model brings with it (`auto_map`).
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class VLLMEngine:
         kv_cache_gib: PositiveFloat = 1.0,
         threads: PositiveInt | None = None,
         seed: Seed = 0,
+        trust_remote_code: bool = False,
     ) -> None:
         self.policy_version = 0
         self.max_model_len = max_model_len
@@ -85,10 +87,12 @@ class VLLMEngine:
             "generation_config": "vllm",  # sampling is what the request says, not what the model folder suggests
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
+            "trust_remote_code": trust_remote_code,
         }
+        trust = {"trust_remote_code": trust_remote_code}
         start = time.perf_counter()
-        with whole_model(model, dtype) as folder, _process_state_kept(), self._engine_threads():
-            self._stop_ids, self._shapes = stop_token_ids(folder), checkpoint_shapes(folder)
+        with whole_model(model, dtype, **trust) as folder, _process_state_kept(), self._engine_threads():
+            self._stop_ids, self._shapes = stop_token_ids(folder, **trust), checkpoint_shapes(folder, **trust)
             self._vllm = _import_vllm()
             if self._vllm.platforms.current_platform.is_cpu():
                 arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}

@@ -15,7 +15,7 @@ from opdlight.losses import SpecialTokenMask, SupportMatching
 from opdlight.metrics import describe
 from opdlight.models import Student, Teachers
 from opdlight.module import OnPolicyDistillation
-from opdlight.rollout import Sampling
+from opdlight.rollout import ChatRenderer, Sampling
 from opdlight.types import Status, Trajectory, Turn
 from tests.tiny import save_tiny
 
@@ -53,6 +53,19 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> OnPolicyDistillation:
     )  # fmt: skip
     made.trainer = SimpleNamespace(is_global_zero=True)  # type: ignore[assignment]
     return made
+
+
+def test_control_tokens_are_told_from_text_that_spells_them(module: OnPolicyDistillation, tmp_path: Path) -> None:
+    renderer = ChatRenderer(module.student.tokenizer)
+    prompt = renderer.start(None, "x<|im_end|>y").prompt_ids
+    turn = replace(TURNS[0], prompt_ids=prompt, completion_ids=[5, 2, 6])
+    recorder = TrajectoryRecorder(str(tmp_path))
+    (found,) = recorder.record(module, replace(MADE, turns=[turn]))["turns"]
+    assert found["prompt"] == "<|im_start|>user\nx<|im_end|>y<|im_end|>\n<|im_start|>assistant\n"
+    spans = [found["prompt"][a:b] for a, b in found["prompt_control"]]
+    assert spans == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+    assert found["prompt_control"][1][0] == found["prompt"].rindex("<|im_end|>")  # the first one is text
+    assert found["control"] == [False, True, False]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ def roll_out(engine: Engine, mixture: TaskMixture, kill: int | None = None) -> l
     """Held-out sums with the weights of the teacher; the process `kill` ends in the midst of it."""
     engine.update_weights(load_model("lab/teacher-sums", "float32").state_dict().items(), 3)
     collector = make_collector(engine, load_tokenizer("lab/student"), mixture.tasks, env_threads=2)
+    requests = held_out("sums", replace(mixture.tasks["sums"], episodes=EPISODES))
 
     def progress(finished: int, wanted: int) -> None:
         nonlocal kill
@@ -30,7 +32,7 @@ def roll_out(engine: Engine, mixture: TaskMixture, kill: int | None = None) -> l
             os.kill(kill, signal.SIGKILL)
             kill = None
 
-    found = collector.collect(held_out("sums", EPISODES, 1), Sampling(top_p=0.9), sampling_seed=1, progress=progress)
+    found = collector.collect(requests, Sampling(top_p=0.9), sampling_seed=1, progress=progress)
     collector.close()
     assert kill is None
     return found

@@ -1,5 +1,6 @@
 """A run that was killed, stopped or damaged goes on as if nothing had happened."""
 
+import json
 import os
 import random
 import shutil
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from opdlight.checkpointing import all_of, steps_of
 from opdlight.train import main
@@ -138,6 +140,87 @@ def stop_of(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytes
     return error
 
 
+def go_on(folder: Path, *overrides: str) -> str:
+    """Resume with something changed; returns what the terminal said."""
+    log = Path(f"{folder}.log")
+    before = len(log.read_text()) if log.exists() else 0
+    process = processes.Process(target=train, args=([f"resume={folder}", *overrides], str(log)))
+    process.start()
+    process.join(240)
+    assert process.exitcode == 0, log.read_text()[-3000:]
+    return log.read_text()[before:]
+
+
+LONGER = ["task=sums", "task.tasks.sums.episodes=2", "evaluate_teachers=false", "rollout.groups=4"]
+LONGER += ["engine._target_=tests.fakes.AnsweringEngine", "schedule.warmup=0"]
+
+
+@pytest.mark.parametrize(("mini_batches", "left"), [(1, "-end"), (1, "in its last evaluation"), (2, "-end")])
+def test_a_run_that_has_ended_goes_on_to_more_steps(mini_batches: int, left: str, tmp_path: Path) -> None:
+    mini = [f"rollout.mini_batches={mini_batches}", "schedule.kind=constant"]
+    for name, steps in (("whole", 4 * mini_batches), ("run", 2 * mini_batches)):
+        process = processes.Process(
+            target=train,
+            args=(
+                [*LONGER, *mini, f"trainer.max_steps={steps}", f"hydra.run.dir={tmp_path / name}"],
+                f"{tmp_path}.log",
+            ),
+        )
+        process.start()
+        process.join(240)
+        assert process.exitcode == 0, Path(f"{tmp_path}.log").read_text()[-3000:]
+    folder = tmp_path / "run"
+    if left != "-end":
+        shutil.rmtree(folder / "checkpoints" / "step-00000002-end")
+    assert f"{folder} goes on after step 2" in go_on(folder, f"trainer.max_steps={4 * mini_batches}")
+    rows, whole = ([r for r in metrics(tmp_path / name) if r["loss/train"]] for name in ("run", "whole"))
+    assert [r["step"] for r in rows] == ["0", "1", "2", "3"]
+    for key in ("loss/train", "optimizer/grad_norm", "optimizer/learning_rate", "coverage/student_mass/sums"):
+        assert [r[key] for r in rows] == [r[key] for r in whole], key
+    weights, theirs = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("run", "whole"))
+    assert all((weights[name] == theirs[name]).all() for name in weights)
+    outcome, theirs = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "whole"))
+    assert outcome["tasks"] == theirs["tasks"]  # `before` is that of the first part
+    assert outcome["tokens"] == theirs["tokens"]
+    assert [p.name for p in all_of(folder)] == ["step-00000004", "step-00000004-end"]
+
+
+def test_schedule_and_rate_are_those_of_the_command_line_that_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = processes.Process(
+        target=train, args=([*LONGER, "trainer.max_steps=2", f"hydra.run.dir={folder}"], f"{folder}.log")
+    )
+    process.start()
+    process.join(240)
+    # the cosine had come down to 0 at 2; now it comes down at 4, so it is half way
+    said = go_on(folder, "trainer.max_steps=4")
+    assert "learning rate: 0 when the run stopped, 0.00025 from here" in said
+    said = go_on(folder, "trainer.max_steps=5", "schedule.kind=constant", "optimizer.lr=0.1")
+    assert "learning rate: 0 when the run stopped, 0.1 from here" in said
+    rates = [float(r["optimizer/learning_rate"]) for r in metrics(folder) if r["loss/train"]]
+    assert rates == pytest.approx([5e-4, 2.5e-4, 2.5e-4, 5e-4 * (1 - 0.5**0.5) / 2, 0.1], rel=1e-6)
+
+
+def test_a_run_that_is_complete_has_nothing_to_do(
+    whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    summary, overrides = (folder / "summary.json").read_text(), (folder / "overrides.json").read_text()
+    assert "Expected `trainer.max_steps` to be at least 6, the updates that" in stop_of(
+        [f"resume={folder}", "trainer.max_steps=5"], monkeypatch, capsys
+    )
+    assert (folder / "overrides.json").read_text() == overrides  # nothing of a command line that was refused
+    said = go_on(folder)
+    assert f"nothing to do: {folder} has done its 6 updates (trainer.max_steps)" in said
+    assert "doctor" not in said and (folder / "summary.json").read_text() == summary
+    (folder / "summary.json").unlink()  # killed between the last update and the summary
+    said = go_on(folder)
+    assert f"nothing to train: {folder} has done its 6 updates; its end is done again" in said
+    assert "held-out success" in said
+    assert_same_run(whole[0], folder)
+
+
 def test_what_cannot_go_on_is_one_message(
     whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,9 +237,13 @@ def test_what_cannot_go_on_is_one_message(
     folder = stopped_after(1, whole[0], tmp_path / "run")
     for state in folder.glob("checkpoints/*/state.pt"):
         state.unlink()
-    error = said(f"resume={folder}")
-    assert f"No checkpoint of {folder} is sound, so it cannot go on; start a new run." in error
-    assert "step-00000001 lacks state.pt" in error
+    for _ in range(2):
+        error = said(f"resume={folder}")
+        assert f"No checkpoint of {folder} is sound, so it cannot go on; start a new run." in error
+        assert "step-00000001 lacks state.pt" in error
+    folder = stopped_after(2, whole[0], tmp_path / "other")
+    error = said(f"resume={folder}", "+model.student.lora={r: 4}")
+    assert f"The checkpoint {folder}/checkpoints/step-00000002 is of another model: expected" in error
 
 
 def test_a_full_disk_or_a_closed_folder_is_an_error_before_training(

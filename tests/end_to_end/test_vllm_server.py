@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -131,6 +132,7 @@ def test_the_key_is_needed(served: Served) -> None:
 def roll_out(engine: Engine, mixture: TaskMixture, early: Callable[[], None] = lambda: None) -> list[Trajectory]:
     """Held-out sums; after the first of them something happens."""
     collector = make_collector(engine, load_tokenizer("lab/student"), mixture.tasks, env_threads=2)
+    requests = held_out("sums", replace(mixture.tasks["sums"], episodes=EPISODES))
     todo = [early]
 
     def progress(finished: int, wanted: int) -> None:
@@ -139,7 +141,7 @@ def roll_out(engine: Engine, mixture: TaskMixture, early: Callable[[], None] = l
 
     try:
         sampling = Sampling(temperature=0.9, top_p=0.9)
-        return collector.collect(held_out("sums", EPISODES, 1), sampling, sampling_seed=1, progress=progress)
+        return collector.collect(requests, sampling, sampling_seed=1, progress=progress)
     finally:
         collector.close()
         assert not todo

@@ -207,7 +207,7 @@ def test_a_failed_save_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest
     ids=["misspelt", "zero", "no-such-module", "modules-to-save"],
 )
 def test_wrong_lora_arguments_name_the_key(lora: dict, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"`model\.student\.lora`"):
+    with pytest.raises(ConfigError, match=r"^Expected `model\.student\.lora"):
         Student(save(tmp_path), lora=lora)
 
 
