@@ -78,7 +78,7 @@ def ends_of(patient: Patient, pair: Pair) -> Ends:
 
     def alike(i: int) -> bool:
         text = str(student.convert_ids_to_tokens(i))
-        return i < pair.shared and encode(student, text) == encode(teacher, text) == [i]
+        return i in pair.shared and encode(student, text) == encode(teacher, text) == [i]
 
     differently = [str(student.convert_ids_to_tokens(i)) for i in own if not alike(i)]
     masked = all(_masked(patient, student, str(student.convert_ids_to_tokens(i))) for i in own)
