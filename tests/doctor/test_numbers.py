@@ -392,7 +392,7 @@ def test_precision_says_what_a_step_can_move_and_what_the_engine_would_round(tmp
 def test_a_healthy_patient_passes_everything(tmp_path: Path) -> None:
     found = examine(patient(tmp_path))
     assert worst(found) is Verdict.PASS, found
-    assert len({f.check for f in found}) == len(found) == 10
+    assert len({f.check for f in found}) == len(found) == 11
 
 
 def test_overrides_survive_shell_and_hydra() -> None:
