@@ -8,7 +8,7 @@ from statistics import fmean, pstdev
 import torch
 from torch import Tensor
 
-from opdlight.types import TokenBatch, Trajectory
+from opdlight.types import SharedVocabulary, TokenBatch, Trajectory
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class _Row:
     positions: list[int] = field(default_factory=list)
 
 
-def _rows(trajectory: Trajectory, kept: Callable[[list[int]], list[bool]], vocabulary_size: int) -> list[_Row]:
+def _rows(trajectory: Trajectory, kept: Callable[[list[int]], list[bool]], shared: SharedVocabulary) -> list[_Row]:
     """Merge turns into rows: a prompt that starts with everything before it extends the row, else a row begins."""
     rows: list[_Row] = []
     produced = 0
@@ -39,7 +39,7 @@ def _rows(trajectory: Trajectory, kept: Callable[[list[int]], list[bool]], vocab
             rows.append(row)
         keep = kept(turn.completion_ids)
         for i, (token, logprob) in enumerate(zip(turn.completion_ids, turn.sampled_logprobs, strict=True)):
-            if keep[i] and token < vocabulary_size:
+            if keep[i] and token in shared:
                 row.cols.append(len(row.ids) + i - 1)  # the shift: this hidden state predicts `token`
                 row.targets.append(token)
                 row.logprobs.append(logprob)
@@ -52,7 +52,7 @@ def _rows(trajectory: Trajectory, kept: Callable[[list[int]], list[bool]], vocab
 
 def count_splits(trajectory: Trajectory) -> int:
     """How often the rendered history was rewritten, so that the trajectory needs one more training row."""
-    return max(len(_rows(trajectory, lambda ids: [True] * len(ids), 1 << 62)) - 1, 0)
+    return max(len(_rows(trajectory, lambda ids: [True] * len(ids), SharedVocabulary(1 << 62))) - 1, 0)
 
 
 def _batch(trajectories: list[tuple[int, list[_Row]]], tasks: tuple[str, ...], pad_id: int) -> TokenBatch:
@@ -107,6 +107,11 @@ def keep_all(completion_ids: list[int]) -> list[bool]:
     return [True] * len(completion_ids)
 
 
+def count_unshared(trajectories: Sequence[Trajectory], shared: SharedVocabulary) -> int:
+    """How many of the student's tokens carry no loss because the teachers lack them or take them for others."""
+    return sum(token not in shared for t in trajectories for turn in t.turns for token in turn.completion_ids)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collate:
     """Cut trajectories into micro-batches of at most `micro_batch_tokens` padded tokens, similar lengths together.
@@ -118,7 +123,7 @@ class Collate:
 
     tasks: tuple[str, ...]
     pad_id: int
-    vocabulary_size: int  # positions whose token the teacher does not have (id ≥ this) carry no loss
+    shared: SharedVocabulary  # positions whose token the teacher lacks, or takes for another, carry no loss
     micro_batch_tokens: int
     kept: Callable[[list[int]], list[bool]] = keep_all  # completion ids [C] → which of them are trained on [C]
 
@@ -126,7 +131,7 @@ class Collate:
         """Micro-batches, longest rows first (so that a memory limit shows at once); empty when nothing carries loss."""
         pieces: list[tuple[int, list[_Row]]] = []
         for trajectory, advantage in zip(trajectories, group_advantages(trajectories), strict=True):
-            rows = [r for r in _rows(trajectory, self.kept, self.vocabulary_size) if r.cols]
+            rows = [r for r in _rows(trajectory, self.kept, self.shared) if r.cols]
             for row in rows:
                 row.advantage = advantage
             if rows:

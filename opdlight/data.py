@@ -32,6 +32,7 @@ class Task:
 
     env: dict[str, Any]  # Gymnasium id and the environment's arguments
     teacher: str | None = None  # model folder, Hub name, or lab/<name>; a task of weight 0 needs none
+    teacher_chat_template: dict[str, Any] | None = None  # what the teacher's template is given, as enable_thinking
     weight: NonNegativeFloat = 1.0  # share of the training batches (alternate) or of each batch (mixed); 0: evaluated
     turn_tokens: PositiveInt = 256  # longest completion of one turn
     trajectory_tokens: PositiveInt = 2048  # longest context, prompts included

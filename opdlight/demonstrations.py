@@ -163,14 +163,17 @@ def _demonstration(row: dict[str, Any], where: str, key: str) -> Demonstration:
     return shown
 
 
-def tokens(demonstration: Demonstration, renderer: ChatRenderer) -> Trajectory:
-    """The demonstration as the trajectory a model would have produced; what is not learnt becomes part of a prompt."""
+def tokens(demonstration: Demonstration, renderer: ChatRenderer, end: int | None = None) -> Trajectory:
+    """The demonstration as the trajectory a model would have produced; what is not learnt becomes part of a prompt.
+
+    Each reply ends by the token `end`, else as the renderer's template ends a turn.
+    """
     steps, turns = demonstration.steps, []
     conversation = renderer.start(
         demonstration.system_prompt, steps[0].observation, fresh_prompt=demonstration.fresh_prompt
     )
     for number, step in enumerate(steps):
-        ids = renderer.written(step.reply, conversation)
+        ids = renderer.written(step.reply, conversation, end)
         completion = Completion(
             request_id="", token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
         )

@@ -19,11 +19,17 @@ from opdlight.rollout import ChatRenderer, Collector, Engine, Limits, Sampling
 from opdlight.types import Status, Trajectory
 
 
-def make_collector(engine: Engine, tokenizer: Any, tasks: Mapping[str, Task], env_threads: int) -> Collector:
-    """Environments × engine for these tasks."""
+def make_collector(
+    engine: Engine,
+    tokenizer: Any,
+    tasks: Mapping[str, Task],
+    env_threads: int,
+    chat_template: Mapping[str, Any] | None = None,
+) -> Collector:
+    """Environments × engine for these tasks; `chat_template` holds what the template is given beside the messages."""
     return Collector(
         engine=engine,
-        renderer=ChatRenderer(tokenizer),
+        renderer=ChatRenderer(tokenizer, chat_template),
         make_env=lambda task: tasks[task].make_env(),
         limits={
             n: Limits(turn_tokens=t.turn_tokens, trajectory_tokens=t.trajectory_tokens, env_seconds=t.env_seconds)
@@ -59,13 +65,17 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if cfg.samples is not None:
         tasks = {name: replace(task, samples=cfg.samples) for name, task in tasks.items()}
     model = resolve_model(cfg.model.student.model)
+    tokenizer = load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code)
+    sampling = instantiate(cfg.sampling)
+    chat_template = instantiate(cfg.model.student.get("chat_template") or {})
+    ChatRenderer(tokenizer, chat_template)  # what is wrong is an error before the engine starts
+    sampling.resolve(tokenizer)
     with stage("starting the engine"):
         engine, closing = instantiate(cfg.engine, model=model), Closing()
     collector: Collector | None = None
     try:
-        tokenizer = load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code)
-        collector = make_collector(engine, tokenizer, tasks, cfg.env_threads)
-        found = evaluate_tasks(collector, tasks, instantiate(cfg.sampling), seed=cfg.seed)
+        collector = make_collector(engine, tokenizer, tasks, cfg.env_threads, chat_template)
+        found = evaluate_tasks(collector, tasks, sampling, seed=cfg.seed)
     finally:
         with closing.part("stop the environments and the engine"):
             if collector is not None:

@@ -191,6 +191,12 @@ GLOSSARY: dict[str, Entry] = {
         "sum",
         "0, or as many as the prompts name on purpose",
     ),
+    "rollout/unshared_tokens": Entry(
+        "sampled tokens that carry no loss because a teacher lacks their id or means another token by it",
+        "tokens",
+        "sum over the trajectories of all ranks",
+        "0, or next to rollout/loss_tokens next to nothing",
+    ),
     "rollout/loss_tokens": Entry("loss positions of this rank", "tokens", "sum", "steady"),
     "env/{name}/{task}": Entry("a counter of the environment", "count", "mean over trajectories", "see the task"),
     "val/success/{task}": Entry("solved held-out episodes", "share", "mean over episodes of their samples", "rises"),
@@ -242,7 +248,10 @@ GLOSSARY: dict[str, Entry] = {
     "kl/k1/{task}": Entry("KL(student‖teacher): mean log π(y)/q(y)", "nats", "k1, sampled positions", "falls to 0"),
     "kl/k2/{task}": Entry("mean ½ (log π(y)/q(y))²", "nats", "k2 (biased), sampled positions", "falls to 0"),
     "kl/k3/{task}": Entry(
-        "KL(student‖teacher): mean q(y)/π(y) − 1 − log q(y)/π(y)", "nats", "k3, sampled positions", "falls to 0"
+        "KL(student‖teacher): mean q(y)/π(y) − 1 − log q(y)/π(y). An exponential: one token with q ≫ π rules the mean",
+        "nats",
+        "k3, sampled positions; far above k1 it says nothing (y is no sample of π, or π has all but lost what q wants)",
+        "falls to 0",
     ),
     "optimizer/grad_norm": Entry("2-norm of the gradient before clipping", "norm", "whole batch", "no spikes"),
     "optimizer/gradient_variance": Entry(

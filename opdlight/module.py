@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from opdlight.collate import Collate, in_parts, with_global_tokens, without_tokens
+from opdlight.collate import Collate, count_unshared, in_parts, with_global_tokens, without_tokens
 from opdlight.console import stage
 from opdlight.distributed import gathered, whole
 from opdlight.errors import TrainingError
@@ -161,6 +161,7 @@ class OnPolicyDistillation(L.LightningModule):
         shares = [[b.num_tokens / b.global_tokens for b in part] for part in parts]  # of each micro-batch
         tokens = sum(part[0].global_tokens for part in parts if part)
         self.log("rollout/loss_tokens", float(tokens))
+        self.log("rollout/unshared_tokens", float(sum(gathered(count_unshared(trajectories, self.collate.shared)))))
         with self.stage("watch"):
             readings = [reading for rank in gathered(self.readings) for reading in rank]
         return {
@@ -272,14 +273,14 @@ class OnPolicyDistillation(L.LightningModule):
     def score(self, batch: TokenBatch) -> tuple[SupportScores, Reading | None]:
         """③ The teacher scores the support, its own or the student's choice; the student answers. Watchers read."""
         needs, temperature = self.loss.needs, self.sampling.temperature
-        limit = self.teachers.shared_vocabulary
+        shared = self.teachers.shared_vocabulary
         hidden = self.student.hidden(batch)
-        chosen = self.student.chosen(hidden, needs, temperature=temperature, limit=limit)
-        ask: dict[str, Any] = {"update": self.updates, "temperature": temperature, "limit": limit}
+        chosen = self.student.chosen(hidden, needs, shared=shared)
+        ask: dict[str, Any] = {"update": self.updates, "temperature": temperature, "shared": shared}
         look = None
         if any(isinstance(c, WatchesTokens) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             with self.stage("watch"):
-                look = self.reader.look(batch, hidden.detach(), self.student.head(), **ask)
+                look = self.reader.look(batch, hidden.detach(), self.student.head(), update=self.updates, shared=shared)
         teacher = self.teachers.score(batch, needs=needs, chosen=chosen, temperature=temperature, look=look)
         if needs.reference:
             assert self.reference is not None
@@ -303,7 +304,7 @@ class OnPolicyDistillation(L.LightningModule):
     def with_rollout_logprobs(self, batch: TokenBatch) -> TokenBatch:
         """The batch with the log-probs of its tokens under the student as it is now."""
         with self.stage("score"):
-            now = replace(self.loss.needs, support=None, student_normaliser=False)
+            now = replace(self.loss.needs, support=None, normaliser=False)
             scores = self.student.score(
                 self.student.hidden(batch),
                 batch,

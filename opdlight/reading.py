@@ -11,7 +11,7 @@ from opdlight import metrics
 from opdlight.bounds import PositiveInt
 from opdlight.losses.divergences import reverse_kl
 from opdlight.models.lm_head import LMHead, token_logprobs, top_k, view
-from opdlight.types import Look, TokenBatch, Trajectory, View
+from opdlight.types import Look, SharedVocabulary, TokenBatch, Trajectory, View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,21 +132,20 @@ class Reader:
 
     @torch.no_grad()
     def look(
-        self, batch: TokenBatch, hidden: Tensor, head: LMHead, *, update: int, temperature: float, limit: int
+        self, batch: TokenBatch, hidden: Tensor, head: LMHead, *, update: int, shared: SharedVocabulary
     ) -> Look | None:
         """Choose positions, the same in every run, and ask the student; None in an update that is not read."""
         if update % self.every or not batch.num_tokens:
             return None
         generator = torch.Generator().manual_seed(update)
         at = metrics.subsample(batch.num_tokens, self.positions, generator).to(hidden.device)
-        return look_at(at, hidden, head, k=self.k, temperature=temperature, limit=limit)
+        return look_at(at, hidden, head, k=self.k, shared=shared)
 
 
 @torch.no_grad()
-def look_at(at: Tensor, hidden: Tensor, head: LMHead, *, k: int, temperature: float, limit: int) -> Look:
+def look_at(at: Tensor, hidden: Tensor, head: LMHead, *, k: int, shared: SharedVocabulary) -> Look:
     """The student's top-K (fewer in a smaller vocabulary) at chosen places of hidden [N, d]."""
-    ids, _ = top_k(hidden[at], head, min(k, limit), temperature=temperature, limit=limit)
-    return Look(at=at, student_ids=ids)
+    return Look(at=at, student_ids=top_k(hidden[at], head, min(k, len(shared)), shared=shared))
 
 
 @torch.no_grad()
@@ -159,13 +158,13 @@ def read(
     *,
     update: int,
     temperature: float,
-    limit: int,
+    shared: SharedVocabulary,
 ) -> Reading:
     """Put together what the teacher said and what the student's hidden states [N, d] say at the same positions."""
     at, width = look.at, look.student_ids.shape[1]
     chosen, token = hidden[at], batch.target_ids[at]
     student = view(
-        chosen, head, width, token_ids=token, other_ids=teacher.top_ids, temperature=temperature, limit=limit
+        chosen, head, width, token_ids=token, other_ids=teacher.top_ids, temperature=temperature, shared=shared
     )
     assert student.entropy is not None
     trainer = student.sampled if temperature == 1.0 else token_logprobs(chosen, head, token)

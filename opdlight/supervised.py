@@ -25,7 +25,7 @@ from opdlight.models.lm_head import token_logprobs
 from opdlight.records import MetricsFile
 from opdlight.rollout import ChatRenderer
 from opdlight.training import make_optimizer
-from opdlight.types import TokenBatch, Trajectory
+from opdlight.types import SharedVocabulary, TokenBatch, Trajectory
 
 
 class SupervisedFineTuning(L.LightningModule):
@@ -115,12 +115,12 @@ def sft(cfg: DictConfig) -> dict[str, float]:
         write_demonstrations(path, track(found, "demonstrations", want.episodes))
     else:
         path = Path(want.file)
-    renderer = ChatRenderer(student.tokenizer)
+    renderer = ChatRenderer(student.tokenizer, student.chat_template)
     trajectories = [tokens(d, renderer) for d in track(read_demonstrations(path), "tokens")]
     collate = Collate(
         tasks=tuple(dict.fromkeys(t.task for t in trajectories)),
         pad_id=0,
-        vocabulary_size=student.head().width,
+        shared=SharedVocabulary(student.head().width),
         micro_batch_tokens=cfg.micro_batch_tokens,
     )
     module = SupervisedFineTuning(

@@ -29,7 +29,7 @@ from opdlight.models.checkpoints import load_tokenizer
 from opdlight.models.precision import BESIDE, LEAST, bfloat16_share, check_engine_dtype, lost, needs_float32_engine
 from opdlight.module import OnPolicyDistillation
 from opdlight.preemption import Preempted, Preemption
-from opdlight.rollout import Collector, VLLMServerEngine
+from opdlight.rollout import ChatRenderer, Collector, VLLMServerEngine
 from opdlight.system import threads
 from opdlight.types import Trajectory
 
@@ -83,6 +83,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     if loss.needs.reference:
         own = partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code)
         reference = Teachers(dict.fromkeys(mixture.teachers, cfg.model.student.model), student, own)
+    _check_chats(cfg, mixture, student)
     if cfg.staleness and not loss.needs.engine_logprobs:  # the engine's policy is not the student any more
         try:
             loss = ImportanceWeighted(loss=loss)
@@ -106,7 +107,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
         if isinstance(engine, VLLMServerEngine):
             check_server_dtype(student, engine)
-        return make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads)
+        return make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads, student.chat_template)
 
     return OnPolicyDistillation(
         student=student,
@@ -116,7 +117,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         collate=Collate(
             tasks=tuple(mixture.teachers),
             pad_id=0,  # never attended to and never a loss position
-            vocabulary_size=teachers.shared_vocabulary,
+            shared=teachers.shared_vocabulary,
             micro_batch_tokens=cfg.micro_batch_tokens,
             kept=mask.kept,
         ),
@@ -133,6 +134,18 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         teacher_placement=cfg.teacher_placement,
         staleness=cfg.staleness,
     )
+
+
+def _check_chats(cfg: DictConfig, mixture: TaskMixture, student: Student) -> None:
+    """Raise ConfigError for stops, templates and their arguments that would fail only when somebody rolls out."""
+    ChatRenderer(student.tokenizer, student.chat_template)
+    for name in ("sampling", "evaluation"):
+        instantiate(cfg[name]).resolve(student.tokenizer)
+    for name, task in mixture.tasks.items():
+        if task.teacher is not None and (cfg.evaluate_teachers or task.teacher_chat_template):
+            key = f"task.tasks.{name}.teacher_chat_template"
+            tokenizer = load_tokenizer(task.teacher, trust_remote_code=cfg.model.trust_remote_code)
+            ChatRenderer(tokenizer, task.teacher_chat_template, key)
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -295,12 +308,15 @@ def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[T
     for model, names in by_model.items():
         with stage("starting the teacher's engine"):
             engine = instantiate(cfg.engine, model=model)
+        tokenizer = load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code)
+        sampling = instantiate(cfg.evaluation).resolve(tokenizer, skip_unknown=True)
         try:
-            tasks = {n: mixture.tasks[n] for n in names}
-            tokenizer = load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code)
-            collector = make_collector(engine, tokenizer, tasks, cfg.rollout.env_threads)
-            found |= evaluate_tasks(collector, tasks, instantiate(cfg.evaluation), whose="teacher of ")
-            collector.close()
+            for name in names:  # each has its own arguments of the chat template
+                tasks = {name: mixture.tasks[name]}
+                arguments = mixture.tasks[name].teacher_chat_template
+                collector = make_collector(engine, tokenizer, tasks, cfg.rollout.env_threads, arguments)
+                found |= evaluate_tasks(collector, tasks, sampling, whose="teacher of ")
+                collector.close()
         finally:
             engine.close()
     return found

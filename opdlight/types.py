@@ -91,12 +91,49 @@ class TokenBatch:
         return replace(self, **moved)
 
 
+@dataclass(frozen=True, slots=True)
+class SharedVocabulary:
+    """The ids at which models may be compared: both have a logit for them, and they mean the same token to both.
+
+    >>> shared = SharedVocabulary(5, frozenset({2}))
+    >>> len(shared), 1 in shared, 2 in shared, 7 in shared
+    (4, True, False, False)
+    """
+
+    size: int  # ids from here on (padding of a head, tokens that one model added) are never compared
+    left_out: frozenset[int] = frozenset()  # ids below `size` that mean different tokens
+
+    def __len__(self) -> int:
+        return self.size - len(self.left_out)
+
+    def __contains__(self, token: int) -> bool:
+        return token < self.size and token not in self.left_out
+
+    def __and__(self, other: "SharedVocabulary") -> "SharedVocabulary":
+        """What is in both."""
+        size = min(self.size, other.size)
+        return SharedVocabulary(size, frozenset(i for i in self.left_out | other.left_out if i < size))
+
+    def holds(self, ids: Tensor) -> Tensor:
+        """For each id: may it be compared?"""
+        return (ids < self.size) & ~torch.isin(ids, self._left_out(ids.device))
+
+    def only(self, values: Tensor) -> Tensor:
+        """The first `size` columns of values [n, V], −∞ in those that are left out."""
+        values = values[:, : self.size]
+        return values.index_fill(1, self._left_out(values.device), -torch.inf) if self.left_out else values
+
+    def _left_out(self, device: torch.device) -> Tensor:
+        return torch.tensor(sorted(self.left_out), dtype=torch.long, device=device)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Support:
     """The K token ids at which the two models are compared, position by position."""
 
     token_ids: Tensor  # [N, K] int64
-    teacher_logprobs: Tensor  # [N, K] normalised over the teacher's full vocabulary, at the rollout temperature
+    teacher_logits: Tensor  # [N, K] divided by the temperature: the product that gives the student's, or log-probs
+    teacher_normaliser: Tensor | None  # [N] log Σ_v exp(z_v / temperature), its full vocabulary; None: nobody needs it
     valid: Tensor  # [N, K] bool, False on filler (ids there are legal but meaningless)
     kind: str  # "teacher_top_k", "student_top_k", "full_vocabulary", …
 
@@ -104,6 +141,12 @@ class Support:
     def k(self) -> int:
         """K, the width of the support."""
         return self.token_ids.shape[-1]
+
+    @property
+    def teacher_logprobs(self) -> Tensor:
+        """Log q [N, K], normalised over the teacher's full vocabulary; only where that was asked for."""
+        assert self.teacher_normaliser is not None
+        return self.teacher_logits - self.teacher_normaliser.unsqueeze(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

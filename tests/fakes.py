@@ -22,6 +22,20 @@ class AnsweringEngine(ScriptedEngine):
         super().__init__(lambda prompt: ids, max_model_len=max_model_len)
 
 
+class RecordingEngine(AnsweringEngine):
+    """Remembers the text of every prompt, for all its instances: configs make them."""
+
+    prompts: list[str] = []  # noqa: RUF012
+
+    def __init__(self, model: str, max_model_len: int, **ignored: Any) -> None:
+        super().__init__(model, max_model_len)
+        self.tokenizer = load_tokenizer(resolve_model(model))
+
+    def add_request(self, request: Any) -> None:
+        self.prompts.append(self.tokenizer.decode(request.prompt_ids))
+        super().add_request(request)
+
+
 class FailingEngine(AnsweringEngine):
     """Raises on the second rank when asked for a completion."""
 

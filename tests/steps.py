@@ -63,7 +63,7 @@ def parts(
     lengths = itertools.cycle([1, 5, 2, 9])  # in the order of the requests: one environment thread
     engine = ScriptedEngine(answer or (lambda prompt: [7 + len(prompt) % 90] * next(lengths) + [2]))
     limits = {n: Limits(turn_tokens=16, trajectory_tokens=256) for n in mixture.names}
-    settings: dict[str, Any] = {"vocabulary_size": teachers.shared_vocabulary, "micro_batch_tokens": 10**6, **collate}
+    settings: dict[str, Any] = {"shared": teachers.shared_vocabulary, "micro_batch_tokens": 10**6, **collate}
     module = OnPolicyDistillation(
         student=trained,
         teachers=teachers,

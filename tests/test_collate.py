@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opdlight.collate import Collate, count_splits, group_advantages
-from opdlight.types import Status, Trajectory, Turn
+from opdlight.collate import Collate, count_splits, count_unshared, group_advantages
+from opdlight.types import SharedVocabulary, Status, Trajectory, Turn
 
 
 def turn(prompt: list[int], completion: list[int], logprobs: list[float] | None = None) -> Turn:
@@ -25,7 +25,7 @@ def trajectory(*turns: Turn, task: str = "a") -> Trajectory:
 
 
 def collate(**changes: object) -> Collate:
-    settings: dict = {"tasks": ("a", "b"), "pad_id": 0, "vocabulary_size": 100, "micro_batch_tokens": 1000}
+    settings: dict = {"tasks": ("a", "b"), "pad_id": 0, "shared": SharedVocabulary(100), "micro_batch_tokens": 1000}
     return Collate(**{**settings, **changes})
 
 
@@ -84,8 +84,11 @@ def test_masked_tokens_stay_visible_but_carry_no_loss() -> None:
 
 
 def test_tokens_unknown_to_the_teacher_carry_no_loss() -> None:
-    (batch,) = collate(vocabulary_size=21)([trajectory(turn([10], [20, 21]))])
-    assert batch.target_ids.tolist() == [20]
+    made = [trajectory(turn([10], [20, 21, 8, 9]))]
+    (batch,) = collate(shared=SharedVocabulary(21, frozenset({8})))(made)
+    assert batch.target_ids.tolist() == [20, 9]
+    assert batch.input_ids.tolist() == [[10, 20, 21, 8, 9]]
+    assert count_unshared(made, SharedVocabulary(21, frozenset({8}))) == 2
 
 
 def test_nothing_to_train_on_gives_no_batch() -> None:

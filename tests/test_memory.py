@@ -11,7 +11,7 @@ from opdlight.collate import Collate
 from opdlight.errors import TrainingError
 from opdlight.losses import SupportMatching
 from opdlight.memory import halved, is_out_of_memory
-from opdlight.types import Status, SupportScores, TokenBatch, Trajectory, Turn
+from opdlight.types import SharedVocabulary, Status, SupportScores, TokenBatch, Trajectory, Turn
 from tests.steps import fit, parts
 
 
@@ -27,7 +27,7 @@ def made(lengths: list[int]) -> list[Trajectory]:
     ]
 
 
-COLLATE = Collate(tasks=("a",), pad_id=0, vocabulary_size=99, micro_batch_tokens=10**6)
+COLLATE = Collate(tasks=("a",), pad_id=0, shared=SharedVocabulary(99), micro_batch_tokens=10**6)
 
 
 def test_half_the_tokens_and_the_same_positions() -> None:

@@ -79,7 +79,13 @@ def test_coverage_figures_against_loops() -> None:
     q, z = torch.randn(n, v).log_softmax(-1), torch.randn(n, v)
     ids = q.topk(k).indices
     valid = torch.rand(n, k) > 0.3
-    support = Support(token_ids=ids, teacher_logprobs=q.gather(1, ids), valid=valid, kind="teacher_top_k")
+    support = Support(
+        token_ids=ids,
+        teacher_logits=q.gather(1, ids),
+        teacher_normaliser=torch.zeros(len(q)),
+        valid=valid,
+        kind="teacher_top_k",
+    )
     target, other = torch.randint(v, (n,)), z.topk(k).indices
     for i in range(n):
         inside = [int(ids[i, j]) for j in range(k) if valid[i, j]]

@@ -76,7 +76,7 @@ def test_the_rollout_goes_on_while_the_student_learns(folders: tuple[str, str], 
     def answer(prompt: list[int]) -> list[int]:
         if threading.current_thread() is not main:
             rolling.release()
-            assert learning.acquire(timeout=20), "the student does not learn while the next batch is rolled out"
+            assert learning.acquire(timeout=300), "the student does not learn while the next batch is rolled out"
             learning.release()
         return [7, 8, 2]
 
@@ -86,7 +86,7 @@ def test_the_rollout_goes_on_while_the_student_learns(folders: tuple[str, str], 
             batches += 1
             learning.release()
             if batches < 3:  # after the last batch there is none to wait for
-                assert rolling.acquire(timeout=20), "no rollout goes on while the student learns"
+                assert rolling.acquire(timeout=300), "no rollout goes on while the student learns"
             return super().__call__(scores, batch)
 
     module, data, _ = ahead(folders, loss=ImportanceWeighted(loss=Loss(k=8)), answer=answer)

@@ -39,8 +39,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def parts(folders: list[str]) -> tuple[Student, Teachers, TokenBatch]:
     student = Student(folders[0])
     teachers = Teachers({"a": folders[1], "b": folders[2]}, student)  # one teacher a task
-    limit = teachers.shared_vocabulary
-    (batch,) = Collate(tasks=("a", "b"), pad_id=0, vocabulary_size=limit, micro_batch_tokens=999)(MADE)
+    shared = teachers.shared_vocabulary
+    (batch,) = Collate(tasks=("a", "b"), pad_id=0, shared=shared, micro_batch_tokens=999)(MADE)
     return student, teachers, batch
 
 
@@ -54,14 +54,14 @@ def logprobs(model: str, one: Trajectory, temperature: float) -> Tensor:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_a_reading_is_what_full_softmaxes_say(folders: list[str], temperature: float) -> None:
     student, teachers, batch = parts(folders)
-    hidden, head, limit = student.hidden(batch), student.head(), teachers.shared_vocabulary
+    hidden, head, shared = student.hidden(batch), student.head(), teachers.shared_vocabulary
     at = torch.tensor([0, 2, 3, 6])
-    look = look_at(at, hidden, head, k=5, temperature=temperature, limit=limit)
+    look = look_at(at, hidden, head, k=5, shared=shared)
     # whatever the loss asks for beside it
     for needs in (Needs(), Needs(support="teacher_top_k", k=3), Needs(support="full_vocabulary", sampled=True)):
         teacher = teachers.score(batch, needs=needs, chosen=None, temperature=temperature, look=look)
         assert teacher.view is not None
-        found = read(batch, look, teacher.view, hidden, head, update=4, temperature=temperature, limit=limit)
+        found = read(batch, look, teacher.view, hidden, head, update=4, temperature=temperature, shared=shared)
         for n, place in enumerate(at.tolist()):
             task, position = int(batch.task_index[place]), int(batch.token_position[place])
             p, q = (logprobs(m, MADE[task], temperature)[position] for m in (folders[0], folders[1 + task]))
@@ -92,16 +92,16 @@ def test_the_reader_looks_at_no_more_positions_than_asked_and_only_in_its_update
     student, teachers, batch = parts(folders)
     hidden, head = student.hidden(batch), student.head()
     reader = Reader(every=2, positions=4, k=400)
-    ask = {"temperature": 1.0, "limit": teachers.shared_vocabulary}
-    assert reader.look(batch, hidden, head, update=3, **ask) is None  # type: ignore[arg-type]
-    first, second = (reader.look(batch, hidden, head, update=u, **ask) for u in (2, 4))  # type: ignore[arg-type]
+    shared = teachers.shared_vocabulary
+    assert reader.look(batch, hidden, head, update=3, shared=shared) is None
+    first, second = (reader.look(batch, hidden, head, update=u, shared=shared) for u in (2, 4))
     assert first is not None
     assert second is not None
-    assert first.student_ids.shape == (4, teachers.shared_vocabulary)  # k is cut to what there is
+    assert first.student_ids.shape == (4, len(shared))  # k is cut to what there is
     assert not first.student_ids.requires_grad
     assert first.at.tolist() == sorted(set(first.at.tolist()))
     assert first.at.tolist() != second.at.tolist()
-    again = reader.look(batch, hidden, head, update=2, **ask)  # type: ignore[arg-type]
+    again = reader.look(batch, hidden, head, update=2, shared=shared)
     assert again is not None
     assert torch.equal(again.at, first.at)
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from opdlight.distributed import gathered
 from opdlight.losses import Needs
 from opdlight.module import OnPolicyDistillation
 from opdlight.reading import Reading, look_at, read
+from opdlight.rollout.control_tokens import ControlTokens
 from opdlight.types import Trajectory, Turn
 
 
@@ -85,14 +87,22 @@ class TrajectoryRecorder(L.Callback):
     def record(self, module: OnPolicyDistillation, trajectory: Trajectory) -> dict[str, Any]:
         """The line of one trajectory, without step and stage."""
         reading = read_whole(module, trajectory)
+        control = ControlTokens(module.student.tokenizer).contents
         before: list[int] = []
         turns, start = [], 0
         for turn in trajectory.turns:
             split = turn.prompt_ids[: len(before)] != before
             added = turn.prompt_ids if split else turn.prompt_ids[len(before) :]
+            prompt, spans = "", []
+            for is_control, run in groupby(added, key=lambda i: i in control):
+                text = str(module.student.tokenizer.decode(list(run)))
+                spans += [[len(prompt), len(prompt) + len(text)]] if is_control else []
+                prompt += text
             turns.append(
                 {
-                    "prompt": module.student.tokenizer.decode(added),
+                    "prompt": prompt,
+                    "prompt_control": spans,  # where it holds control tokens, and not only text that spells them
+                    "control": [i in control for i in turn.completion_ids],
                     "split": split,
                     "completion": module.student.tokenizer.decode(turn.completion_ids),
                     "finish_reason": turn.finish_reason,
@@ -155,13 +165,13 @@ def read_whole(module: OnPolicyDistillation, trajectory: Trajectory) -> Reading 
     if not batches:
         return None
     batch = batches[0].to(module.device)
-    limit, temperature = module.teachers.shared_vocabulary, module.sampling.temperature
+    shared, temperature = module.teachers.shared_vocabulary, module.sampling.temperature
     hidden, head = module.student.hidden(batch), module.student.head()
     at: Tensor = torch.arange(batch.num_tokens, device=hidden.device)
-    look = look_at(at, hidden, head, k=module.reader.k, temperature=temperature, limit=limit)
+    look = look_at(at, hidden, head, k=module.reader.k, shared=shared)
     teacher = module.teachers.score(batch, needs=Needs(), chosen=None, temperature=temperature, look=look)
     assert teacher.view is not None
-    ask: dict[str, Any] = {"update": module.updates, "temperature": temperature, "limit": limit}
+    ask: dict[str, Any] = {"update": module.updates, "temperature": temperature, "shared": shared}
     return read(batch, look, teacher.view, hidden, head, **ask)
 
 

@@ -28,8 +28,8 @@ Play = Callable[[Patient, str], list[Trajectory]]  # task → trajectories
 def first_turns(patient: Patient, task: str) -> list[Trajectory]:
     """The student's greedy answers to the first prompts of a few episodes, by transformers."""
     student, limits = patient.student, patient.tasks[task]
-    renderer = ChatRenderer(student.tokenizer)
-    stops = stop_ids(student.tokenizer, student.model)
+    renderer = ChatRenderer(student.tokenizer, student.chat_template)
+    stops = [*stop_ids(student.tokenizer, student.model), *patient.stop]
     found = []
     for number, opening in enumerate(patient.openings(task)):
         prompt = renderer.start(opening.system_prompt, opening.observation).prompt_ids
@@ -63,7 +63,7 @@ def whole_episodes(collector: Collector) -> Play:
     def play(patient: Patient, task: str) -> list[Trajectory]:
         seeds = [episode_seed("doctor", task, i) for i in range(PROMPTS)]
         requests = [RolloutRequest(task=task, seed=seed, group=i) for i, seed in enumerate(seeds)]
-        return collector.collect(requests, Sampling(temperature=0.0))
+        return collector.collect(requests, Sampling(temperature=0.0, stop=patient.stop))
 
     return play
 
@@ -83,9 +83,7 @@ class Judged:
 
 def judge(patient: Patient, pair: Pair, trajectories: Sequence[Trajectory]) -> list[Judged]:
     """Log q of every sampled token that carries loss, gathered by token."""
-    collate = Collate(
-        tasks=pair.tasks, pad_id=0, vocabulary_size=pair.shared, micro_batch_tokens=1, kept=patient.mask.kept
-    )
+    collate = Collate(tasks=pair.tasks, pad_id=0, shared=pair.shared, micro_batch_tokens=1, kept=patient.mask.kept)
     seen: dict[int, list[float]] = {}
     holders: dict[int, int] = {}
     for trajectory in trajectories:

@@ -22,7 +22,7 @@ from opdlight.doctor.patient import Pair, Patient
 from opdlight.doctor.precision import check_precision
 from opdlight.doctor.scores import check_determinism, check_identical
 from opdlight.doctor.special_tokens import check_special_tokens
-from opdlight.doctor.templates import check_history, check_template
+from opdlight.doctor.templates import check_history, check_plain_text, check_template
 from opdlight.doctor.vocabularies import check_vocabulary
 from opdlight.errors import ConfigError, OpdError
 from opdlight.evaluation import make_collector
@@ -38,6 +38,7 @@ OF_PAIR: Mapping[str, Callable[[Patient, Pair], list[Finding]]] = {
 }
 OF_TASK: Mapping[str, Callable[[Patient, str], list[Finding]]] = {
     "growing history": check_history,
+    "plain text": check_plain_text,
     "context": check_context,
 }
 OF_RUN: Mapping[str, Callable[[Patient], list[Finding]]] = {
@@ -100,6 +101,7 @@ def patient_of(
         micro_batch_tokens=cfg.micro_batch_tokens,
         temperature=cfg.sampling.temperature,
         top_p=cfg.sampling.top_p,
+        stop=instantiate(cfg.sampling).resolve(student.tokenizer).stop,
     )
 
 
@@ -185,7 +187,9 @@ def _answers(cfg: DictConfig, patient: Patient) -> list[Finding]:
     def play() -> list[Finding]:
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
         try:
-            collector = make_collector(engine, patient.student.tokenizer, patient.tasks, cfg.rollout.env_threads)
+            student = patient.student
+            threads = cfg.rollout.env_threads
+            collector = make_collector(engine, student.tokenizer, patient.tasks, threads, student.chat_template)
             episodes = whole_episodes(collector)
             found = [
                 f

@@ -11,7 +11,7 @@ from opdlight.rollout import ChatRenderer
 def check_context(patient: Patient, task: str) -> list[Finding]:
     """The task's limits against the engine, both models and real prompts."""
     limits, student = patient.tasks[task], patient.student
-    renderer = ChatRenderer(student.tokenizer)
+    renderer = ChatRenderer(student.tokenizer, student.chat_template)
     prompts = [len(renderer.start(o.system_prompt, o.observation).prompt_ids) for o in patient.openings(task)]
     engine = patient.one_engine.get("max_model_len")
     made_for = {"student": _positions(student.model)}
@@ -56,7 +56,7 @@ def check_context(patient: Patient, task: str) -> list[Finding]:
 def check_support(patient: Patient) -> list[Finding]:
     """K against the ids that all models share, and against what the engine reports."""
     needs = patient.loss.needs
-    evidence = f"support {needs.support or 'none'}, {patient.shared} shared ids"
+    evidence = f"support {needs.support or 'none'}, {len(patient.shared)} shared ids"
 
     def found(verdict: Verdict, evidence: str, repair: str = "") -> list[Finding]:
         return [Finding(check="support", verdict=verdict, evidence=evidence, repair=repair)]
@@ -65,14 +65,14 @@ def check_support(patient: Patient) -> list[Finding]:
         return found(Verdict.PASS, evidence)
     evidence = f"K = {needs.k}, {evidence}"
     key = next((k for k in _keys(patient.loss_config) if k.rpartition(".")[2] == "k"), "k")
-    if needs.k > patient.shared:
-        return found(Verdict.FAIL, f"{evidence}: there are not so many", override(f"loss.{key}", patient.shared))
+    if needs.k > len(patient.shared):
+        return found(Verdict.FAIL, f"{evidence}: there are not so many", override(f"loss.{key}", len(patient.shared)))
     reported = patient.one_engine.get("max_logprobs")
     if reported is not None and needs.k > reported:
         return found(
             Verdict.FAIL, f"{evidence}; the engine reports {reported}", override("engine.max_logprobs", needs.k)
         )
-    if 2 * needs.k > patient.shared:
+    if 2 * needs.k > len(patient.shared):
         return found(
             Verdict.WARN, f"{evidence}: more than half of the vocabulary; all of it costs no more", "loss=full_rkl"
         )

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import and_
 from typing import Any
 
 from opdlight.data import Task, episode_seed
 from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.losses import Loss, SpecialTokenMask
 from opdlight.models import Student, Teacher
+from opdlight.models.vocabulary import compare_vocabularies
+from opdlight.types import SharedVocabulary
 
 PROMPTS = 4  # episodes of each task that are reset for their prompt
 
@@ -62,12 +65,16 @@ class Pair:
         """The config key of the teacher, of its first task."""
         return f"task.tasks.{self.tasks[0]}.teacher"
 
+    @property
+    def template_key(self) -> str:
+        """The config key of what the teacher's chat template is given, of its first task."""
+        return f"{self.key}_chat_template"
+
     @cached_property
-    def shared(self) -> int:
-        """How many ids, counted from 0, both can compare; unlike `shared_size` it does not ask what they mean."""
-        ours, theirs = (set(t.get_vocab().values()) for t in (self.student.tokenizer, self.teacher.tokenizer))
-        both = max(ours & theirs, default=-1) + 1
-        return min(both, self.student.head().width, self.teacher.head().width)
+    def shared(self) -> SharedVocabulary:
+        """The ids that both can compare, however many they leave out."""
+        ours, theirs = self.student, self.teacher
+        return compare_vocabularies(ours.tokenizer, ours.head().width, theirs.tokenizer, theirs.head().width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +97,7 @@ class Patient:
         micro_batch_tokens: padded tokens of one forward and backward.
         temperature: of the rollout policy.
         top_p: of the rollout policy.
+        stop: ids that end a completion, beside those that the student's folder names.
     """
 
     student: Student
@@ -107,6 +115,7 @@ class Patient:
     micro_batch_tokens: int = 1024
     temperature: float = 1.0
     top_p: float = 1.0
+    stop: Sequence[int] = ()
 
     @cached_property
     def pairs(self) -> list[Pair]:
@@ -118,9 +127,13 @@ class Patient:
         ]
 
     @cached_property
-    def shared(self) -> int:
+    def shared(self) -> SharedVocabulary:
         """The ids that a support may hold."""
-        return min((p.shared for p in self.pairs), default=self.student.head().width)
+        return reduce(and_, (p.shared for p in self.pairs), SharedVocabulary(self.student.head().width))
+
+    def teacher_template(self, pair: Pair) -> Mapping[str, Any]:
+        """What the chat template of a pair's teacher is given, in its first task."""
+        return self.tasks[pair.tasks[0]].teacher_chat_template or {}
 
     @property
     def one_engine(self) -> Mapping[str, Any]:

@@ -11,12 +11,11 @@ from opdlight.collate import Collate
 from opdlight.doctor.findings import Finding, Verdict, override
 from opdlight.doctor.patient import Pair, Patient
 from opdlight.losses import EntropyAware, ImportanceWeighted, Loss, Needs, SampledToken, SupportMatching, TurnWeighted
-from opdlight.losses import complete as complete_support
 from opdlight.models import Student, Teacher
 from opdlight.models.lm_head import token_logprobs
 from opdlight.models.teacher import FrozenModel
 from opdlight.rollout import ChatRenderer
-from opdlight.types import Status, TokenBatch, Trajectory, Turn
+from opdlight.types import SharedVocabulary, Status, TokenBatch, Trajectory, Turn
 
 ROWS, ROW = 3, 32  # rows of the probe, and tokens of the longest: training runs it on the CPU before it starts
 PROBED = 24  # loss positions of a row
@@ -28,13 +27,13 @@ SMALL_LOSS = {"float32": 1e-4, "bfloat16": 1e-2}  # nats
 
 def probe(patient: Patient, tasks: Sequence[str]) -> list[list[int]]:
     """Rows of different lengths, cut from the tasks' real prompts."""
-    renderer = ChatRenderer(patient.student.tokenizer)
+    renderer = ChatRenderer(patient.student.tokenizer, patient.student.chat_template)
     openings = [opening for task in tasks for opening in patient.openings(task)]
     prompts = [renderer.start(o.system_prompt, o.observation).prompt_ids for o in openings[:ROWS]]
     return [ids[: max(4, min(len(ids), ROW) * (i + 1) // len(prompts))] for i, ids in enumerate(prompts)]
 
 
-def as_batches(rows: Sequence[list[int]], *, shared: int, micro_batch_tokens: int) -> list[TokenBatch]:
+def as_batches(rows: Sequence[list[int]], *, shared: SharedVocabulary, micro_batch_tokens: int) -> list[TokenBatch]:
     """Rows of ids as micro-batches; the second half of each row carries loss, `PROBED` positions at most."""
     trajectories = []
     for ids in rows:
@@ -51,11 +50,11 @@ def as_batches(rows: Sequence[list[int]], *, shared: int, micro_batch_tokens: in
         trajectories.append(
             Trajectory(task="", group=0, seed=0, turns=[turn], reward=0.0, status=Status.TRUNCATED_TOKENS)
         )
-    collate = Collate(tasks=("",), pad_id=0, vocabulary_size=shared, micro_batch_tokens=micro_batch_tokens)
+    collate = Collate(tasks=("",), pad_id=0, shared=shared, micro_batch_tokens=micro_batch_tokens)
     return collate(trajectories)
 
 
-def sampled(teacher: Teacher, batch: TokenBatch, limit: int) -> Tensor:
+def sampled(teacher: Teacher, batch: TokenBatch, shared: SharedVocabulary) -> Tensor:
     """Log q(y) [N] at temperature 1.
 
     Raises:
@@ -65,7 +64,7 @@ def sampled(teacher: Teacher, batch: TokenBatch, limit: int) -> Tensor:
     if largest >= width:
         raise ValueError(f"a row holds the id {largest}, but the teacher has {width} embeddings")
     batch = batch.to(teacher.device)
-    found = teacher.score(batch, needs=Needs(sampled=True), chosen=None, temperature=1.0, limit=limit).sampled
+    found = teacher.score(batch, needs=Needs(sampled=True), chosen=None, temperature=1.0, shared=shared).sampled
     assert found is not None
     return found.float().cpu()
 
@@ -154,10 +153,9 @@ def own_loss(patient: Patient) -> tuple[float, float]:
         hidden = student.hidden(batch)
         own = token_logprobs(hidden, student.head(), batch.target_ids)  # as the engine would report them
     batch = replace(batch, sampled_logprobs=own)
-    chosen = student.chosen(hidden, needs, temperature=temperature, limit=patient.shared)
-    teacher = itself.score(batch, needs=needs, chosen=chosen, temperature=temperature, limit=patient.shared)
-    support = complete_support(teacher.support, needs, batch.target_ids, teacher.sampled)
-    teacher = replace(teacher, support=support, reference=teacher.sampled if needs.reference else None)
+    chosen = student.chosen(hidden, needs, shared=patient.shared)
+    teacher = itself.score(batch, needs=needs, chosen=chosen, temperature=temperature, shared=patient.shared)
+    teacher = replace(teacher, reference=teacher.sampled if needs.reference else None)
     leaf = hidden.detach().clone().requires_grad_()
     scores = student.score(leaf, batch, teacher=teacher, needs=needs, temperature=temperature, top_p=patient.top_p)
     each = loss(scores, batch)

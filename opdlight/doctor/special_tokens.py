@@ -1,12 +1,15 @@
 """Tokens that steer a conversation: do both models end, think and mark turns with the same ids?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdlight.doctor.findings import Finding, Verdict, override
 from opdlight.doctor.patient import Pair, Patient
+from opdlight.rollout import ChatRenderer
 
 THINKING = ("<think>", "</think>")  # written by the student itself wherever a model thinks
 TOOLS = ("<tool_call>", "</tool_call>")  # only where a template or a prompt asks for tools
@@ -25,12 +28,13 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list
     return list(dict.fromkeys(i for i in [tokenizer.eos_token_id, *named] if isinstance(i, int)))
 
 
-def markers(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The added tokens that the chat template writes into a conversation; none without a template."""
+def markers(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any] | None = None) -> list[str]:
+    """The added tokens that the chat template, given `arguments`, writes into a conversation; none without one."""
     added = {i: token for token, i in tokenizer.get_added_vocab().items()}
     for messages in (EXAMPLE, EXAMPLE[1:]):  # some templates refuse a system message
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            how: dict[str, Any] = {**(arguments or {}), "tokenize": False, "add_generation_prompt": True}
+            text = tokenizer.apply_chat_template(messages, **how)
         except (TemplateError, ValueError):  # ValueError: there is no template
             continue
         ids = tokenizer(str(text), add_special_tokens=False)["input_ids"]
@@ -43,19 +47,66 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def check_special_tokens(patient: Patient, pair: Pair) -> list[Finding]:
-    """Ends, chat markers and thinking tokens of both; what differs and is not masked yet becomes a mask to paste."""
-    student, teacher = pair.student.tokenizer, pair.teacher.tokenizer
-    stops = stop_ids(student, pair.student.model), stop_ids(teacher, pair.teacher.model)
-    facts: list[str] = []
-    needed: list[str] = []
-    optional: list[str] = []  # nobody has asked for them
-    facts.append(f"end {_names(student, stops[0])} / {_names(teacher, stops[1])}")
-    for i in stops[0]:
-        if i not in stops[1] or (i == student.eos_token_id and i != teacher.eos_token_id):
-            needed.append(str(student.convert_ids_to_tokens(i)))
+def turn_end(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any] | None, key: str) -> int | None:
+    """The control token by which the chat template ends the assistant's turn; None without one."""
+    return ChatRenderer(tokenizer, arguments, key).turn_end if tokenizer.chat_template else None
 
-    own, other = markers(student), markers(teacher)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """What ends a completion, and what is wrong with it."""
+
+    facts: list[str]
+    stops: list[int]  # to add to `sampling.stop`
+    endless: bool  # without them completions go on after their end
+    differently: list[str]  # ends of the student that the teacher writes in other tokens
+
+
+def ends_of(patient: Patient, pair: Pair) -> Ends:
+    """The student's own ends, its template's and the teacher's: a completion must stop at each.
+
+    An end that the teacher writes in other tokens is none that it could teach: that one is left out of the loss. From
+    an end that both can write but only one uses, the student learns to go over to the teacher's.
+    """
+    student, teacher = pair.student.tokenizer, pair.teacher.tokenizer
+    own, theirs = stop_ids(student, pair.student.model), stop_ids(teacher, pair.teacher.model)
+    last = turn_end(student, pair.student.chat_template, "model.student.chat_template")
+    taught = turn_end(teacher, patient.teacher_template(pair), pair.template_key)
+    facts = [f"end {_names(student, own)} / {_names(teacher, theirs)}"]
+    if patient.stop:
+        facts.append(f"sampling.stop {_names(student, patient.stop)}")
+
+    def alike(i: int) -> bool:
+        text = str(student.convert_ids_to_tokens(i))
+        return i in pair.shared and encode(student, text) == encode(teacher, text) == [i]
+
+    differently = [str(student.convert_ids_to_tokens(i)) for i in own if not alike(i)]
+    masked = all(_masked(patient, student, str(student.convert_ids_to_tokens(i))) for i in own)
+    stops: list[int] = []
+    if last is not None and last not in (*own, *patient.stop):
+        stops.append(last)
+        facts.append(f"no completion stops where the student's template ends a turn, at {_names(student, stops)}")
+    known = [i for i in theirs if alike(i)]
+    if known and not differently and not {*own, *patient.stop, *stops} & set(known):
+        stops += known
+        facts.append(f"no completion stops where the teacher ends, at {_names(teacher, known)}")
+    endless = bool(stops) and not masked
+    if taught is not None and taught not in (*theirs, *patient.stop, *stops) and alike(taught):
+        stops.append(taught)
+        facts.append(
+            f"measured itself, the teacher does not stop where its template does, at {_names(teacher, [taught])}"
+        )
+    return Ends(facts=facts, stops=stops, endless=endless, differently=differently)
+
+
+def check_special_tokens(patient: Patient, pair: Pair) -> list[Finding]:
+    """Ends, chat markers and thinking tokens of both: missing stops, and a mask for what is written differently."""
+    student, teacher = pair.student.tokenizer, pair.teacher.tokenizer
+    ends = ends_of(patient, pair)
+    facts, needed = list(ends.facts), list(ends.differently)
+    optional: list[str] = []  # nobody has asked for them
+    own = markers(student, pair.student.chat_template)
+    other = markers(teacher, patient.teacher_template(pair))
     facts.append(f"template writes {' '.join(own) or 'no special token'} / {' '.join(other) or 'no special token'}")
     asked = set(own) | set(other) | {t for t in TOOLS if _asked_for(patient, pair, t)}
     for text in dict.fromkeys([*own, *other, *THINKING, *TOOLS]):
@@ -70,9 +121,14 @@ def check_special_tokens(patient: Patient, pair: Pair) -> list[Finding]:
     masked = [t for t in (*needed, *optional) if t not in open_]
     if masked:
         facts.append(f"left out of the loss by `mask`: {' '.join(masked)}")
-    verdict = Verdict.PASS
+    verdict, repairs = Verdict.PASS, []
+    if ends.stops:
+        texts = [str(student.convert_ids_to_tokens(i)) for i in (*patient.stop, *ends.stops)]
+        repairs.append(override("sampling.stop", texts))
+        verdict = Verdict.FAIL if ends.endless else Verdict.WARN
     if open_:
-        verdict = Verdict.FAIL if set(open_) & set(needed) else Verdict.WARN
+        repairs.append(override("mask.tokens", [*patient.mask_tokens, *open_]))
+        verdict = Verdict.FAIL if ends.endless or set(open_) & set(needed) else Verdict.WARN
     facts.append("other special tokens " + " / ".join(_roles(t) for t in (student, teacher)))
     return [
         Finding(
@@ -80,7 +136,7 @@ def check_special_tokens(patient: Patient, pair: Pair) -> list[Finding]:
             about=pair.name,
             verdict=verdict,
             evidence="; ".join(facts) + " (student / teacher)",
-            repair=override("mask.tokens", [*patient.mask_tokens, *open_]) if open_ else "",
+            repair=" ".join(repairs),
         )
     ]
 

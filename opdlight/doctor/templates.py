@@ -2,12 +2,11 @@
 
 from itertools import zip_longest
 
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
-
 from opdlight.doctor.findings import Finding, Verdict
 from opdlight.doctor.patient import Opening, Pair, Patient
 from opdlight.doctor.special_tokens import EXAMPLE, encode
+from opdlight.errors import ConfigError, PlainTextError
+from opdlight.models import Student
 from opdlight.rollout import ChatRenderer, Completion
 
 TURNS = 4
@@ -43,9 +42,13 @@ def check_template(patient: Patient, pair: Pair) -> list[Finding]:
         return found(Verdict.FAIL, "the student's tokenizer has no chat template: nothing can be rendered", model)
     if not teacher.chat_template:
         return found(Verdict.WARN, "the teacher has no chat template: whether it knows the student's is unknown")
+    renderers = (
+        ChatRenderer(student, pair.student.chat_template),
+        ChatRenderer(teacher, patient.teacher_template(pair), pair.template_key),
+    )
     examples = conversations(patient, pair)
     for messages in examples:
-        ours, theirs = _render(student, messages), _render(teacher, messages)
+        ours, theirs = (_render(renderer, messages) for renderer in renderers)
         roles = "+".join(m["role"] for m in messages)
         if ours != theirs:
             at = next(i for i, (a, b) in enumerate(zip_longest(ours, theirs)) if a != b)
@@ -75,8 +78,8 @@ def check_history(patient: Patient, task: str) -> list[Finding]:
         return found(Verdict.PASS, "one turn, so one row a trajectory")
     if opening.fresh_prompt:
         return found(Verdict.PASS, f"each turn is a complete prompt, so up to {opening.max_turns} rows a trajectory")
-    rows = {kind: rows_of(patient.student.tokenizer, opening, text) for kind, text in ANSWERS.items()}
-    rows["cut by length"] = rows_of(patient.student.tokenizer, opening, ANSWERS["plain"], stopped=False)
+    rows = {kind: rows_of(patient.student, opening, text) for kind, text in ANSWERS.items()}
+    rows["cut by length"] = rows_of(patient.student, opening, ANSWERS["plain"], stopped=False)
     evidence = f"{TURNS} turns make " + ", ".join(f"{n} row{'s' * (n > 1)} ({kind})" for kind, n in rows.items())
     if rows["plain"] == rows["with <think>"] == 1:
         return found(Verdict.PASS, evidence)
@@ -87,13 +90,35 @@ def check_history(patient: Patient, task: str) -> list[Finding]:
     )
 
 
-def rows_of(tokenizer: PreTrainedTokenizerBase, opening: Opening, answer: str, *, stopped: bool = True) -> int:
+def check_plain_text(patient: Patient, task: str) -> list[Finding]:
+    """Can text that spells control tokens be encoded as ordinary text, and do the first prompts hold such?"""
+    student = patient.student
+    renderer = ChatRenderer(student.tokenizer, student.chat_template)
+    control = renderer.control.contents.values()
+    openings = patient.openings(task)
+    texts = [text for o in openings for text in (o.system_prompt, o.observation) if text]
+    named = [token for token in control if any(token in text for text in texts)]
+    evidence = f"only the template writes the student's {len(control)} control tokens"
+    verdict = Verdict.PASS
+    try:
+        renderer.start(None, " ".join(control))
+    except PlainTextError as error:
+        verdict, evidence = (
+            (Verdict.FAIL if named else Verdict.WARN),
+            f"{error} A trajectory with such a text ends as env_error",
+        )
+    if named:
+        evidence += f"; first prompts spell {' '.join(named)}, which the student reads as ordinary text"
+    repair = "" if verdict is Verdict.PASS else "model.student.model=<a folder with tokenizer.json>"
+    return [Finding(check="plain text", about=task, verdict=verdict, evidence=evidence, repair=repair)]
+
+
+def rows_of(student: Student, opening: Opening, answer: str, *, stopped: bool = True) -> int:
     """Training rows of a conversation of `TURNS` turns in which the student always writes `answer`."""
-    renderer = ChatRenderer(tokenizer)
+    renderer = ChatRenderer(student.tokenizer, student.chat_template)
     conversation = renderer.start(opening.system_prompt, opening.observation)
-    end = [tokenizer.eos_token_id] if stopped else []
-    ids = [*renderer.encode(answer), *end]
     for _ in range(TURNS - 1):
+        ids = renderer.written(answer, conversation)[: None if stopped else -1]
         completion = Completion(
             request_id="doctor",
             token_ids=ids,
@@ -105,8 +130,8 @@ def rows_of(tokenizer: PreTrainedTokenizerBase, opening: Opening, answer: str, *
     return conversation.splits + 1
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+def _render(renderer: ChatRenderer, messages: list[dict[str, str]]) -> str:
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
-        return f"<refused: {error}>"
+        return renderer.render(messages)
+    except ConfigError as error:
+        return f"<refused: {error.__cause__}>"

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opdlight.doctor.findings import Finding, Verdict
 from opdlight.doctor.patient import Pair, Patient
-from opdlight.doctor.special_tokens import markers, stop_ids
+from opdlight.models.vocabulary import differences, ids_in_use, problem
 
 SHOWN = 5
 SMALL_SHARE = 0.9  # fewer shared ids than this share of the student's are worth a warning
@@ -50,11 +50,10 @@ def check_vocabulary(patient: Patient, pair: Pair) -> list[Finding]:
     student, teacher = pair.student, pair.teacher
     ours, theirs = token_bytes(student.tokenizer), token_bytes(teacher.tokenizer)
     widths = student.head().width, teacher.head().width
-    spelt = [{i: t for t, i in side.tokenizer.get_vocab().items()} for side in (student, teacher)]
-    differ = [i for i in range(pair.shared) if ours.get(i) != theirs.get(i)]
-    respelt = [i for i in range(pair.shared) if spelt[0].get(i) != spelt[1].get(i) and i not in differ]
+    spelt = {i: t for t, i in student.tokenizer.get_vocab().items()}
+    left_out = pair.shared.left_out
     sizes = (
-        f"{pair.shared} shared ids; tokenizers {len(student.tokenizer)} / {len(teacher.tokenizer)} tokens, "
+        f"{len(pair.shared)} shared ids; tokenizers {len(student.tokenizer)} / {len(teacher.tokenizer)} tokens, "
         f"logits {widths[0]} / {widths[1]} wide (student / teacher)"
     )
     other = f"{pair.key}=<a model with the student's tokenizer>"
@@ -64,12 +63,15 @@ def check_vocabulary(patient: Patient, pair: Pair) -> list[Finding]:
             Finding(check="vocabulary", about=pair.name, verdict=verdict, evidence=evidence, repair=repair),
         ]
 
-    if not pair.shared:
-        return found(Verdict.FAIL, f"no id is shared; {sizes}")
-    if differ or respelt:
-        shown = ", ".join(f"{i}: {ours.get(i)!r} / {theirs.get(i)!r}" for i in (differ or respelt)[:SHOWN])
-        what = f"{len(differ)} ids write other bytes" if differ else f"{len(respelt)} ids are spelt differently"
-        return found(Verdict.FAIL, f"{what} (id: student / teacher): {shown}; {sizes}")
+    in_use = ids_in_use(student.tokenizer, student.model) | ids_in_use(teacher.tokenizer, teacher.model)
+    reason = problem(pair.shared, in_use)
+    what = f"{differences(pair.shared, student.tokenizer, teacher.tokenizer)}; " if left_out else ""
+    if reason:
+        return found(Verdict.FAIL, f"{reason}; {what}{sizes}")
+    alike = [i for i in range(pair.shared.size) if ours.get(i) != theirs.get(i) and i not in left_out]
+    if alike:
+        shown = ", ".join(f"{i}: {ours.get(i)!r} / {theirs.get(i)!r}" for i in alike[:SHOWN])
+        return found(Verdict.FAIL, f"{len(alike)} ids are spelt alike and write other bytes: {shown}; {what}{sizes}")
     if len(student.tokenizer) > widths[0]:
         return found(
             Verdict.FAIL,
@@ -78,18 +80,15 @@ def check_vocabulary(patient: Patient, pair: Pair) -> list[Finding]:
         )
     unreadable = sorted(i for i in ours if i >= widths[1])
     if unreadable:
-        needed = set(stop_ids(student.tokenizer, student.model)) | _written_by_template(student.tokenizer)
-        names = ", ".join(repr(spelt[0][i]) for i in unreadable[:SHOWN])
+        needed = ids_in_use(student.tokenizer, student.model)
+        names = ", ".join(repr(spelt[i]) for i in unreadable[:SHOWN])
         if needed & set(unreadable):
             return found(Verdict.FAIL, f"the teacher has no embedding for {names}, which every prompt holds; {sizes}")
         return found(Verdict.WARN, f"the teacher has no embedding for {names}: it crashes on a row with one; {sizes}")
-    if pair.shared < SMALL_SHARE * len(ours):
+    if len(pair.shared) < SMALL_SHARE * len(ours):
         return found(
-            Verdict.WARN, f"only {100 * pair.shared / len(ours):.0f} % of the student's ids are shared; {sizes}"
+            Verdict.WARN, f"only {100 * len(pair.shared) / len(ours):.0f} % of the student's ids are shared; {sizes}"
         )
+    if what:
+        return found(Verdict.WARN, f"left out of every support and of the loss: {what}{sizes}", "")
     return found(Verdict.PASS, sizes, "")
-
-
-def _written_by_template(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    vocabulary = tokenizer.get_vocab()
-    return {vocabulary[m] for m in markers(tokenizer)}

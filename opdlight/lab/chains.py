@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from opdlight.losses import Loss, Needs, Remembers, complete
-from opdlight.models.lm_head import LMHead, log_normaliser, logprobs_at, support_logits, token_logprobs, top_k
-from opdlight.types import Support, SupportScores, TokenBatch
+from opdlight.losses import Loss, Needs, Remembers, make_support
+from opdlight.models.lm_head import LMHead, log_normaliser, support_values, token_logprobs, top_k
+from opdlight.types import SharedVocabulary, SupportScores, TokenBatch
 
 
 def table_scores(needs: Needs, z: Tensor, q: Tensor, tokens: Tensor) -> SupportScores:
@@ -16,26 +16,25 @@ def table_scores(needs: Needs, z: Tensor, q: Tensor, tokens: Tensor) -> SupportS
     Temperature 1; no reference model, no entropy.
     """
     head = LMHead(weight=torch.eye(z.shape[1], dtype=z.dtype))
-    size, support, chosen = z.shape[1], None, None
+    shared, support, logits = SharedVocabulary(z.shape[1]), None, None
+    whole = needs.support == "full_vocabulary"
     if needs.support is not None:
-        by_student = needs.support.startswith("student")
-        if needs.support == "full_vocabulary":
-            chosen = torch.arange(size).expand(len(z), -1)
-        else:
-            chosen, _ = top_k(z if by_student else q, head, needs.k, limit=size)
-        logprobs = logprobs_at(q, head, chosen, temperature=1.0)
-        kind = "student_top_k" if by_student else "teacher_top_k"
-        support = Support(
-            token_ids=chosen, teacher_logprobs=logprobs, valid=torch.ones_like(chosen, dtype=torch.bool), kind=kind
-        )
-    teacher_sampled = token_logprobs(q, head, tokens) if needs.teacher_sampled else None
-    support = complete(support, needs, tokens, teacher_sampled)
+        ids = None
+        if not whole:
+            ids = top_k(z if needs.support.startswith("student") else q, head, needs.k, shared=shared)
+
+        def of_teacher(support_ids: Tensor) -> tuple[Tensor, Tensor]:
+            return support_values(q, head, support_ids, 1.0, whole=whole), log_normaliser(q, head)
+
+        with torch.no_grad():
+            support = make_support(needs, ids, tokens, shared, of_teacher)
+        logits = support_values(z, head, support.token_ids, 1.0, whole=whole)
     return SupportScores(
         support=support,
-        student_logits=None if support is None else support_logits(z, head, support.token_ids),
-        student_normaliser=log_normaliser(z, head) if needs.student_normaliser else None,
+        student_logits=logits,
+        student_normaliser=log_normaliser(z, head) if needs.normaliser else None,
         student_sampled=token_logprobs(z, head, tokens) if needs.sampled else None,
-        teacher_sampled=teacher_sampled,
+        teacher_sampled=token_logprobs(q, head, tokens) if needs.sampled else None,
     )
 
 

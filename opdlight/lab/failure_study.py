@@ -50,7 +50,7 @@ def collecting(cfg: DictConfig, model: str, student: Student, tasks: Mapping[str
     with stage("starting the engine"):
         engine = instantiate(cfg.engine, model=model)
     try:
-        collector = make_collector(engine, student.tokenizer, tasks, cfg.env_threads)
+        collector = make_collector(engine, student.tokenizer, tasks, cfg.env_threads, student.chat_template)
         yield collector
         collector.close()
     finally:
@@ -152,7 +152,7 @@ def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, fol
         arms = distil(cfg, alone, model, collector, mask.kept) if cfg.special.opd_updates else []
     shown = min(range(len(made)), key=lambda i: (made[i].status is not Status.SUCCESS, i))  # the first solved, if any
     return Other(
-        shared_ids=teachers.shared_vocabulary,
+        shared_ids=len(teachers.shared_vocabulary),
         student_ids=len(student.tokenizer),
         teacher_ids=len(teachers.of(name).tokenizer),
         text=spoken(tokens, shown, student.tokenizer),

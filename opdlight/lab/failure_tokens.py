@@ -59,7 +59,7 @@ def measure(
     needs = Needs(support="full_vocabulary", sampled=True)
     shared = teachers.shared_vocabulary
     tasks = tuple(dict.fromkeys(t.task for t in trajectories))
-    collate = Collate(tasks=tasks, pad_id=0, vocabulary_size=shared, micro_batch_tokens=1)  # one trajectory a batch
+    collate = Collate(tasks=tasks, pad_id=0, shared=shared, micro_batch_tokens=1)  # one trajectory a batch
     rows: list[list[Tensor]] = []
     for number, trajectory in enumerate(trajectories):
         completions = [turn.completion_ids for turn in trajectory.turns]

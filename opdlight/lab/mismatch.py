@@ -125,7 +125,7 @@ def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Colle
                 collate=Collate(
                     tasks=(name,),
                     pad_id=0,
-                    vocabulary_size=teachers.shared_vocabulary,
+                    shared=teachers.shared_vocabulary,
                     micro_batch_tokens=cfg.model.micro_batch_tokens,
                     kept=kept if masked else keep_all,
                 ),

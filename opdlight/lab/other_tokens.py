@@ -21,6 +21,7 @@ from opdlight.models.checkpoints import load_model, save_model
 from opdlight.rollout import ChatRenderer
 from opdlight.schedules import learning_rate
 from opdlight.supervised import SupervisedFineTuning, batches
+from opdlight.types import SharedVocabulary
 
 
 def other_tokenizer(tokenizer: PreTrainedTokenizerFast, dropped: Sequence[str], end: str) -> PreTrainedTokenizerFast:
@@ -68,11 +69,13 @@ def taught_student(cfg: DictConfig, dropped: Sequence[str], name: str, task: Tas
     """The other student after a short supervised pass on experts' demonstrations of the task, saved to `folder`."""
     start = folder.with_name(f"{folder.name}-untaught")
     write_other_student(cfg, dropped, start)
-    student = Student(str(start), cfg.model.dtype)
-    renderer = ChatRenderer(student.tokenizer)
+    chat_template = instantiate(cfg.model.student.get("chat_template") or {})
+    student = Student(str(start), cfg.model.dtype, chat_template=chat_template)
+    renderer = ChatRenderer(student.tokenizer, student.chat_template)
     special = cfg.special
     seeds = [episode_seed(cfg.seed, name, "failure modes", i) for i in range(special.demonstrations)]
-    shown = [tokens(demonstrate(name, task, seed, detours=0.0), renderer) for seed in seeds]
+    end = student.tokenizer.eos_token_id  # the other one, which the template does not write
+    shown = [tokens(demonstrate(name, task, seed, detours=0.0), renderer, end) for seed in seeds]
     module = SupervisedFineTuning(
         student=student,
         optimizer=lambda weights: torch.optim.AdamW(weights, lr=special.learning_rate, weight_decay=0.0),
@@ -82,7 +85,7 @@ def taught_student(cfg: DictConfig, dropped: Sequence[str], name: str, task: Tas
     collate = Collate(
         tasks=(name,),
         pad_id=0,
-        vocabulary_size=student.head().width,
+        shared=SharedVocabulary(student.head().width),
         micro_batch_tokens=cfg.model.micro_batch_tokens,
     )
     data = batches(shown, collate, batch_size=special.batch_size, updates=special.sft_updates, seed=cfg.seed)

@@ -37,7 +37,7 @@ def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[st
     with stage("starting the engine"):
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
     try:
-        collector = make_collector(engine, student.tokenizer, mixture.tasks, cfg.env_threads)
+        collector = make_collector(engine, student.tokenizer, mixture.tasks, cfg.env_threads, student.chat_template)
         sampling = Sampling(temperature=1.0, top_p=1.0)
         found = {}
         for name in mixture.teachers:
@@ -64,7 +64,7 @@ def measure_tasks(cfg: DictConfig, losses: Mapping[str, Loss]) -> list[Real]:
     collate = Collate(
         tasks=tuple(mixture.teachers),
         pad_id=0,
-        vocabulary_size=teachers.shared_vocabulary,
+        shared=teachers.shared_vocabulary,
         micro_batch_tokens=cfg.model.max_model_len,
     )
     found = []
@@ -101,7 +101,7 @@ def trajectory_gradients(
             hidden = student.hidden(batch)
             for name, loss in losses.items():
                 needs = loss.needs
-                chosen = student.chosen(hidden, needs, temperature=1.0, limit=teachers.shared_vocabulary)
+                chosen = student.chosen(hidden, needs, shared=teachers.shared_vocabulary)
                 teacher = teachers.score(batch, needs=needs, chosen=chosen, temperature=1.0)
                 scores = student.score(hidden, batch, teacher=teacher, needs=needs, temperature=1.0)
                 slopes = torch.autograd.grad(loss(scores, batch).sum(), weights, retain_graph=True, allow_unused=True)

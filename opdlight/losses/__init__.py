@@ -6,7 +6,7 @@ from opdlight.losses.masking import SpecialTokenMask
 from opdlight.losses.matching import SupportMatching
 from opdlight.losses.reduce import token_mean
 from opdlight.losses.sampled import SampledToken, discounted_to_go
-from opdlight.losses.supports import complete
+from opdlight.losses.supports import make_support
 from opdlight.losses.weighted import EntropyAware, ImportanceWeighted, TurnWeighted
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "SpecialTokenMask",
     "SupportMatching",
     "TurnWeighted",
-    "complete",
     "discounted_to_go",
+    "make_support",
     "token_mean",
 ]

@@ -25,18 +25,13 @@ class Needs:
     support: SupportName | None = None  # on which tokens the two models are compared; None: on none
     k: int = 0  # size of a top-K support, and the upper limit of a nucleus
     nucleus: float = 1.0  # teacher mass that a nucleus holds
-    student_normaliser: bool = False  # the student's log-normaliser over its full vocabulary
+    normaliser: bool = False  # of both models: the log-normaliser over the full vocabulary
     sampled: bool = False  # log-probs of the sampled token, of both models
     top_p: bool = False  # the student's are of the distribution that top-p had left to the engine
     teacher_entropy: bool = False  # over the full vocabulary
     reference: bool = False  # log-probs of the sampled token under the student as it was at the start
     engine_logprobs: bool = False  # the engine's log-probs of the sampled token, at temperature 1
     group_advantage: bool = False  # the environment's reward against that of the same group
-
-    @property
-    def teacher_sampled(self) -> bool:
-        """Is the teacher asked for the sampled token: for the loss itself, or because the support holds it?"""
-        return self.sampled or (self.support is not None and self.support.endswith("_and_sampled"))
 
 
 class Loss(Protocol):

@@ -2,14 +2,18 @@
 
 Every function takes log p [N, K] with gradient and log q [N, K] without, and returns [N] in nats. An entry that does
 not belong to the support holds `lowest(dtype)` in both: its probability is 0, its log-ratio 0, and no sum sees it.
+
+The gradients are closed forms that are exactly 0.0 where log p and log q have the same bits. Autograd of the same
+values leaves 1e-9 there, which AdamW divides by its own size. The categories of a distribution add up to 1, so a
+multiple of p may be left out of ∂D/∂log p: it vanishes in log p = log-softmax(z), up to roundings.
 """
 
-import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 DivergenceName = Literal[
     "reverse_kl", "forward_kl", "jsd", "skewed_reverse_kl", "skewed_forward_kl", "stop_gradient", "generalised_kl"
@@ -21,55 +25,103 @@ def lowest(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min
 
 
+class _WithSlope(torch.autograd.Function):
+    """A value [N] whose gradient with respect to log p [N, K] is given: `slope`."""
+
+    @staticmethod
+    def forward(ctx: Any, log_p: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return grad.unsqueeze(-1) * slope, None, None
+
+
+def _with_slope(log_p: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+    found: Tensor = _WithSlope.apply(log_p, value.detach(), slope.detach())
+    return found
+
+
 def reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(student‖teacher) = Σ p log(p/q): mode-seeking (PAPER Eq. 4).
+    """KL(student‖teacher) = Σ p log(p/q) of distributions: mode-seeking (PAPER Eq. 4). Slope p log(p/q).
 
     >>> round(reverse_kl(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.75, 0.25]]).log()).item(), 4)
     0.1438
     """
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    return stop_gradient(log_p, log_q)
 
 
 def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(teacher‖student) = Σ q log(q/p): mode-covering."""
-    return (log_q.exp() * (log_q - log_p)).sum(-1)
+    """KL(teacher‖student) = Σ q log(q/p) of distributions: mode-covering. Slope p − q."""
+    q = log_q.exp()
+    return _with_slope(log_p, (q * (log_q - log_p)).sum(-1), log_p.exp() - q)
 
 
 def jsd(log_p: Tensor, log_q: Tensor, mix: float) -> Tensor:
     """Generalised Jensen–Shannon: β KL(q‖m) + (1−β) KL(p‖m), m = β q + (1−β) p, β = `mix` (arXiv 2306.13649, Eq. 1).
 
     β = ½ is the symmetric one, at most log 2. JSD/β → KL(q‖p) as β → 0 and JSD/(1−β) → KL(p‖q) as β → 1.
+    Slope (1−β) p log(p/m).
     """
-    log_m = torch.logaddexp(log_q + math.log(mix), log_p + math.log1p(-mix))
-    return mix * forward_kl(log_m, log_q) + (1 - mix) * reverse_kl(log_p, log_m)
+    ratio, to_mixture = log_q - log_p, _log_mixture(log_q - log_p, mix)
+    ours = -(1 - mix) * log_p.exp() * to_mixture
+    return _with_slope(log_p, (mix * log_q.exp() * (ratio - to_mixture) + ours).sum(-1), ours)
 
 
 def skewed_reverse_kl(log_p: Tensor, log_q: Tensor, mix: float) -> Tensor:
-    """KL(p ‖ (1−α) q + α p), α = `mix`: the reverse KL kept finite where q vanishes (arXiv 2402.03898, SRKL)."""
-    return reverse_kl(log_p, torch.logaddexp(log_q + math.log1p(-mix), log_p + math.log(mix)))
+    """KL(p ‖ m), m = (1−α) q + α p, α = `mix`: the reverse KL kept finite where q vanishes (arXiv 2402.03898, SRKL).
+
+    Slope p [log(p/m) + α (1 − p/m)].
+    """
+    p, to_mixture = log_p.exp(), _log_mixture(log_q - log_p, 1 - mix)
+    return _with_slope(log_p, -(p * to_mixture).sum(-1), -p * (to_mixture + mix * torch.expm1(-to_mixture)))
 
 
 def skewed_forward_kl(log_p: Tensor, log_q: Tensor, mix: float) -> Tensor:
-    """KL(q ‖ α q + (1−α) p), α = `mix`: the forward KL kept finite where p vanishes (arXiv 2402.03898, SKL)."""
-    return forward_kl(torch.logaddexp(log_q + math.log(mix), log_p + math.log1p(-mix)), log_q)
+    """KL(q ‖ m), m = α q + (1−α) p, α = `mix`: the forward KL kept finite where p vanishes (arXiv 2402.03898, SKL).
+
+    Slope (1−α) (p − q p/m).
+    """
+    q, to_mixture = log_q.exp(), _log_mixture(log_q - log_p, mix)
+    slope = (1 - mix) * (log_p.exp() - q * (-to_mixture).exp())
+    return _with_slope(log_p, (q * (log_q - log_p - to_mixture)).sum(-1), slope)
+
+
+def truncated_reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Σ p log(p/q) of sub-distributions: slope p (log(p/q) + 1), not 0 at p = q, where it is that of the mass Σ p."""
+    p, ratio = log_p.exp(), log_p - log_q
+    return _with_slope(log_p, (p * ratio).sum(-1), p * (ratio + 1))
 
 
 def stop_gradient(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Σ p · sg(log(p/q)): the value of the truncated reverse KL without its pull out of the support.
 
-    Gradient Σ log(p/q) ∇p, which is 0 at p = q on the support, where that of Σ p log(p/q) is Σ ∇p (arXiv 2605.11182).
+    Slope p log(p/q), which is 0 at p = q on the support, where that of Σ p log(p/q) is p (arXiv 2605.11182).
     """
-    return (log_p.exp() * (log_p - log_q).detach()).sum(-1)
+    each = log_p.exp() * (log_p - log_q)
+    return _with_slope(log_p, each.sum(-1), each)
 
 
 def generalised_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Σ [p log(p/q) − p + q]: a divergence also where the masses differ; gradient as `stop_gradient` (2606.30406)."""
-    return (log_p.exp() * (log_p - log_q) - log_p.exp() + log_q.exp()).sum(-1)
+    return stop_gradient(log_p, log_q) + (log_q.exp() - log_p.detach().exp()).sum(-1)
 
 
-PLAIN: dict[DivergenceName, Callable[[Tensor, Tensor], Tensor]] = {
+def _log_mixture(ratio: Tensor, share: float) -> Tensor:
+    """Log m/p of m = share · q + (1 − share) · p, from log q/p: exactly 0 where that is 0, and never an overflow."""
+    below = torch.log1p(share * torch.expm1(ratio.clamp(max=0)))
+    return torch.where(ratio <= 0, below, ratio + torch.log1p((1 - share) * torch.expm1(-ratio.clamp(min=0))))
+
+
+OF_DISTRIBUTIONS: dict[DivergenceName, Callable[[Tensor, Tensor], Tensor]] = {
     "reverse_kl": reverse_kl,
     "forward_kl": forward_kl,
+}
+TRUNCATED: dict[DivergenceName, Callable[[Tensor, Tensor], Tensor]] = {
+    "reverse_kl": truncated_reverse_kl,
     "stop_gradient": stop_gradient,
     "generalised_kl": generalised_kl,
 }
@@ -80,10 +132,12 @@ MIXED: dict[DivergenceName, Callable[[Tensor, Tensor, float], Tensor]] = {
 }
 
 
-def divergence(name: DivergenceName, mix: float | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """The divergence of this name, with its `mix` where it has one."""
-    if name in PLAIN:
-        return PLAIN[name]
+def divergence(name: DivergenceName, mix: float | None, *, truncated: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """The divergence of this name, with its `mix` where it has one; `truncated`: p and q do not add up to 1."""
+    if truncated:
+        return TRUNCATED[name]
+    if name in OF_DISTRIBUTIONS:
+        return OF_DISTRIBUTIONS[name]
     assert mix is not None
     mixed, share = MIXED[name], mix
     return lambda log_p, log_q: mixed(log_p, log_q, share)

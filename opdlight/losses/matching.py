@@ -12,7 +12,7 @@ from opdlight.losses.divergences import MIXED, DivergenceName, divergence
 from opdlight.losses.outside import OutsideName, absolute, renormalised, sampled_tail, with_tail
 from opdlight.types import SupportScores, TokenBatch
 
-TRUNCATED = ("stop_gradient", "generalised_kl")  # made for masses that differ
+FOR_PARTS = ("stop_gradient", "generalised_kl")  # made for masses that differ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +20,9 @@ class SupportMatching:
     """ℓ = D(p, q) on the tokens of a support. The defaults are local support matching (LSM, PAPER Eq. 4–8).
 
     In that case S = the teacher's top-K, p = softmax(z_π[S]), q = softmax(log q[S]), ℓ = Σ_S p log(p/q),
-    ∂ℓ/∂z_j = p_j (log(p_j/q_j) − ℓ) on S and 0 outside. It needs K student logits a position and no student normaliser;
-    student mass outside S gets no gradient (watch `coverage/student_mass`).
+    ∂ℓ/∂z_j = p_j (log(p_j/q_j) − ℓ) on S and 0 outside. Where both models are one, value and gradient are exactly 0
+    (but for reverse_kl with `ignore` or `sampled_tail`, whose theory says otherwise). It needs K logits a position of
+    each model and no normaliser; student mass outside S gets no gradient (watch `coverage/student_mass`).
 
     Args:
         support: which tokens are compared. The student's own choice carries no gradient.
@@ -57,13 +58,13 @@ class SupportMatching:
             )
         if self.k < 1:
             return f"Expected `loss.k` to be at least 1, but got {self.k!r}."
-        if self.divergence in TRUNCATED and self.outside == "renormalise":
+        if self.divergence in FOR_PARTS and self.outside == "renormalise":
             return (
                 f"Expected `loss.divergence` with `loss.outside=renormalise` to be one of distributions, but got "
                 f"{self.divergence!r}: once both models are renormalised it has the gradient of reverse_kl, so ask for "
                 "that."
             )
-        if self.divergence in TRUNCATED and self.outside == "tail_bucket":
+        if self.divergence in FOR_PARTS and self.outside == "tail_bucket":
             return (
                 f"Expected `loss.divergence` with `loss.outside=tail_bucket` to be one of distributions, but got "
                 f"{self.divergence!r}: the K+1 categories already add up to 1, so ask for reverse_kl."
@@ -83,7 +84,7 @@ class SupportMatching:
                 f"Expected `loss.outside` with `loss.support=full_vocabulary` to be renormalise, but got "
                 f"{self.outside!r}: nothing lies outside the vocabulary."
             )
-        if self.outside == "ignore" and self.divergence not in (*TRUNCATED, "reverse_kl"):
+        if self.outside == "ignore" and self.divergence not in (*FOR_PARTS, "reverse_kl"):
             return (
                 f"Expected `loss.divergence` with `loss.outside=ignore` to be reverse_kl, stop_gradient or "
                 f"generalised_kl, but got {self.divergence!r}: on masses that differ it is no divergence; renormalise, "
@@ -107,12 +108,12 @@ class SupportMatching:
 
     @property
     def needs(self) -> Needs:
-        """The support; the student's normaliser unless both models are renormalised on it; the sampled token's tail."""
+        """The support; the normalisers unless both models are renormalised on it; the sampled token's tail."""
         return Needs(
             support=self.support,
             k=self.k,
             nucleus=1.0 if self.nucleus is None else self.nucleus,
-            student_normaliser=self.outside != "renormalise",
+            normaliser=self.outside != "renormalise",
             sampled=self.outside == "sampled_tail",
         )
 
@@ -121,15 +122,16 @@ class SupportMatching:
         support, logits = scores.support, scores.student_logits
         assert support is not None
         assert logits is not None
-        compare = divergence(self.divergence, self.mix)
-        wide = torch.promote_types(torch.promote_types(logits.dtype, support.teacher_logprobs.dtype), torch.float32)
-        logits, teacher_logprobs = logits.to(wide), support.teacher_logprobs.to(wide)
+        compare = divergence(self.divergence, self.mix, truncated=self.outside in ("ignore", "sampled_tail"))
+        wide = torch.promote_types(torch.promote_types(logits.dtype, support.teacher_logits.dtype), torch.float32)
+        logits, teacher_logits = logits.to(wide), support.teacher_logits.to(wide)
         if self.outside == "renormalise":
-            return compare(renormalised(logits, support.valid), renormalised(teacher_logprobs, support.valid))
+            return compare(renormalised(logits, support.valid), renormalised(teacher_logits, support.valid))
         assert scores.student_normaliser is not None
-        logprobs = logits - scores.student_normaliser.unsqueeze(1)
+        assert support.teacher_normaliser is not None
         treat = with_tail if self.outside == "tail_bucket" else absolute
-        loss = compare(treat(logprobs, support.valid), treat(teacher_logprobs, support.valid))
+        log_p = treat(logits - scores.student_normaliser.unsqueeze(1), support.valid)
+        loss = compare(log_p, treat(teacher_logits - support.teacher_normaliser.unsqueeze(1), support.valid))
         if self.outside != "sampled_tail":
             return loss
         assert scores.student_sampled is not None

@@ -190,7 +190,7 @@ class SampledToken:
             assert scores.student_logits is not None
             valid = scores.support.valid
             log_p = renormalised(scores.student_logits.detach(), valid)
-            return reverse_kl(log_p, renormalised(scores.support.teacher_logprobs.to(log_p.dtype), valid))
+            return reverse_kl(log_p, renormalised(scores.support.teacher_logits.to(log_p.dtype), valid))
         return 0.0
 
     def end_update(self, shared: Shared = alone) -> None:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from opdlight.bounds import Bounds, NonNegativeFloat, PositiveInt
 from opdlight.losses.base import Loss, Needs, Remembers, Shared, alone
-from opdlight.losses.divergences import forward_kl
 from opdlight.losses.outside import absolute, renormalised
 from opdlight.losses.sampled import SampledToken
 from opdlight.types import SupportScores, TokenBatch
@@ -41,8 +40,8 @@ class EntropyAware:
 
     @property
     def needs(self) -> Needs:
-        """Sampled token, teacher's top-K, student's normaliser and the teacher's entropy."""
-        return Needs(support="teacher_top_k", k=self.k, student_normaliser=True, sampled=True, teacher_entropy=True)
+        """Sampled token, teacher's top-K, normaliser and the teacher's entropy."""
+        return Needs(support="teacher_top_k", k=self.k, normaliser=True, sampled=True, teacher_entropy=True)
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
         """ℓ [N]."""
@@ -52,7 +51,8 @@ class EntropyAware:
         assert normaliser is not None
         assert scores.teacher_entropy is not None
         log_pi = absolute(logits - normaliser.unsqueeze(1), support.valid)
-        cover = forward_kl(log_pi, renormalised(support.teacher_logprobs.to(log_pi.dtype), support.valid))
+        log_q = renormalised(support.teacher_logits.to(log_pi.dtype), support.valid)
+        cover = (log_q.exp() * (log_q - log_pi)).sum(-1)  # π does not add up to 1 on S: no divergence of distributions
         gate = (scores.teacher_entropy >= self.threshold).to(cover.dtype)
         return self.sampled(scores, batch) + self.weight * gate * cover
 

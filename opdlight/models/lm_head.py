@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from opdlight.errors import ConfigError
-from opdlight.types import View
+from opdlight.types import SharedVocabulary, View
 
 # Above this many distinct ids per support entry (U > GATHER_RATIO · K) fetching K rows a position is cheaper than one
 # product with the union of all rows: the union costs 2NUd operations at the speed of a matrix product, the gather moves
@@ -70,6 +70,18 @@ def support_logits(hidden: Tensor, head: LMHead, token_ids: Tensor) -> Tensor:
     return head.activate(product if head.bias is None else product + _wide(head.bias)[token_ids])
 
 
+def support_values(hidden: Tensor, head: LMHead, support_ids: Tensor, temperature: float, *, whole: bool) -> Tensor:
+    """What a model says on a support: logits / temperature [N, K], for student and teacher alike.
+
+    Both must come from this one function on rows of one layout: then equal models give equal bits, and a loss between
+    them a gradient of exactly 0. `whole`: the support is the first K ids of the vocabulary at each position, so [N, V]
+    numbers exist, with gradient if `hidden` has one.
+    """
+    if whole:
+        return head.logits(hidden)[:, : support_ids.shape[1]] / temperature
+    return support_logits(hidden, head, support_ids) / temperature
+
+
 def log_normaliser(hidden: Tensor, head: LMHead, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
     """The log-normaliser log Σ_v exp(z_v / temperature) at each position [N], with gradients.
 
@@ -93,43 +105,38 @@ def token_logprobs(
 
 
 @torch.no_grad()
-def top_k(
-    hidden: Tensor, head: LMHead, k: int, *, temperature: float = 1.0, limit: int, chunk: int = CHUNK
-) -> tuple[Tensor, Tensor]:
-    """The `k` most probable ids below `limit` and their log-probs, both [N, K], descending; no gradient.
-
-    Log-probs are normalised over the full width V, ids from `limit` on included: their sum is the coverage.
+def top_k(hidden: Tensor, head: LMHead, k: int, *, shared: SharedVocabulary, chunk: int = CHUNK) -> Tensor:
+    """The `k` most probable ids of a vocabulary [N, K], best first.
 
     Raises:
-        ConfigError: naming `loss.k`, if fewer than `k` ids lie below `limit`.
+        ConfigError: naming `loss.k`, if the vocabulary holds fewer than `k` ids.
     """
-    _check_k(k, limit)
-    parts = [_top_k(head.logits(h) / temperature, k, limit) for h in hidden.split(chunk)]
-    return torch.cat([ids for ids, _ in parts]), torch.cat([logprobs for _, logprobs in parts])
+    _check_k(k, shared)
+    return torch.cat([_top_k(head.logits(h), k, shared) for h in hidden.split(chunk)])
 
 
 @torch.no_grad()
 def top_k_and_token(
-    hidden: Tensor, head: LMHead, k: int, token_ids: Tensor, *, temperature: float, limit: int, chunk: int = CHUNK
+    hidden: Tensor,
+    head: LMHead,
+    k: int,
+    token_ids: Tensor,
+    *,
+    temperature: float,
+    shared: SharedVocabulary,
+    chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`top_k` and `token_logprobs` [N] from one pass over the vocabulary: ids, log-probs, token log-probs."""
-    _check_k(k, limit)
+    """Ids of `top_k` [N, K], `log_normaliser` [N] and `token_logprobs` [N] from one pass over the vocabulary."""
+    _check_k(k, shared)
     parts = []
     for h, ids in zip(hidden.split(chunk), token_ids.split(chunk), strict=True):
         logits = head.logits(h) / temperature
-        parts.append((*_top_k(logits, k, limit), _pick(logits, ids)))
-    ids_parts, logprob_parts, token_parts = zip(*parts, strict=True)
-    return torch.cat(ids_parts), torch.cat(logprob_parts), torch.cat(token_parts)
-
-
-@torch.no_grad()
-def logprobs_at(hidden: Tensor, head: LMHead, token_ids: Tensor, *, temperature: float, chunk: int = CHUNK) -> Tensor:
-    """Log-probs [N, K] of chosen ids [N, K], normalised over the full width V; no gradient."""
-    parts = []
-    for h, ids in zip(hidden.split(chunk), token_ids.split(chunk), strict=True):
-        logits = head.logits(h) / temperature
-        parts.append(logits.gather(1, ids) - logits.logsumexp(-1, keepdim=True))
-    return torch.cat(parts)
+        normaliser = logits.logsumexp(-1)
+        parts.append(
+            (_top_k(logits, k, shared), normaliser, logits.gather(1, ids.unsqueeze(1)).squeeze(1) - normaliser)
+        )
+    ids_parts, normaliser_parts, token_parts = zip(*parts, strict=True)
+    return torch.cat(ids_parts), torch.cat(normaliser_parts), torch.cat(token_parts)
 
 
 @torch.no_grad()
@@ -151,15 +158,15 @@ def view(
     token_ids: Tensor,
     other_ids: Tensor,
     temperature: float,
-    limit: int,
+    shared: SharedVocabulary,
     chunk: int = CHUNK,
 ) -> View:
     """All of `View` from one pass over the vocabulary: hidden [n, d], token ids [n], the other model's ids [n, K]."""
-    _check_k(k, limit)
+    _check_k(k, shared)
     columns: list[list[Tensor]] = []
     for h, ids, others in zip(hidden.split(chunk), token_ids.split(chunk), other_ids.split(chunk), strict=True):
         logprobs = (head.logits(h) / temperature).log_softmax(-1)
-        best, best_ids = logprobs[:, :limit].topk(k, dim=-1)
+        best, best_ids = shared.only(logprobs).topk(k, dim=-1)
         token = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
         columns.append([best_ids, best, token, -(logprobs.exp() * logprobs).sum(-1), logprobs.gather(1, others)])
     top_ids, top_logprobs, sampled, spread, at_other = (torch.cat(parts) for parts in zip(*columns, strict=True))
@@ -254,14 +261,13 @@ def _pick(logits: Tensor, token_ids: Tensor) -> Tensor:
     return logits.gather(1, token_ids.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)
 
 
-def _top_k(logits: Tensor, k: int, limit: int) -> tuple[Tensor, Tensor]:
-    best, ids = logits[:, :limit].topk(k, dim=-1)
-    return ids, best - logits.logsumexp(-1, keepdim=True)
+def _top_k(logits: Tensor, k: int, shared: SharedVocabulary) -> Tensor:
+    return shared.only(logits).topk(k, dim=-1).indices
 
 
-def _check_k(k: int, limit: int) -> None:
-    if not 1 <= k <= limit:
-        raise ConfigError.wrong("loss.k", expected=f"from 1 to the {limit} ids both models share", got=k)
+def _check_k(k: int, shared: SharedVocabulary) -> None:
+    if not 1 <= k <= len(shared):
+        raise ConfigError.wrong("loss.k", expected=f"from 1 to the {len(shared)} ids both models share", got=k)
 
 
 def _wide_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -1,6 +1,7 @@
 """LoRA adapters inside a model: put in, merged for the engine, refused where the engine could not have them."""
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -31,11 +32,16 @@ def add_lora(model: Any, lora: Mapping[str, Any]) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and head.weight is embedding.weight
     try:
-        config = LoraConfig(**{"target_modules": "all-linear", **lora}, task_type="CAUSAL_LM")
-        _check(config, LoraConfig())
-        inject_adapter_in_model(config, model)
+        config, default = LoraConfig(**{"target_modules": "all-linear", **lora}, task_type="CAUSAL_LM"), LoraConfig()
     except (TypeError, ValueError) as error:
-        raise ConfigError.wrong(KEY, expected=f"arguments of peft.LoraConfig ({error})", got=dict(lora)) from error
+        raise _wrong(lora, error) from error
+    _check(config, default)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Model (with|has) `tie_word_embeddings=True`")  # refused below
+            inject_adapter_in_model(config, model)
+    except (TypeError, ValueError) as error:
+        raise _wrong(lora, error) from error
     adapted = lora_layers(model).values()
     wrong = ""
     if any(layer.get_base_layer() is head for layer in adapted):
@@ -69,6 +75,10 @@ def merged_weights(layer: Any) -> dict[str, Tensor]:
     merged.merge()
     found: dict[str, Tensor] = merged.get_base_layer().state_dict()
     return found
+
+
+def _wrong(lora: Mapping[str, Any], error: Exception) -> ConfigError:
+    return ConfigError.wrong(KEY, expected=f"arguments of peft.LoraConfig ({error})", got=dict(lora))
 
 
 def _check(config: Any, default: Any) -> None:

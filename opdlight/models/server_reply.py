@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opdlight.types import SharedVocabulary
+
 EPSILON = 1e-3  # rounding: how far a log-prob may lie above 0, and a mass above 1
 Wrong = Callable[[str, object], Exception]  # (expected, got) → the error to raise
 
@@ -65,12 +67,12 @@ class Answer:
         table = torch.zeros(0, width, device=device)
         return cls(sampled=table[:, 0], top_ids=table[:, :0].long(), top_logprobs=table[:, :0], table=table)
 
-    def top(self, k: int, limit: int) -> tuple[Tensor, Tensor]:
-        """The `k` best ids below `limit` and their log-probs [n, k]; −∞ where fewer are known."""
+    def top(self, k: int, shared: SharedVocabulary) -> tuple[Tensor, Tensor]:
+        """The `k` best of the shared ids and their log-probs [n, k]; −∞ where fewer are known."""
         if self.table is not None:
-            logprobs, ids = self.table[:, :limit].topk(k, dim=-1)
+            logprobs, ids = shared.only(self.table).topk(k, dim=-1)
             return ids, logprobs
-        logprobs, places = self.top_logprobs.masked_fill(self.top_ids >= limit, -torch.inf).topk(k, dim=-1)
+        logprobs, places = self.top_logprobs.masked_fill(~shared.holds(self.top_ids), -torch.inf).topk(k, dim=-1)
         return self.top_ids.gather(1, places), logprobs
 
     def at(self, ids: Tensor) -> Tensor:

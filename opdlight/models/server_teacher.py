@@ -15,17 +15,17 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from opdlight.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 from opdlight.errors import ConfigError, ServerError
-from opdlight.losses import Needs
+from opdlight.losses import Needs, make_support
 from opdlight.models.checkpoints import load_skeleton, load_tokenizer, resolve_model
 from opdlight.models.server_reply import Answer, Question, read_answer
-from opdlight.models.teacher import FrozenModel, Teacher, kind_of
+from opdlight.models.teacher import FrozenModel, Teacher
 from opdlight.server import VLLMServer, find_model
-from opdlight.types import Look, Support, TeacherScores, TokenBatch, View
+from opdlight.types import Look, SharedVocabulary, TeacherScores, TokenBatch, View
 
 PROBE = "What is 12 + 7? The answer is 19. Go to the table, then take the red key."
 PROBE_TOKENS, PROBE_K = 24, 8
 OTHER_MODEL = 0.1  # mean difference on the probe, in nats, from which on it is another model; bfloat16 stays far below
-SPARE = 8  # ids above the shared vocabulary that may stand among a teacher's top-K
+SPARE = 8  # ids outside the shared vocabulary that may stand among a teacher's top-K
 
 
 class ServerTeacher(Teacher):
@@ -88,7 +88,7 @@ class ServerTeacher(Teacher):
         """Attempts that were repeated, and seconds of waiting, since the start."""
         return self._server.stats()
 
-    def check(self, needs: Needs, *, temperature: float, limit: int, look_k: int) -> None:
+    def check(self, needs: Needs, *, temperature: float, shared: SharedVocabulary, look_k: int) -> None:
         """Ask the server once for all that a run will ask of it.
 
         Raises:
@@ -99,7 +99,7 @@ class ServerTeacher(Teacher):
             raise ConfigError.wrong("sampling.temperature", expected=expected, got=temperature)
         chosen = needs.k if _student_chooses(needs) else 0
         named = self._probe.columns.new_zeros((len(self._probe.columns), chosen + look_k)) if chosen + look_k else None
-        question = self._question(self._probe.ids, self._probe.columns, needs, named, limit=limit, look_k=look_k)
+        question = self._question(self._probe.ids, self._probe.columns, needs, named, shared=shared, look_k=look_k)
         try:
             self._ask(question)
         except ServerError as error:
@@ -120,33 +120,38 @@ class ServerTeacher(Teacher):
         needs: Needs,
         chosen: Tensor | None,
         temperature: float,
-        limit: int,
+        shared: SharedVocabulary,
         look: Look | None = None,
     ) -> TeacherScores:
         """As `Teacher.score`, at temperature 1 only.
 
         Where the server does not tell, the view's entropy is None and its log-probs of the student's ids are NaN.
         """
-        if needs.support is None and not needs.teacher_sampled and not needs.teacher_entropy and look is None:
+        if needs.support is None and not needs.sampled and not needs.teacher_entropy and look is None:
             return TeacherScores()
         if temperature != 1:
             raise ValueError(f"Expected `temperature` to be 1, but got {temperature}.")
         look_k = 0 if look is None else look.student_ids.shape[1]
-        found = self._look_up(batch, needs, chosen, limit, look, look_k)
+        found = self._look_up(batch, needs, chosen, shared, look, look_k)
         k = max(_own_k(needs), look_k)
-        top_ids, top = found.top(k, limit)
+        top_ids, top = found.top(k, shared)
         if bool(torch.isneginf(top).any()):
             raise ServerError(
-                f"Fewer than {k} of the most probable ids that {self._server.url} names lie below the {limit} that "
-                "both models share. Use a smaller loss.k and reader.k."
+                f"Fewer than {k} of the most probable ids that {self._server.url} names are among the {len(shared)} "
+                "that both models share. Use a smaller loss.k and reader.k."
             )
         support = None
         if needs.support is not None:
             ids = top_ids[:, : needs.k] if chosen is None else chosen
-            if needs.support == "full_vocabulary":
-                ids = torch.arange(limit, device=top.device).expand(len(top), -1)
-            valid = torch.ones_like(ids, dtype=torch.bool)
-            support = Support(token_ids=ids, teacher_logprobs=found.at(ids), valid=valid, kind=kind_of(needs, chosen))
+
+            def told(support_ids: Tensor) -> tuple[Tensor, Tensor]:  # log-probs, which are logits of normaliser 0
+                own = support_ids == batch.target_ids.unsqueeze(1)
+                logprobs = torch.where(own, found.sampled.unsqueeze(1), found.at(support_ids))
+                return logprobs, torch.zeros_like(found.sampled)
+
+            support = make_support(
+                needs, None if needs.support == "full_vocabulary" else ids, batch.target_ids, shared, told
+            )
         entropy, view = found.entropy(), None
         if look is not None:
             view = View(
@@ -158,13 +163,19 @@ class ServerTeacher(Teacher):
             )
         return TeacherScores(
             support=support,
-            sampled=found.sampled if needs.teacher_sampled else None,
+            sampled=found.sampled if needs.sampled else None,
             entropy=entropy if needs.teacher_entropy else None,
             view=view,
         )
 
     def _look_up(
-        self, batch: TokenBatch, needs: Needs, chosen: Tensor | None, limit: int, look: Look | None, look_k: int
+        self,
+        batch: TokenBatch,
+        needs: Needs,
+        chosen: Tensor | None,
+        shared: SharedVocabulary,
+        look: Look | None,
+        look_k: int,
     ) -> Answer:
         """What the server says at the N positions; the probe travels along and tells whether it is the same model."""
         named = chosen
@@ -179,7 +190,7 @@ class ServerTeacher(Teacher):
             at = (row_index == row).nonzero().squeeze(1)
             tokens = ids[row, : int(columns[at].max()) + 2].tolist()
             mine = None if named is None else named[at]
-            questions.append(self._question(tokens, columns[at], needs, mine, limit=limit, look_k=look_k))
+            questions.append(self._question(tokens, columns[at], needs, mine, shared=shared, look_k=look_k))
             places.append(at)
         probe, *answers = self._server.each(self._ask, questions)
         self._check_unchanged(probe)
@@ -189,15 +200,22 @@ class ServerTeacher(Teacher):
         return Answer.join(answers, torch.argsort(torch.cat(places)), device)
 
     def _question(
-        self, ids: list[int], columns: Tensor, needs: Needs, named: Tensor | None, *, limit: int, look_k: int
+        self,
+        ids: list[int],
+        columns: Tensor,
+        needs: Needs,
+        named: Tensor | None,
+        *,
+        shared: SharedVocabulary,
+        look_k: int,
     ) -> Question:
         width, k = self.head().width, max(_own_k(needs), look_k)
-        if k > limit:
-            raise ConfigError.wrong("loss.k", expected=f"from 1 to the {limit} ids both models share", got=k)
+        if k > len(shared):
+            raise ConfigError.wrong("loss.k", expected=f"from 1 to the {len(shared)} ids both models share", got=k)
         whole = needs.support == "full_vocabulary" or needs.teacher_entropy
         if whole or (_student_chooses(needs) and not self._names_ids):
             return Question(ids=ids, columns=columns, whole=True)
-        spare = min(SPARE, width - limit) if k else 0
+        spare = min(SPARE, width - len(shared)) if k else 0
         return Question(ids=ids, columns=columns, k=k + spare, named=named if self._names_ids else None)
 
     def _ask(self, question: Question) -> Answer:

@@ -21,10 +21,10 @@ from opdlight.errors import CheckpointError, ConfigError
 from opdlight.losses import Needs
 from opdlight.models.backbone import check_head, checkpoint_layers, divide, head_of, hidden_at
 from opdlight.models.checkpoints import contradiction, load_model, load_tokenizer, save_model
-from opdlight.models.lm_head import LMHead, log_normaliser, support_logits, token_logprobs, top_k
+from opdlight.models.lm_head import LMHead, log_normaliser, support_values, token_logprobs, top_k
 from opdlight.models.lora import add_lora, lora_layers, merged_weights
 from opdlight.models.randomness import check_no_dropout
-from opdlight.types import Support, SupportScores, TeacherScores, TokenBatch
+from opdlight.types import SharedVocabulary, SupportScores, TeacherScores, TokenBatch
 
 
 class Student(nn.Module):
@@ -37,6 +37,7 @@ class Student(nn.Module):
         dtype: of weights and forward pass, "float32" or "bfloat16".
         lora: arguments of `peft.LoraConfig` (at least `r`); None trains every weight.
         gradient_checkpointing: recompute each layer in the backward pass, for less memory.
+        chat_template: what the chat template is given beside the messages, such as `enable_thinking`.
         trust_remote_code: run the code that the model brings with it (`auto_map`).
 
     Raises:
@@ -49,6 +50,7 @@ class Student(nn.Module):
         dtype: str = "float32",
         lora: Mapping[str, Any] | None = None,
         gradient_checkpointing: bool = False,
+        chat_template: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
@@ -56,6 +58,7 @@ class Student(nn.Module):
         self.model = load_model(model, dtype, trust_remote_code=trust_remote_code)
         check_no_dropout(self.model, model)
         self.base = model
+        self.chat_template = dict(chat_template or {})
         self.has_adapter = lora is not None
         if lora is not None:
             add_lora(self.model, lora)
@@ -92,11 +95,11 @@ class Student(nn.Module):
         """The LM head as it is now."""
         return head_of(self.model)
 
-    def chosen(self, hidden: Tensor, needs: Needs, *, temperature: float, limit: int) -> Tensor | None:
-        """The student's own top-K ids [N, K] below `limit`, if the loss compares there; no gradient."""
+    def chosen(self, hidden: Tensor, needs: Needs, *, shared: SharedVocabulary) -> Tensor | None:
+        """The student's own top-K of the shared ids [N, K], if the loss compares there; no gradient."""
         if needs.support is None or not needs.support.startswith("student_top_k"):
             return None
-        return top_k(hidden, self.head(), needs.k, temperature=temperature, limit=limit)[0]
+        return top_k(hidden, self.head(), needs.k, shared=shared)
 
     def score(
         self,
@@ -110,14 +113,17 @@ class Student(nn.Module):
     ) -> SupportScores:
         """Exactly the scores that `needs` names, at the rollout temperature, from the hidden states [N, d]."""
         head, support = self.head(), teacher.support
-        sampled = None
+        sampled, logits = None, None
         if needs.sampled:
             limit = top_p if needs.top_p else 1.0
             sampled = token_logprobs(hidden, head, batch.target_ids, temperature, top_p=limit)
+        if support is not None:
+            whole = support.kind == "full_vocabulary"
+            logits = support_values(hidden, head, support.token_ids, temperature, whole=whole)
         return SupportScores(
             support=support,
-            student_logits=None if support is None else _logits_on(support, hidden, head) / temperature,
-            student_normaliser=log_normaliser(hidden, head, temperature) if needs.student_normaliser else None,
+            student_logits=logits,
+            student_normaliser=log_normaliser(hidden, head, temperature) if needs.normaliser else None,
             student_sampled=sampled,
             teacher_sampled=teacher.sampled,
             teacher_entropy=teacher.entropy,
@@ -196,12 +202,6 @@ class Student(nn.Module):
         for layer, module in layers.items():
             weights |= {f"{layer}.{name}": weight for name, weight in merged_weights(module).items()}
         return weights
-
-
-def _logits_on(support: Support, hidden: Tensor, head: LMHead) -> Tensor:
-    if support.kind == "full_vocabulary":  # [N, V] with gradient: the loss asked for it
-        return head.logits(hidden)[:, : support.k]
-    return support_logits(hidden, head, support.token_ids)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import and_
 from typing import Any, Self
 
 import torch
@@ -12,13 +14,22 @@ from transformers import PreTrainedModel
 
 from opdlight.collate import at_positions
 from opdlight.errors import CheckpointError, ConfigError
-from opdlight.losses import Needs, complete
+from opdlight.losses import Needs, make_support
 from opdlight.models.backbone import check_head, divide, head_of, hidden_at
 from opdlight.models.checkpoints import load_model, load_tokenizer, resolve_model
-from opdlight.models.lm_head import LMHead, entropy, logprobs_at, token_logprobs, top_k, top_k_and_token, view
+from opdlight.models.lm_head import (
+    LMHead,
+    entropy,
+    log_normaliser,
+    support_values,
+    token_logprobs,
+    top_k,
+    top_k_and_token,
+    view,
+)
 from opdlight.models.student import Student
-from opdlight.models.vocabulary import shared_size
-from opdlight.types import Look, Support, TeacherScores, TokenBatch, View
+from opdlight.models.vocabulary import check_shared, compare_vocabularies, ids_in_use
+from opdlight.types import Look, SharedVocabulary, TeacherScores, TokenBatch, View
 
 
 class FrozenModel(nn.Module):
@@ -75,7 +86,7 @@ class Teacher(nn.Module):
         """Counters since the start, of a teacher that can fail for a while."""
         return {}
 
-    def check(self, needs: Needs, *, temperature: float, limit: int, look_k: int) -> None:
+    def check(self, needs: Needs, *, temperature: float, shared: SharedVocabulary, look_k: int) -> None:
         """Raise ConfigError if it cannot give what a run will ask: `needs`, and `look_k` ids where callbacks look."""
 
     def shard(self, mesh: DeviceMesh, *, offload: bool) -> None:
@@ -105,17 +116,17 @@ class Teacher(nn.Module):
         needs: Needs,
         chosen: Tensor | None,
         temperature: float,
-        limit: int,
+        shared: SharedVocabulary,
         look: Look | None = None,
     ) -> TeacherScores:
         """The top-K or the vocabulary that `needs` names, log-probs of the sampled tokens, the entropy: what is asked.
 
-        Log-probs are at `temperature` and normalised over the teacher's full width; ids lie below `limit`. `chosen`
+        Log-probs are at `temperature` and normalised over the teacher's full width; ids are `shared` ones. `chosen`
         [N, K] are ids that the student has named; None lets the teacher choose. `look`: where callbacks look.
         """
-        if needs.support is None and not needs.teacher_sampled and not needs.teacher_entropy and look is None:
+        if needs.support is None and not needs.sampled and not needs.teacher_entropy and look is None:
             return TeacherScores()
-        found = self._score(self._hidden_from_torch[0](batch), batch, needs, chosen, temperature, limit, look)
+        found = self._score(self._hidden_from_torch[0](batch), batch, needs, chosen, temperature, shared, look)
         self._rest()
         return found
 
@@ -126,7 +137,7 @@ class Teacher(nn.Module):
         needs: Needs,
         chosen: Tensor | None,
         temperature: float,
-        limit: int,
+        shared: SharedVocabulary,
         look: Look | None,
     ) -> TeacherScores:
         head = self.head()
@@ -139,29 +150,28 @@ class Teacher(nn.Module):
                 token_ids=batch.target_ids[look.at],
                 other_ids=look.student_ids,
                 temperature=temperature,
-                limit=limit,
+                shared=shared,
             )
         wavering = entropy(hidden, head, temperature=temperature) if needs.teacher_entropy else None
-        token: Tensor | None = None
-        if needs.support is None:
-            if needs.teacher_sampled:
-                token = token_logprobs(hidden, head, batch.target_ids, temperature)
-            return TeacherScores(sampled=token, entropy=wavering, view=seen)
-        if needs.support == "full_vocabulary":
-            ids = torch.arange(limit, device=hidden.device).expand(len(hidden), -1)
-            logprobs = logprobs_at(hidden, head, ids, temperature=temperature)
-        elif chosen is not None:
-            ids, logprobs = chosen, logprobs_at(hidden, head, chosen, temperature=temperature)
-        elif needs.teacher_sampled:
-            ids, logprobs, token = top_k_and_token(
-                hidden, head, needs.k, batch.target_ids, temperature=temperature, limit=limit
-            )
-        else:
-            ids, logprobs = top_k(hidden, head, needs.k, temperature=temperature, limit=limit)
-        if needs.teacher_sampled and token is None:
+        token, normaliser, ids = None, None, chosen
+        whole, normalised = needs.support == "full_vocabulary", needs.normaliser or needs.support == "teacher_nucleus"
+        if needs.support is not None and not whole and chosen is None:
+            if needs.sampled or normalised:
+                ids, normaliser, token = top_k_and_token(
+                    hidden, head, needs.k, batch.target_ids, temperature=temperature, shared=shared
+                )
+            else:
+                ids = top_k(hidden, head, needs.k, shared=shared)
+        if needs.sampled and token is None:
             token = token_logprobs(hidden, head, batch.target_ids, temperature)
-        valid = torch.ones_like(ids, dtype=torch.bool)
-        support = Support(token_ids=ids, teacher_logprobs=logprobs, valid=valid, kind=kind_of(needs, chosen))
+        if normalised and normaliser is None:
+            normaliser = log_normaliser(hidden, head, temperature)
+
+        def on(support_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+            return support_values(hidden, head, support_ids, temperature, whole=whole), normaliser
+
+        support = None if needs.support is None else make_support(needs, ids, batch.target_ids, shared, on)
+        token = token if needs.sampled else None
         return TeacherScores(support=support, sampled=token, entropy=wavering, view=seen)
 
 
@@ -174,7 +184,8 @@ class Teachers(nn.Module):
         make: model → teacher.
 
     Raises:
-        VocabularyError: if a teacher's tokenizer disagrees with the student's on an id that both have.
+        VocabularyError: if a teacher's tokenizer differs from the student's in more than a few ids, or in one that is
+            in use; a few others are left out of every support and of the loss, with a warning.
     """
 
     def __init__(self, models: Mapping[str, str], student: Student, make: Callable[[str], Teacher] = Teacher) -> None:
@@ -193,10 +204,15 @@ class Teachers(nn.Module):
         self.teachers = nn.ModuleList(made.values())
         self.divided = False
         self.teacher_of = {task: distinct.index(model) for task, model in checkpoints.items()}
-        self.shared_vocabulary = min(
-            shared_size(student.tokenizer, student.head().width, t.tokenizer, t.head().width, t.name)
-            for t in self._all()
-        )
+        self.shared_vocabulary = reduce(and_, (self._share(student, t) for t in self._all()))
+
+    @staticmethod
+    def _share(student: Student, teacher: Teacher) -> SharedVocabulary:
+        ours, theirs = (m.tokenizer for m in (student, teacher))
+        shared = compare_vocabularies(ours, student.head().width, theirs, teacher.head().width)
+        in_use = ids_in_use(ours, student.model) | ids_in_use(theirs, teacher.model) if shared.left_out else set()
+        check_shared(shared, ours, theirs, in_use, teacher.name)
+        return shared
 
     def shard(self, mesh: DeviceMesh, *, offload: bool = False) -> None:
         """Divide each teacher over the ranks of `mesh`; `offload`: their shares wait in the CPU's memory."""
@@ -206,9 +222,9 @@ class Teachers(nn.Module):
 
     def check(self, needs: Needs, *, temperature: float, look_k: int) -> None:
         """Raise ConfigError if a teacher cannot give what a run will ask of it."""
-        limit = self.shared_vocabulary
+        shared = self.shared_vocabulary
         for teacher in self._all():
-            teacher.check(needs, temperature=temperature, limit=limit, look_k=min(look_k, limit))
+            teacher.check(needs, temperature=temperature, shared=shared, look_k=min(look_k, len(shared)))
 
     def stats(self) -> dict[str, float]:
         """Counters of all teachers since the start, added up."""
@@ -233,21 +249,18 @@ class Teachers(nn.Module):
         temperature: float,
         look: Look | None = None,
     ) -> TeacherScores:
-        """What `needs` asks for; each row is read by the teacher of its task only. `chosen`: ids the student named."""
-        found = self._score(batch, needs, chosen, temperature, look)
-        return replace(found, support=complete(found.support, needs, batch.target_ids, found.sampled))
+        """What `needs` asks for; each row is read by the teacher of its task only. `chosen`: ids the student named.
 
-    def _score(
-        self, batch: TokenBatch, needs: Needs, named: Tensor | None, temperature: float, look: Look | None
-    ) -> TeacherScores:
-        ask: dict[str, Any] = {"needs": needs, "temperature": temperature, "limit": self.shared_vocabulary}
+        A teacher that equals the student gives the student's own numbers, to the bit, where it reads the whole batch.
+        """
+        ask: dict[str, Any] = {"needs": needs, "temperature": temperature, "shared": self.shared_vocabulary}
         teachers = [self.of(task) for task in batch.tasks]
         present = list(dict.fromkeys(teachers[i] for i in batch.task_index.unique().tolist())) or teachers[:1]
         found = None
         if len(present) < 2:
             for teacher in self._all():  # in the same order on every rank
                 if teacher is present[0]:
-                    found = teacher.score(batch, chosen=named, look=look, **ask)
+                    found = teacher.score(batch, chosen=chosen, look=look, **ask)
                 elif self.divided:
                     teacher.touch(batch)
         if found is not None:
@@ -268,8 +281,8 @@ class Teachers(nn.Module):
                 here = torch.isin(look.at, at).nonzero().squeeze(1)
                 looked.append(here)
                 mine = Look(at=torch.searchsorted(at, look.at[here]), student_ids=look.student_ids[here])
-            chosen = None if named is None else named[at]
-            parts.append(teacher.score(at_positions(batch, at), chosen=chosen, look=mine, **ask))
+            named = None if chosen is None else chosen[at]
+            parts.append(teacher.score(at_positions(batch, at), chosen=named, look=mine, **ask))
         back = torch.argsort(torch.cat(places))
         support = None
         if parts[0].support is not None:
@@ -277,7 +290,8 @@ class Teachers(nn.Module):
             support = replace(
                 supports[0],
                 token_ids=torch.cat([s.token_ids for s in supports])[back],
-                teacher_logprobs=torch.cat([s.teacher_logprobs for s in supports])[back],
+                teacher_logits=torch.cat([s.teacher_logits for s in supports])[back],
+                teacher_normaliser=_join([s.teacher_normaliser for s in supports], back),
                 valid=torch.cat([s.valid for s in supports])[back],
             )
         return TeacherScores(
@@ -297,10 +311,3 @@ def _join_views(parts: Sequence[View | None], back: Tensor) -> View:
 def _join(parts: Sequence[Tensor | None], back: Tensor) -> Tensor | None:
     whole = [p for p in parts if p is not None]
     return torch.cat(whole)[back] if whole else None
-
-
-def kind_of(needs: Needs, chosen: Tensor | None) -> str:
-    """Whose ids a support holds before it is completed."""
-    if needs.support == "full_vocabulary":
-        return needs.support
-    return "teacher_top_k" if chosen is None else "student_top_k"

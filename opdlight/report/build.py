@@ -18,6 +18,7 @@ from opdlight.report.depth import draw_depth, draw_turns
 from opdlight.report.draw import RUNS, STYLE, THEMED, Chart
 from opdlight.report.inspector import embed
 from opdlight.report.measures import config_differences, joined_alarms
+from opdlight.report.naming import distinct, names
 from opdlight.report.outcome import draw_outcome
 from opdlight.report.read import Run, read_run
 from opdlight.report.tokens import draw_tokens
@@ -44,7 +45,7 @@ def report(run: str | Sequence[str], out: str | None = None, trajectories: int =
     Raises:
         ConfigError: a folder is not that of a run, or `out` or `trajectories` make no sense.
     """
-    folders = [Path(f) for f in ([run] if isinstance(run, str) else run)]
+    folders = distinct([Path(f) for f in ([run] if isinstance(run, str) else run)])
     if not 0 < len(folders) <= len(LETTERS):
         raise ConfigError.wrong("run", expected=f"the folders of 1 to {len(LETTERS)} runs", got=run)
     if out is not None and Path(out).suffix != ".html":
@@ -94,15 +95,16 @@ def page(runs: Sequence[Run], parts: Sequence[Section], most: int) -> str:
     templates = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     scripts = [(PAGE / name).read_text(encoding="utf-8") for name in ("page.js", "token.js", "inspector.js")]
     index, lines, shown = embed(runs, most)
+    called = names(runs)
     own = [run.config.get("run_dir", "").strip('"') or "<run>" for run in runs]
     return templates.get_template("report.html").render(
-        title=" · ".join(run.name for run in runs),
+        title=" · ".join(called),
         version=__version__,
         css="".join((PAGE / name).read_text(encoding="utf-8") for name in ("page.css", "inspector.css")),
         scripts=scripts,
         hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
         sections=parts,
-        cards=[_card(i, run) for i, run in enumerate(runs)],
+        cards=[_card(i, run, name) for i, (run, name) in enumerate(zip(runs, called, strict=True))],
         outcome=sorted((row for run in runs for row in _outcome(run)), key=lambda row: row["task"]),
         alarms=[_alarm(run, a) for run in runs for a in joined_alarms(run.alarms)],
         differences=config_differences([run.config for run in runs], own),
@@ -117,7 +119,7 @@ def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _card(i: int, run: Run) -> dict[str, Any]:
+def _card(i: int, run: Run, name: str) -> dict[str, Any]:
     tokens = run.summary.get("tokens", {}).get("generated")
     seconds = run.summary.get("seconds", {}).get("train")
     alarms = joined_alarms(run.alarms)
@@ -134,7 +136,8 @@ def _card(i: int, run: Run) -> dict[str, Any]:
     ]
     return {
         "letter": run.letter,
-        "name": run.name,
+        "name": name,
+        "folder": run.name if name != run.name and run.name not in name else "",
         "colour": THEMED[RUNS[i % len(RUNS)]],
         "finished": bool(run.summary),
         "tiles": tiles,

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ def trajectory_row(raw: Any) -> dict[str, Any]:
 def _turn(raw: Any) -> dict[str, Any]:
     turn = {
         "prompt": visible(raw["prompt"]),
+        "control": [bool(c) for c in raw.get("control") or [False] * len(raw["ids"])],
         "split": bool(raw["split"]),
         "finish_reason": visible(raw["finish_reason"]),
         "policy_version": int(raw["policy_version"]),
@@ -128,7 +130,16 @@ def _turn(raw: Any) -> dict[str, Any]:
     lengths = {len(v) for v in turn.values() if isinstance(v, list)}
     if len(lengths) > 1:
         raise ValueError("the lists of a turn differ in length")
-    return turn
+    return turn | {"parts": _parts(raw["prompt"], raw.get("prompt_control", []))}
+
+
+def _parts(prompt: str, control: list[list[int]]) -> list[tuple[str, bool]]:
+    """A prompt in parts: text, and whether control tokens wrote it; older runs do not say."""
+    edges = [0, *(int(edge) for span in control for edge in span), len(prompt)]
+    if sorted(edges) != edges:
+        raise ValueError("the control tokens of a prompt do not lie within it, one after the other")
+    parts = ((visible(prompt[a:b]), n % 2 == 1) for n, (a, b) in enumerate(pairwise(edges)))
+    return [(text, is_control) for text, is_control in parts if text]
 
 
 def gap_row(raw: Any) -> dict[str, Any]:

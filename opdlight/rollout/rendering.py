@@ -24,7 +24,7 @@ class ChatRenderer:
     Args:
         tokenizer: with a chat template.
         arguments: what the template is given beside the messages, such as `enable_thinking`.
-        key: config key of the arguments, for errors.
+        key: config key of the arguments, for errors; before its `chat_template` it names the model.
 
     Raises:
         ConfigError: without a template, and for an argument that the template does not mention.
@@ -36,9 +36,10 @@ class ChatRenderer:
         arguments: Mapping[str, Any] | None = None,
         key: str = "model.student.chat_template",
     ) -> None:
+        self.owner = re.sub("[._]chat_template$", "", key)
         if not tokenizer.chat_template:
             raise ConfigError.wrong(
-                "model.student", expected="a model whose tokenizer has a chat template", got=tokenizer.name_or_path
+                self.owner, expected="a model whose tokenizer has a chat template", got=tokenizer.name_or_path
             )
         self.tokenizer, self.arguments = tokenizer, dict(arguments or {})
         self.control = ControlTokens(tokenizer)
@@ -64,7 +65,7 @@ class ChatRenderer:
         except TemplateError as error:
             roles = [m["role"] for m in messages]
             raise ConfigError(
-                f"The chat template of `model.student` cannot render the roles {roles}: {error}"
+                f"The chat template of `{self.owner}` cannot render the roles {roles}: {error}"
             ) from error
 
     def encode(self, text: str) -> list[int]:
@@ -95,10 +96,11 @@ class ChatRenderer:
         first = self.encode(after.lstrip())[:1]
         return first[0] if first and first[0] in self.control.contents else None
 
-    def written(self, reply: str, conversation: "Conversation") -> list[int]:
-        """Ids of a turn in which the assistant says `reply`, as a model would have to sample them, its end included.
+    def written(self, reply: str, conversation: "Conversation", end: int | None = None) -> list[int]:
+        """Ids of a turn in which the assistant says `reply`, as a model would have to sample them, and of its `end`.
 
-        Where the prompt has opened a thought, the reply's own is its continuation, and one that holds none ends it.
+        The end is the template's, or the end of sequence where it has none. Where the prompt has opened a thought, the
+        reply's own is its continuation, and a reply without one ends it.
         """
         if conversation.opening:
             thought = reply.lstrip()
@@ -108,8 +110,8 @@ class ChatRenderer:
                 reply = f"\n{CLOSE}\n\n{reply}"
         stand_ins = StandIns()
         text, _ = self.control.escape(reply, stand_ins, spared=OWN_MARKS)
-        end = self.tokenizer.eos_token_id if self.turn_end is None else self.turn_end
-        return [*self.control.encode(text, stand_ins), end]
+        ends = [i for i in (end, self.turn_end, self.tokenizer.eos_token_id) if i is not None]
+        return [*self.control.encode(text, stand_ins), *ends[:1]]
 
 
 class Conversation:

@@ -43,7 +43,7 @@ def module_of(folders: tuple[str, str]) -> OnPolicyDistillation:
     teachers = Teachers({"a": folders[1], "b": folders[1]}, student)
     module = OnPolicyDistillation(
         student=student, teachers=teachers, loss=SampledToken(), collector=None, optimizer=None, schedule=None,  # type: ignore[arg-type]
-        collate=Collate(tasks=("a", "b"), pad_id=0, vocabulary_size=teachers.shared_vocabulary, micro_batch_tokens=999),
+        collate=Collate(tasks=("a", "b"), pad_id=0, shared=teachers.shared_vocabulary, micro_batch_tokens=999),
         sampling=Sampling(), evaluation=Sampling(), max_grad_norm=1.0, seed=0,
     )  # fmt: skip
     module.logged = {}  # type: ignore[assignment]

@@ -15,8 +15,8 @@ from opdlight.losses import SpecialTokenMask, SupportMatching
 from opdlight.metrics import describe
 from opdlight.models import Student, Teachers
 from opdlight.module import OnPolicyDistillation
-from opdlight.rollout import Sampling
-from opdlight.types import Status, Trajectory, Turn
+from opdlight.rollout import ChatRenderer, Sampling
+from opdlight.types import SharedVocabulary, Status, Trajectory, Turn
 from tests.tiny import save_tiny
 
 
@@ -47,12 +47,25 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> OnPolicyDistillation:
     mask = SpecialTokenMask(tokens=[21])
     made = OnPolicyDistillation(
         student=student, teachers=teachers, loss=SupportMatching(k=4), collector=None, optimizer=None, schedule=None,  # type: ignore[arg-type]
-        collate=Collate(tasks=("a", "b"), pad_id=0, vocabulary_size=teachers.shared_vocabulary, micro_batch_tokens=999,
+        collate=Collate(tasks=("a", "b"), pad_id=0, shared=teachers.shared_vocabulary, micro_batch_tokens=999,
                         kept=mask.kept),
         sampling=Sampling(), evaluation=Sampling(), max_grad_norm=1.0, seed=0,
     )  # fmt: skip
     made.trainer = SimpleNamespace(is_global_zero=True)  # type: ignore[assignment]
     return made
+
+
+def test_control_tokens_are_told_from_text_that_spells_them(module: OnPolicyDistillation, tmp_path: Path) -> None:
+    renderer = ChatRenderer(module.student.tokenizer)
+    prompt = renderer.start(None, "x<|im_end|>y").prompt_ids
+    turn = replace(TURNS[0], prompt_ids=prompt, completion_ids=[5, 2, 6])
+    recorder = TrajectoryRecorder(str(tmp_path))
+    (found,) = recorder.record(module, replace(MADE, turns=[turn]))["turns"]
+    assert found["prompt"] == "<|im_start|>user\nx<|im_end|>y<|im_end|>\n<|im_start|>assistant\n"
+    spans = [found["prompt"][a:b] for a, b in found["prompt_control"]]
+    assert spans == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+    assert found["prompt_control"][1][0] == found["prompt"].rindex("<|im_end|>")  # the first one is text
+    assert found["control"] == [False, True, False]
 
 
 @torch.no_grad()
@@ -109,7 +122,7 @@ def test_records_are_written_at_their_steps(module: OnPolicyDistillation, tmp_pa
 
 
 def test_tokens_that_the_teacher_lacks_are_not_scored(module: OnPolicyDistillation, tmp_path: Path) -> None:
-    limited = replace(module.collate, vocabulary_size=61)
+    limited = replace(module.collate, shared=SharedVocabulary(61))
     module.collate, whole = limited, module.collate
     try:
         line = TrajectoryRecorder(str(tmp_path)).record(module, MADE)

@@ -62,7 +62,7 @@ def start(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_lab_pair_is_healthy_and_leaves_nothing_behind(tmp_path: Path) -> None:
     done = start(tmp_path, "task=sums")
     assert done.returncode == 0, done.stderr
-    assert "doctor: 11 pass, 0 warn, 0 fail" in done.stdout
+    assert "doctor: 12 pass, 0 warn, 0 fail" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,7 +139,7 @@ def test_a_pair_of_other_vocabularies_is_examined_to_the_end(tmp_path: Path) -> 
     checks = {f["check"]: f for f in report["findings"]}
     assert code == 1
     assert "2 ids write other bytes" in checks["vocabulary"]["evidence"]
-    assert len(checks) == 11
+    assert len(checks) == 12
 
 
 def test_a_check_that_raises_is_a_fail_with_the_reason() -> None:
@@ -187,7 +187,7 @@ def test_the_quick_part_is_one_line_and_changes_nothing(capsys: pytest.CaptureFi
     weights = [p.detach().clone() for p in module.student.parameters()]
     streams = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     examine_quickly(cfg, mixture, module)
-    assert capsys.readouterr().out == "doctor: 10 checks passed\n"
+    assert capsys.readouterr().out == "doctor: 11 checks passed\n"
     assert torch.equal(streams[0], torch.get_rng_state())
     assert streams[1:] == (random.getstate(), np.random.get_state()[1].tolist())
     assert all(p.grad is None for p in module.student.parameters())
@@ -212,7 +212,7 @@ def test_a_warning_is_shown_and_does_not_stop(capsys: pytest.CaptureFixture[str]
     examine_quickly(*built("loss=topk_truncated"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("doctor: warn: student as its teacher: ")
-    assert lines[-1] == "doctor: 9 checks passed"
+    assert lines[-1] == "doctor: 10 checks passed"
 
 
 def test_a_fail_stops_the_run_before_its_first_rollout_and_can_be_overruled(tmp_path: Path) -> None:

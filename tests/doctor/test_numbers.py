@@ -22,7 +22,7 @@ from opdlight.doctor.scores import as_batches, at_the_teacher, check_determinism
 from opdlight.errors import ConfigError
 from opdlight.losses import ImportanceWeighted, Needs, SampledToken, SpecialTokenMask, SupportMatching, TurnWeighted
 from opdlight.models import Student, Teacher
-from opdlight.types import Status, TeacherScores, TokenBatch, Trajectory, Turn
+from opdlight.types import SharedVocabulary, Status, TeacherScores, TokenBatch, Trajectory, Turn
 from tests.doctor.cases import errand, examined, patient, with_tokens
 from tests.tiny import CHATML, tiny_tokenizer
 
@@ -120,9 +120,9 @@ class Wavering(Teacher):
         self.noise, self.per_column, self.calls = noise, width, 0
 
     def score(
-        self, batch: TokenBatch, *, needs: Needs, chosen: Tensor | None, temperature: float, limit: int
+        self, batch: TokenBatch, *, needs: Needs, chosen: Tensor | None, temperature: float, shared: SharedVocabulary
     ) -> TeacherScores:
-        found = super().score(batch, needs=needs, chosen=chosen, temperature=temperature, limit=limit)
+        found = super().score(batch, needs=needs, chosen=chosen, temperature=temperature, shared=shared)
         assert found.sampled is not None
         self.calls += 1
         return replace(
@@ -392,7 +392,7 @@ def test_precision_says_what_a_step_can_move_and_what_the_engine_would_round(tmp
 def test_a_healthy_patient_passes_everything(tmp_path: Path) -> None:
     found = examine(patient(tmp_path))
     assert worst(found) is Verdict.PASS, found
-    assert len({f.check for f in found}) == len(found) == 10
+    assert len({f.check for f in found}) == len(found) == 11
 
 
 def test_overrides_survive_shell_and_hydra() -> None:

@@ -22,7 +22,7 @@ from tests.tiny import CHATML, tiny_tokenizer
 
 def swap(core: dict[str, Any]) -> None:
     vocabulary = core["model"]["vocab"]
-    vocabulary["x"], vocabulary["y"] = vocabulary["y"], vocabulary["x"]
+    vocabulary["j"], vocabulary["q"] = vocabulary["q"], vocabulary["j"]  # no template writes them
 
 
 def no_byte_level(core: dict[str, Any]) -> None:
@@ -32,8 +32,9 @@ def no_byte_level(core: dict[str, Any]) -> None:
 def repaired(one: Patient, finding: Finding) -> Patient:
     """The patient after the proposed line was pasted behind `python -m opdlight.train`."""
     cfg = compose("train", TrainConfig, ["task=sums", *shlex.split(finding.repair)])
-    mask = instantiate(cfg.mask)
-    return replace(one, mask=mask.resolve(one.student.tokenizer), mask_tokens=list(cfg.mask.tokens))
+    mask, tokenizer = instantiate(cfg.mask), one.student.tokenizer
+    stop = instantiate(cfg.sampling).resolve(tokenizer).stop
+    return replace(one, mask=mask.resolve(tokenizer), mask_tokens=list(cfg.mask.tokens), stop=stop)
 
 
 def test_a_token_is_the_bytes_that_it_writes() -> None:
@@ -60,16 +61,31 @@ def test_the_same_vocabulary_passes(tmp_path: Path) -> None:
     assert f"logits {size} / {size} wide" in finding.evidence
 
 
-@pytest.mark.parametrize(
-    ("change", "evidence"), [(swap, "2 ids write other bytes"), (no_byte_level, "ids write other bytes")]
-)
-def test_ids_that_mean_something_else_fail(change: Any, evidence: str, tmp_path: Path) -> None:
-    finding = examined(check_vocabulary, patient(tmp_path, teacher=edited(change)))
+def test_many_ids_that_mean_something_else_fail(tmp_path: Path) -> None:
+    finding = examined(check_vocabulary, patient(tmp_path, teacher=edited(no_byte_level)))
     assert finding.verdict is Verdict.FAIL
-    assert evidence in finding.evidence
+    assert "ids are spelt alike and write other bytes" in finding.evidence
     assert "task.tasks.errand.teacher=" in finding.repair
-    if change is swap:
-        assert "b'x' / b'y'" in finding.evidence
+
+
+def test_a_few_ids_that_mean_something_else_are_left_out(tmp_path: Path) -> None:
+    finding = examined(check_vocabulary, patient(tmp_path, teacher=edited(swap)))
+    assert finding.verdict is Verdict.WARN
+    assert f"2 of {len(tiny_tokenizer())} ids" in finding.evidence
+    assert "'j' / 'q'" in finding.evidence
+    assert f"{len(tiny_tokenizer()) - 2} shared ids" in finding.evidence
+
+
+def test_an_id_of_the_template_that_means_something_else_fails(tmp_path: Path) -> None:
+    def rename(core: dict[str, Any]) -> None:
+        for token in core["added_tokens"]:
+            token["content"] = token["content"].replace("im_start", "other")
+        vocabulary = core["model"]["vocab"]
+        vocabulary["<|other|>"] = vocabulary.pop("<|im_start|>")
+
+    finding = examined(check_vocabulary, patient(tmp_path, teacher=edited(rename)))
+    assert finding.verdict is Verdict.FAIL
+    assert "a chat template or an end of sequence uses 1" in finding.evidence
 
 
 def test_ids_that_the_teacher_cannot_read_are_named(tmp_path: Path) -> None:
@@ -89,19 +105,6 @@ def test_the_same_special_tokens_pass(tmp_path: Path) -> None:
     assert (finding.verdict, finding.repair) == (Verdict.PASS, "")
     assert "end <|im_end|> (2) / <|im_end|> (2)" in finding.evidence
     assert markers(tiny_tokenizer()) == ["<|im_start|>", "<|im_end|>"]
-
-
-def test_another_end_fails_and_its_mask_repairs_it(tmp_path: Path) -> None:
-    other = tiny_tokenizer()
-    other.eos_token = "<|endoftext|>"
-    one = patient(tmp_path, teacher=other)
-    finding = examined(check_special_tokens, one)
-    assert finding.verdict is Verdict.FAIL
-    assert finding.repair == """mask.tokens='["<|im_end|>"]'"""
-    assert "end <|im_end|> (2) / <|endoftext|> (0)" in finding.evidence
-    after = examined(check_special_tokens, repaired(one, finding))
-    assert (after.verdict, after.repair) == (Verdict.PASS, "")
-    assert "left out of the loss by `mask`: <|im_end|>" in after.evidence
 
 
 def test_a_student_without_think_tokens_fails_and_the_mask_repairs_it(tmp_path: Path) -> None:

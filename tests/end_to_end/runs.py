@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ SMALL = [
     "rollout.groups=4", "micro_batch_tokens=600", "engine._target_=tests.fakes.AnsweringEngine",
     "callbacks.checkpoints.every=2",
 ]  # fmt: skip
+HANGS = 900.0  # seconds after which a test that hangs fails; a busy machine stays below
 ONLY_CLOCKS = ("time/", "throughput/")
 RECORDS = ("trajectories.jsonl", "token_gaps.jsonl", "profile.csv")
 
@@ -44,8 +46,27 @@ def start(folder: Path, *overrides: str) -> multiprocessing.context.ForkServerPr
 def finish(folder: Path, *overrides: str) -> None:
     """Run to the end."""
     process = start(folder, *overrides)
-    process.join(240)
+    process.join(HANGS)
     assert process.exitcode == 0, Path(f"{folder}.log").read_text()[-3000:]
+
+
+def cpu_seconds(process: multiprocessing.context.ForkServerProcess) -> float:
+    """CPU time of a process so far, 0 of one that is gone: how far it has come, on a quiet or a busy machine."""
+    try:
+        after_name = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return 0.0
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def let_run(process: multiprocessing.context.ForkServerProcess, seconds: float) -> float:
+    """Wait until the process has used so many seconds of CPU or has ended; returns how many it has used."""
+    used, started = 0.0, time.monotonic()
+    while process.exitcode is None and used < seconds:
+        assert time.monotonic() - started < HANGS
+        process.join(0.02)
+        used = max(used, cpu_seconds(process))
+    return used
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,21 @@ def test_other_commands_end_with_one_line(name: str, arguments: list[str], sign:
     assert said.splitlines()[-2:] == [
         "Ctrl-C: stopping. Once more ends it at once.", "Ctrl-C: stopped" + (f"; unfinished: {folder}" if where else "")
     ]  # fmt: skip
+
+
+def test_two_processes_that_a_terminal_interrupts_stop_at_the_same_step(tmp_path: Path) -> None:
+    overrides = [*SMALL, "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_steps=500", f"run_dir={tmp_path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    line, pipe = [sys.executable, "-m", "opdlight.train", *overrides], subprocess.PIPE
+    with subprocess.Popen(
+        line, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True
+    ) as process:
+        while process.poll() is None and not ((tmp_path / "metrics.csv").exists() and len(metrics(tmp_path)) > 2):
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        out, error = process.communicate(timeout=120)
+    assert process.returncode == 130, out[-2000:] + error[-3000:]
+    assert "Traceback" not in out + error
+    done = sum(bool(row["loss/train"]) for row in metrics(tmp_path))
+    assert steps_of(all_of(tmp_path)[-1]) == done
+    assert out.count("Ctrl-C: stopping") == out.count("Ctrl-C: stopped. To go on: ") == 1

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from opdlight.checkpointing import all_of, steps_of
-from tests.end_to_end.runs import metrics
+from tests.end_to_end.runs import HANGS, metrics
 
 # SGD: AdamW's first steps are sign(gradient), which would hide a wrong scale and blow up roundings of zeros
 FAKE = [
@@ -22,7 +23,7 @@ FAKE = [
 ]  # fmt: skip
 
 
-def run(folder: Path, *overrides: str, timeout: float = 240, stop_after: int = 0) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *overrides: str, stop_after: int = 0) -> subprocess.CompletedProcess[str]:
     """Run to the end, or until SIGTERM comes to the first process when so many steps are in metrics.csv."""
     command = [sys.executable, "-m", "opdlight.train", *overrides, f"hydra.run.dir={folder}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
@@ -34,21 +35,33 @@ def run(folder: Path, *overrides: str, timeout: float = 240, stop_after: int = 0
                 process.terminate()
                 break
         try:
-            out, error = process.communicate(timeout=timeout)
+            out, error = process.communicate(timeout=HANGS)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
     return subprocess.CompletedProcess(command, process.returncode, out, error)
 
 
+# shares of positions beyond a threshold or inside a set of K: they jump where a rounding crosses the edge
+JUMPS = re.compile(r"signal/negative/|coverage/(sampled_in_support|overlap)/|mismatch/clipped/|gap/special_share/")
+
+
 def assert_same(one: Path, two: Path) -> None:
-    """Losses, gradient norms and everything else that is logged within 1e-5, weights within 1e-6 (float32)."""
+    """Losses, gradient norms and what else is logged and continuous are equal but for roundings, and so are weights.
+
+    Matrix products sum in another order on another processor, with other threads and beside other rows, so log-probs
+    differ by some 1e-6 times their size. A mistake (a wrong share of the tokens, a state that was lost) is over 1e-3.
+    """
     rows, others = metrics(one), metrics(two)
     assert len(rows) == len(others) > 2
     for row, other in zip(rows, others, strict=True):
         for key, value in row.items():
             if value and not key.startswith(("time/", "throughput/", "optimizer/gradient_")):
-                assert float(other[key]) == pytest.approx(float(value), rel=1e-5, abs=1e-5), key
+                mine, theirs = float(value), float(other[key])
+                if key.startswith("kl/k3/"):  # a mean of exponentials, up to 10⁶ here: as well known as its logarithm
+                    mine, theirs = math.log1p(mine), math.log1p(theirs)
+                jump = 0.02 if JUMPS.match(key) else 0.0  # of a position that lies on the edge
+                assert theirs == pytest.approx(mine, rel=1e-4, abs=3e-5 + jump), key
     weights, theirs = (load_file(f / "student" / "model.safetensors") for f in (one, two))
     start = load_file("opdlight/assets/lab/student/model.safetensors")
     assert weights.keys() == theirs.keys()
@@ -74,7 +87,8 @@ def test_two_processes_learn_what_one_learns(groups: int, placement: str, traine
 
 def test_a_divided_student_goes_on_divided_or_whole(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
-    overrides = [*FAKE, "rollout.groups=3", "optimizer._target_=torch.optim.AdamW", "callbacks.checkpoints.every=1"]
+    overrides = [*FAKE, "rollout.groups=3", "optimizer._target_=torch.optim.AdamW"]
+    overrides += ["+optimizer.eps=1e-3", "callbacks.checkpoints.every=1"]  # above roundings of a gradient that is 0
     overrides += ["callbacks.checkpoints.keep=9", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.max_steps=3"]
     assert run(whole, *overrides).returncode == 0
     for trainer in ("fsdp", "cpu"):
@@ -92,7 +106,7 @@ def test_a_divided_student_goes_on_divided_or_whole(tmp_path: Path) -> None:
 
 def test_sigterm_stops_all_processes_at_the_same_step(tmp_path: Path) -> None:
     overrides = [*FAKE, "trainer=ddp", "trainer.accelerator=cpu", "rollout.groups=3", "trainer.max_steps=500"]
-    made = run(tmp_path, *overrides, stop_after=2, timeout=60)
+    made = run(tmp_path, *overrides, stop_after=2)
     assert made.returncode == 0, made.stderr[-3000:]
     assert "SIGTERM: stopped. To go on:" in made.stdout
     done = sum(bool(row["loss/train"]) for row in metrics(tmp_path))
@@ -101,7 +115,7 @@ def test_sigterm_stops_all_processes_at_the_same_step(tmp_path: Path) -> None:
 
 def test_nobody_waits_for_a_rank_that_failed(tmp_path: Path) -> None:
     overrides = [*FAKE, "engine._target_=tests.fakes.FailingEngine", "trainer=ddp", "trainer.accelerator=cpu"]
-    made = run(tmp_path, *overrides, "rollout.groups=4", timeout=120)
+    made = run(tmp_path, *overrides, "rollout.groups=4")
     assert made.returncode != 0
     assert "the engine of rank 1 has failed" in made.stderr + made.stdout
 
@@ -110,7 +124,7 @@ def test_nobody_waits_for_a_rank_that_failed(tmp_path: Path) -> None:
 def test_each_rank_gets_the_new_weights_of_a_divided_student(tmp_path: Path) -> None:
     overrides = ["task=agent_math", "loss=topk_rkl", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.max_steps=3"]
     small = ["rollout.groups=4", "task.tasks.sums.episodes=2", "task.tasks.alfworld.episodes=2"]
-    made = run(tmp_path, *overrides, *small, "evaluate_teachers=false", timeout=400)
+    made = run(tmp_path, *overrides, *small, "evaluate_teachers=false")
     assert made.returncode == 0, made.stderr[-3000:]
     rows = [row for row in metrics(tmp_path) if row["loss/train"]]
     assert len(rows) == 3

@@ -64,7 +64,7 @@ def test_a_served_teacher_teaches_as_the_local_one(loss: str, teacher: FakeServe
         watched = [key for key in other if key.startswith(("loss/", "gap/", "coverage/")) and other[key]]
         assert len(watched) > 3
         for key in watched:
-            assert float(row[key]) == pytest.approx(float(other[key]), rel=1e-3, abs=1e-5), key
+            assert float(row[key]) == pytest.approx(float(other[key]), rel=1e-3, abs=1e-4), key
         assert row["server/retries/teacher"] == "2.0"
         assert float(row["server/waited/teacher"]) > 0
         assert not [key for key in other if key.startswith("server/")]

@@ -207,6 +207,12 @@ def test_stop_and_length(engine: VLLMEngine) -> None:
     assert all(len(c.token_ids) == 200 for c in found if c.finish_reason == "length")
     (one,) = generate(engine, [[5]], max_tokens=1)
     assert len(one.token_ids) == 1
+    also = next(i for c in found for i in c.token_ids[5:20] if i != STOP)  # `sampling.stop` ends what goes on here
+    again = generate(engine, [[5, 6, i] for i in range(3, 67)], max_tokens=200, stop=[also])
+    for whole, cut in zip(found, again, strict=True):
+        end = whole.token_ids.index(also) + 1 if also in whole.token_ids else len(whole.token_ids)
+        assert cut.token_ids == whole.token_ids[:end]
+        assert cut.finish_reason == ("stop" if also in whole.token_ids else whole.finish_reason)
 
 
 def test_temperature_zero_is_greedy_and_top_p_cuts_the_tail(engine: VLLMEngine) -> None:

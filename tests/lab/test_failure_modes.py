@@ -29,8 +29,8 @@ from opdlight.lab.other_tokens import other_tokenizer
 from opdlight.losses import SampledToken, SpecialTokenMask, SupportMatching
 from opdlight.models import Student, Teachers
 from opdlight.models.checkpoints import load_tokenizer
-from opdlight.models.vocabulary import shared_size
-from opdlight.types import Status, Support, SupportScores, Trajectory, Turn
+from opdlight.models.vocabulary import compare_vocabularies
+from opdlight.types import SharedVocabulary, Status, Support, SupportScores, Trajectory, Turn
 from tests.losses.tables import batch_of
 
 
@@ -66,7 +66,13 @@ def test_gradient_norms_are_those_of_the_losses() -> None:
     torch.testing.assert_close(found, expected.norm(dim=1))
 
     best, ids = teacher.topk(4, dim=1)
-    support = Support(token_ids=ids, teacher_logprobs=best, valid=torch.ones_like(ids) > 0, kind="teacher_top_k")
+    support = Support(
+        token_ids=ids,
+        teacher_logits=best,
+        teacher_normaliser=torch.zeros(len(ids)),
+        valid=torch.ones_like(ids) > 0,
+        kind="teacher_top_k",
+    )
     scores = SupportScores(support=support, student_logits=logits.gather(1, ids))
     (expected,) = torch.autograd.grad(SupportMatching(k=4)(scores, batch).sum(), logits)
     torch.testing.assert_close(matching_gradient_norm(logits.detach().gather(1, ids), best), expected.norm(dim=1))
@@ -206,7 +212,8 @@ def test_figures_are_drawn_whole(tmp_path: Path) -> None:
 def test_other_tokenizer_keeps_every_id_that_is_left() -> None:
     plain = load_tokenizer("lab/student")
     other = other_tokenizer(plain, ["<think>", "</think>"], "<|pad|>")
-    assert shared_size(other, len(other), plain, len(plain), "plain") == len(other) == len(plain) - 2
+    assert compare_vocabularies(other, len(other), plain, len(plain)) == SharedVocabulary(len(other))
+    assert len(other) == len(plain) - 2
     text = "<think>1 + 2 = 3</think>\\boxed{3}"
     ids = other(text, add_special_tokens=False)["input_ids"]
     assert other.convert_ids_to_tokens(ids[:3]) == ["<", "think", ">"]

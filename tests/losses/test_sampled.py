@@ -127,4 +127,4 @@ def test_gamma_outside_the_unit_interval_is_refused(gamma: float) -> None:
 
 def test_needs_only_the_sampled_token() -> None:
     needs = SampledToken().needs
-    assert (needs.support, needs.student_normaliser, needs.sampled) == (None, False, True)
+    assert (needs.support, needs.normaliser, needs.sampled) == (None, False, True)

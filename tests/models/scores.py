@@ -12,16 +12,16 @@ from tests.tiny import tiny_tokenizer
 
 SHARED = len(tiny_tokenizer())  # of the 330 ids that a tiny teacher has logits for
 BATCH = random_batch([12, 7, 9, 20, 5])
-TOP = Needs(support="teacher_top_k", k=6)
+TOP = Needs(support="teacher_top_k", k=6, normaliser=True)
 NEEDS = {
     "top-K": TOP,
-    "top-K and token": Needs(support="teacher_top_k_and_sampled", k=4, sampled=True),
-    "nucleus": Needs(support="teacher_nucleus", k=9, nucleus=0.7),
+    "top-K and token": Needs(support="teacher_top_k_and_sampled", k=4, sampled=True, normaliser=True),
+    "nucleus": Needs(support="teacher_nucleus", k=9, nucleus=0.7, normaliser=True),
     "token": Needs(sampled=True),
-    "student": Needs(support="student_top_k", k=5),
-    "student and token": Needs(support="student_top_k_and_sampled", k=5),
-    "full vocabulary": Needs(support="full_vocabulary"),
-    "entropy": Needs(support="teacher_top_k", k=3, teacher_entropy=True),
+    "student": Needs(support="student_top_k", k=5, normaliser=True),
+    "student and token": Needs(support="student_top_k_and_sampled", k=5, normaliser=True),
+    "full vocabulary": Needs(support="full_vocabulary", normaliser=True),
+    "entropy": Needs(support="teacher_top_k", k=3, teacher_entropy=True, normaliser=True),
     "nothing": Needs(),
 }
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from opdlight.losses import Needs
 from opdlight.models import ServerTeacher
-from opdlight.types import TeacherScores
+from opdlight.types import SharedVocabulary, TeacherScores
 from tests.fake_server import FakeServer
 from tests.models.scores import BATCH, SHARED, TOP, chosen_for
 from tests.tiny import tiny_tokenizer
@@ -17,5 +17,10 @@ def served(folder: str, *fakes: FakeServer, **changed: Any) -> ServerTeacher:
 
 
 def score(teacher: ServerTeacher, needs: Needs = TOP, **changed: Any) -> TeacherScores:
-    ask: dict[str, Any] = {"chosen": chosen_for(needs), "temperature": 1.0, "limit": SHARED, **changed}
+    ask: dict[str, Any] = {
+        "chosen": chosen_for(needs),
+        "temperature": 1.0,
+        "shared": SharedVocabulary(SHARED),
+        **changed,
+    }
     return teacher.score(BATCH, needs=needs, **ask)

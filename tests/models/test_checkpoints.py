@@ -1,5 +1,8 @@
 """Names of models → folders, and the errors that say which name was meant."""
 
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,3 +85,45 @@ def test_adapter_uses_the_tokenizer_of_its_base_and_must_name_it(tmp_path: Path)
     (adapter / "adapter_config.json").write_text(config % "null")
     with pytest.raises(CheckpointError, match="does not name its base model"):
         load_tokenizer(adapter)
+
+
+def changed(**values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | values))
+
+    return change
+
+
+def written(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text) and None
+
+
+DAMAGES = {
+    "cut weights": written("model.safetensors", "1234"),
+    "no JSON": written("config.json", "{"),
+    "no mapping": written("config.json", "[]"),
+    "unknown architecture": changed(model_type="frobnicate"),
+    "no causal model": changed(model_type="t5"),
+    "other shapes": changed(intermediate_size=7),
+    "a word for a number": changed(num_attention_heads="four"),
+    "no heads": changed(num_attention_heads=0),
+    "more layers than weights": changed(num_hidden_layers=9),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_one_error(damage: str, tmp_path: Path) -> None:
+    folder = Path(save(tmp_path / "model"))
+    load_model(folder, "float32")
+    DAMAGES[damage](folder)
+    with pytest.raises(CheckpointError, match=re.escape(str(folder))) as error:
+        load_model(folder, "float32")
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_tokenizer_is_one_error(tmp_path: Path) -> None:
+    folder = Path(save(tmp_path / "model"))
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="Cannot load the tokenizer of"):
+        load_tokenizer(folder)

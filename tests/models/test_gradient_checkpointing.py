@@ -168,5 +168,5 @@ def test_dropout_of_heads_that_a_causal_lm_lacks_is_none(tmp_path: Path) -> None
 
 
 def test_dropout_of_lora_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"`model\.student\.lora\.lora_dropout` to be 0 .*, but got 0\.05"):
+    with pytest.raises(ConfigError, match=r"^Expected `model\.student\.lora\.lora_dropout` to be 0 .*, but got 0\.05"):
         Student(save(tmp_path), lora=LORA | {"lora_dropout": 0.05})

@@ -8,6 +8,7 @@ import torch
 
 from opdlight.errors import ServerError
 from opdlight.models.server_reply import Answer, Question, read_answer
+from opdlight.types import SharedVocabulary
 from tests import fake_server
 from tests.fake_server import FakeServer
 from tests.models.scores import NEEDS, look
@@ -131,7 +132,7 @@ def test_an_answer_knows_what_it_was_told() -> None:
     assert found[0] == -1.5
     assert found[2:4] == [-4.0, -0.5]
     assert torch.tensor([found[1], found[4]]).isnan().all()
-    ids, logprobs = told.top(1, limit=5)
+    ids, logprobs = told.top(1, shared=SharedVocabulary(5))
     assert (ids.tolist(), logprobs.tolist()) == ([[3]], [[-1.5]])
 
 

@@ -12,7 +12,7 @@ from opdlight.errors import ConfigError, ServerError, VocabularyError
 from opdlight.losses import Needs
 from opdlight.models import Student, Teacher, Teachers
 from opdlight.models.server_teacher import PROBE_K, PROBE_TOKENS
-from opdlight.types import Look
+from opdlight.types import Look, SharedVocabulary
 from tests import fake_server
 from tests.fake_server import FakeServer
 from tests.models.scores import BATCH, NEEDS, SHARED, TOP, assert_equal, chosen_for, look
@@ -62,7 +62,7 @@ def test_scores_are_those_of_the_local_teacher(
 def test_positions_in_another_order_have_the_same_scores(folder: str, fake: FakeServer) -> None:
     order = torch.randperm(BATCH.num_tokens, generator=torch.Generator().manual_seed(5))
     needs = NEEDS["top-K and token"]
-    ask: dict[str, Any] = {"needs": needs, "chosen": None, "temperature": 1.0, "limit": SHARED}
+    ask: dict[str, Any] = {"needs": needs, "chosen": None, "temperature": 1.0, "shared": SharedVocabulary(SHARED)}
     teacher = served(folder, fake)
     expected, got = teacher.score(BATCH, **ask), teacher.score(at_positions(BATCH, order), **ask)
     assert expected.support is not None
@@ -78,25 +78,40 @@ def test_a_few_more_are_asked_for_than_lie_in_both_vocabularies(
 ) -> None:
     teacher = served(folder, fake)
     before = len(fake.asked)
-    score(teacher, limit=limit)
+    score(teacher, shared=SharedVocabulary(limit))
     found = {body["sampling_params"]["prompt_logprobs"] for _, body in fake.asked[before:]}
     assert found == {asked, PROBE_K}
 
 
+def test_candidates_that_are_left_out_make_room_for_the_next(folder: str, fake: FakeServer) -> None:
+    first = score(served(folder, fake)).support
+    assert first is not None
+    out = frozenset(first.token_ids[:, 0].tolist()[:3])
+    support = score(served(folder, fake), shared=SharedVocabulary(SHARED, out)).support
+    assert support is not None
+    assert support.k == first.k
+    assert not out & set(support.token_ids.flatten().tolist())
+    expected = Teacher(folder).score(
+        BATCH, needs=TOP, chosen=None, temperature=1.0, shared=SharedVocabulary(SHARED, out)
+    )
+    assert expected.support is not None
+    assert torch.equal(support.token_ids, expected.support.token_ids)
+
+
 def test_too_few_in_both_vocabularies_are_an_error(folder: str, fake: FakeServer) -> None:
-    with pytest.raises(ServerError, match=r"Fewer than 20 .* below the 40"):
-        score(served(folder, fake), Needs(support="teacher_top_k", k=20), limit=40)
+    with pytest.raises(ServerError, match=r"Fewer than 20 .* among the 40"):
+        score(served(folder, fake), Needs(support="teacher_top_k", k=20), shared=SharedVocabulary(40))
 
 
 def test_a_batch_without_loss_positions_has_empty_scores(folder: str, fake: FakeServer) -> None:
     empty = random_batch([2])
     assert empty.num_tokens == 0
     found = served(folder, fake).score(
-        empty, needs=NEEDS["top-K and token"], chosen=None, temperature=1.0, limit=SHARED
+        empty, needs=NEEDS["top-K and token"], chosen=None, temperature=1.0, shared=SharedVocabulary(SHARED)
     )
     assert found.support is not None
     assert found.sampled is not None
-    assert (found.support.token_ids.shape, found.sampled.shape) == ((0, 4), (0,))
+    assert (found.support.token_ids.shape, found.sampled.shape) == ((0, 5), (0,))
 
 
 def test_each_task_asks_the_server_of_its_teacher(tmp_path: Path) -> None:
@@ -130,7 +145,9 @@ def test_it_holds_no_weights_and_survives_moves(folder: str, fake: FakeServer) -
     fake.context = 49
     assert served(folder, fake).model.config.max_position_embeddings == 48
     with pytest.raises(ServerError, match=r"49 tokens.*--max-model-len 50"):
-        served(folder, fake).score(random_batch([50]), needs=TOP, chosen=None, temperature=1.0, limit=SHARED)
+        served(folder, fake).score(
+            random_batch([50]), needs=TOP, chosen=None, temperature=1.0, shared=SharedVocabulary(SHARED)
+        )
 
 
 def test_the_students_vocabulary_is_checked_as_ever(tmp_path: Path, folder: str, fake: FakeServer) -> None:
@@ -204,7 +221,7 @@ def test_a_server_that_goes_away_is_no_wrong_setting(folder: str, fake: FakeServ
     teacher = served(folder, fake, retries=0)
     fake.stop()
     with pytest.raises(ServerError, match="gave no answer"):
-        teacher.check(TOP, temperature=1.0, limit=SHARED, look_k=4)
+        teacher.check(TOP, temperature=1.0, shared=SharedVocabulary(SHARED), look_k=4)
 
 
 def test_scores_are_at_temperature_one_only(folder: str, fake: FakeServer) -> None:

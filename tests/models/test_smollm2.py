@@ -18,7 +18,7 @@ from opdlight.models.checkpoints import load_model, load_tokenizer, resolve_mode
 from opdlight.rollout import ChatRenderer
 from opdlight.rollout.checkpoint import stop_token_ids
 from opdlight.rollout.engine import Completion
-from opdlight.types import Status, Trajectory, Turn
+from opdlight.types import SharedVocabulary, Status, Trajectory, Turn
 from tests.models.tiny_models import full_logits, random_batch, save
 from tests.tiny import CHATML, tiny_llama, tiny_tokenizer
 
@@ -188,7 +188,7 @@ def test_saved_adapter_on_its_base_is_the_student(student: Student, tmp_path: Pa
     torch.testing.assert_close(
         full_logits(load_model(tmp_path / "adapter", "float32"), batch), expected, atol=1e-4, rtol=1e-4
     )
-    ask = {"needs": Needs(sampled=True), "chosen": None, "temperature": 1.0, "limit": 300}
+    ask = {"needs": Needs(sampled=True), "chosen": None, "temperature": 1.0, "shared": SharedVocabulary(300)}
     token = Teacher(str(tmp_path / "adapter")).score(batch, **ask).sampled
     wanted = expected.log_softmax(-1).gather(1, batch.target_ids[:, None]).squeeze(1)
     torch.testing.assert_close(token, wanted, atol=1e-4, rtol=1e-4)

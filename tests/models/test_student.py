@@ -23,7 +23,13 @@ def random_support(n: int, k: int = 6) -> Support:
     generator = torch.Generator().manual_seed(1)
     ids = torch.stack([torch.randperm(300, generator=generator)[:k] for _ in range(n)])
     logprobs = torch.randn(n, k, generator=generator).log_softmax(-1)
-    return Support(token_ids=ids, teacher_logprobs=logprobs, valid=torch.ones_like(ids).bool(), kind="random")
+    return Support(
+        token_ids=ids,
+        teacher_logits=logprobs,
+        teacher_normaliser=torch.zeros(len(ids)),
+        valid=torch.ones_like(ids).bool(),
+        kind="random",
+    )
 
 
 def loss_of(student: Student, sparse: bool = True) -> torch.Tensor:
@@ -88,7 +94,7 @@ def test_only_what_is_needed_is_scored(tmp_path: Path) -> None:
         student.hidden(batch),
         batch,
         teacher=TeacherScores(),
-        needs=Needs(sampled=True, student_normaliser=True),
+        needs=Needs(sampled=True, normaliser=True),
         temperature=1.3,
     )
     full = full_logits(student.model, batch) / 1.3
@@ -207,7 +213,7 @@ def test_a_failed_save_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest
     ids=["misspelt", "zero", "no-such-module", "modules-to-save"],
 )
 def test_wrong_lora_arguments_name_the_key(lora: dict, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"`model\.student\.lora`"):
+    with pytest.raises(ConfigError, match=r"^Expected `model\.student\.lora"):
         Student(save(tmp_path), lora=lora)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from opdlight.errors import ConfigError, VocabularyError
 from opdlight.losses import Loss, Needs, SampledToken, SupportMatching
 from opdlight.models import Student, Teacher, Teachers
-from opdlight.types import SupportScores, TeacherScores, TokenBatch
+from opdlight.types import SharedVocabulary, SupportScores, TeacherScores, TokenBatch
 from tests.models.tiny_models import build, full_logits, random_batch, save
 from tests.tiny import tiny_tokenizer
 
@@ -26,12 +26,12 @@ def expected_top_k(logits: Tensor, k: int, temperature: float, limit: int) -> tu
 
 def asks(k: int | None, sampled: bool) -> Needs:
     """The teacher's top-K of this size, if any."""
-    return Needs(support=None if k is None else "teacher_top_k", k=k or 0, sampled=sampled)
+    return Needs(support=None if k is None else "teacher_top_k", k=k or 0, sampled=sampled, normaliser=k is not None)
 
 
 def test_score_is_the_top_of_the_full_distribution(tmp_path: Path) -> None:
     teacher, batch = Teacher(save(tmp_path)), random_batch([12, 7, 9])
-    got = teacher.score(batch, needs=asks(5, True), chosen=None, temperature=1.4, limit=200)
+    got = teacher.score(batch, needs=asks(5, True), chosen=None, temperature=1.4, shared=SharedVocabulary(200))
     support, token = got.support, got.sampled
     logits = full_logits(build("llama"), batch)
     ids, logprobs = expected_top_k(logits, 5, 1.4, 200)
@@ -45,7 +45,7 @@ def test_score_is_the_top_of_the_full_distribution(tmp_path: Path) -> None:
 
 def test_only_what_is_asked_is_scored(tmp_path: Path) -> None:
     teacher, batch = Teacher(save(tmp_path)), random_batch([9])
-    ask = {"temperature": 1.0, "limit": 300}
+    ask = {"temperature": 1.0, "shared": SharedVocabulary(300)}
     token = teacher.score(batch, needs=asks(4, True), chosen=None, **ask).sampled
     assert teacher.score(batch, needs=asks(None, False), chosen=None, **ask) == TeacherScores()
     assert teacher.score(batch, needs=asks(4, False), chosen=None, **ask).sampled is None
@@ -132,7 +132,7 @@ def test_support_never_names_an_id_that_the_student_lacks(tmp_path: Path) -> Non
     wide, narrow = save(tmp_path / "wide", width=400), save(tmp_path / "narrow", seed=1, width=SHARED - 20)
     for teacher, student in ((wide, narrow), (narrow, wide)):
         teachers = Teachers({"a": teacher}, Student(student))
-        assert teachers.shared_vocabulary == SHARED - 20
+        assert teachers.shared_vocabulary == SharedVocabulary(SHARED - 20)
         support = teachers.score(
             random_batch([30], ids=200), needs=asks(20, False), chosen=None, temperature=1.0
         ).support
@@ -145,7 +145,7 @@ def test_padding_of_both_heads_is_never_in_a_support(tmp_path: Path) -> None:
     teachers = Teachers({"a": folder}, Student(folder))
     support = teachers.score(random_batch([40]), needs=asks(60, False), chosen=None, temperature=1.0).support
     assert support is not None
-    assert teachers.shared_vocabulary == SHARED
+    assert teachers.shared_vocabulary == SharedVocabulary(SHARED)
     assert support.token_ids.max() < SHARED
 
 
@@ -173,19 +173,25 @@ def test_adapter_folder_is_merged_into_its_base(tmp_path: Path) -> None:
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     batch = random_batch([11, 8])
     teacher = Teacher(str(tmp_path / "adapter"))
-    support = teacher.score(batch, needs=asks(5, False), chosen=None, temperature=1.0, limit=300).support
+    support = teacher.score(
+        batch, needs=asks(5, False), chosen=None, temperature=1.0, shared=SharedVocabulary(300)
+    ).support
     ids, logprobs = expected_top_k(full_logits(tuned.eval(), batch), 5, 1.0, 300)
     assert support is not None
     assert torch.equal(support.token_ids, ids)
     torch.testing.assert_close(support.teacher_logprobs, logprobs, atol=1e-4, rtol=1e-4)
-    plain = Teacher(base).score(batch, needs=asks(5, False), chosen=None, temperature=1.0, limit=300).support
+    plain = (
+        Teacher(base)
+        .score(batch, needs=asks(5, False), chosen=None, temperature=1.0, shared=SharedVocabulary(300))
+        .support
+    )
     assert plain is not None
     assert not torch.allclose(plain.teacher_logprobs, logprobs, atol=1e-2)
 
 
 def scored(student: Student, teachers: Teachers, loss: Loss, batch: TokenBatch) -> SupportScores:
     hidden = student.hidden(batch)
-    chosen = student.chosen(hidden, loss.needs, temperature=1.0, limit=teachers.shared_vocabulary)
+    chosen = student.chosen(hidden, loss.needs, shared=teachers.shared_vocabulary)
     teacher = teachers.score(batch, needs=loss.needs, chosen=chosen, temperature=1.0)
     return student.score(hidden, batch, teacher=teacher, needs=loss.needs, temperature=1.0)
 
@@ -237,7 +243,7 @@ def test_what_the_student_names_is_scored_by_the_teacher_of_the_task(tmp_path: P
     student = Student(save(tmp_path / "2", seed=2))
     teachers = Teachers({"a": first, "b": second}, student)
     batch = random_batch([12, 7, 9, 5], tasks=("a", "b"))
-    loss = SupportMatching(support="student_top_k_and_sampled", k=6)
+    loss = SupportMatching(support="student_top_k_and_sampled", k=6, outside="tail_bucket")
     scores = scored(student, teachers, loss, batch)
     assert scores.support is not None
     own = full_logits(build("llama", 2), batch)[:, :SHARED].topk(6).indices
@@ -254,7 +260,7 @@ def test_full_vocabulary_and_entropy_of_the_teacher(tmp_path: Path) -> None:
     student = Student(save(tmp_path / "s"))
     teachers, batch = Teachers({"a": save(tmp_path / "t", seed=1)}, student), random_batch([12, 9])
     logprobs = (full_logits(build("llama", 1), batch) / 1.3).log_softmax(-1)
-    needs = Needs(support="full_vocabulary", teacher_entropy=True)
+    needs = Needs(support="full_vocabulary", normaliser=True, teacher_entropy=True)
     found = teachers.score(batch, needs=needs, chosen=None, temperature=1.3)
     assert found.support is not None
     torch.testing.assert_close(found.support.teacher_logprobs, logprobs[:, :SHARED], atol=1e-4, rtol=1e-4)

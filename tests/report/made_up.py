@@ -103,6 +103,8 @@ def _turn(rng: np.random.Generator, task: str, j: int, update: int, learnt: floa
     prompts = PROMPTS[task]
     return {
         "prompt": prompts[min(j, len(prompts) - 1)],
+        "prompt_control": [[0, 1]],
+        "control": [t == "<think>" for t in text],
         "split": j == 4,
         "finish_reason": "stop",
         "policy_version": update,

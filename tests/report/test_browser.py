@@ -252,6 +252,8 @@ def test_pointing_at_a_token_shows_both_models_candidates(small: Path, visit: An
     assert [seen.text(f'[data-n="{i}"]') for i in blanks] == ["␣", "⏎"]
     assert seen.count(".tokens br") == 1  # a line ends where the student ended it
     assert seen.text(".observation pre") == turn["prompt"]
+    assert seen.text(".observation .control") == turn["prompt"][0]
+    assert seen.count(".tokens .control") == sum(turn["control"])
 
 
 def test_a_thousand_trajectories_draw_only_what_is_in_sight(large: Path, visit: Any) -> None:

@@ -125,6 +125,26 @@ def test_a_token_that_was_not_scored_has_no_candidates() -> None:
     assert read["teacher_top"] == [[], []]
 
 
+@pytest.mark.parametrize(("spans", "parts"), [
+    ([[0, 3], [5, 8]], [("<e>", True), ("a", False), ("␀", False), ("<e>", True)]),
+    ([], [("<e>a␀<e>", False)]),
+])  # fmt: skip
+def test_a_prompt_says_which_of_it_are_control_tokens(spans: list[list[int]], parts: list[tuple[str, bool]]) -> None:
+    made = trajectory(default_rng(0), 1, 4, 6, task="sums")
+    made["turns"][0] |= {"prompt": "<e>a\0<e>", "prompt_control": spans}
+    read = trajectory_row(made)["turns"][0]
+    joined = "".join(text for text, _ in parts)
+    assert (read["prompt"], "".join(text for text, _ in read["parts"])) == (joined, joined)
+    assert [text for text, control in read["parts"] if control] == [text for text, control in parts if control]
+    del made["turns"][0]["prompt_control"], made["turns"][0]["control"]  # as runs were recorded before
+    read = trajectory_row(made)["turns"][0]
+    assert read["parts"] == [("<e>a␀<e>", False)]
+    assert not any(read["control"])
+    made["turns"][0]["prompt_control"] = [[5, 3]]
+    with pytest.raises(ValueError, match="control tokens of a prompt"):
+        trajectory_row(made)
+
+
 def test_what_is_no_run_is_one_message_that_names_the_key(tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("no run")
     for folder in (tmp_path, tmp_path / "nowhere", tmp_path / "other.txt"):

@@ -67,6 +67,20 @@ def test_stop_tokens_and_sampling_are_those_of_the_request(
     assert gap(student(0), found) < 1e-4  # raw, whatever the temperature
 
 
+def test_a_stop_of_the_request_ends_what_the_folder_would_let_go_on(
+    fake: FakeServer, start: Callable[..., VLLMServerEngine]
+) -> None:
+    engine = start()
+    whole = generate(engine, max_tokens=30)
+    also = max((c.token_ids for c in whole), key=len)[3]
+    fake.asked.clear()
+    for before, cut in zip(whole, generate(engine, max_tokens=30, sampling=Sampling(stop=[also])), strict=True):
+        end = before.token_ids.index(also) + 1 if also in before.token_ids else len(before.token_ids)
+        assert cut.token_ids == before.token_ids[:end]
+        assert cut.finish_reason == ("stop" if also in before.token_ids else before.finish_reason)
+    assert all(set(b["sampling_params"]["stop_token_ids"]) == {STOP, also} for b in requests(fake))
+
+
 def test_weights_are_pushed_while_nothing_is_labelled_with_their_version(
     fake: FakeServer, start: Callable[..., VLLMServerEngine]
 ) -> None:

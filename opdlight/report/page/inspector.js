@@ -140,7 +140,9 @@
 
   function observation(turn) {
     const block = make("section", turn.split ? "observation split" : "observation");
-    block.append(make("h3", "", turn.split ? "environment · the history was rewritten: the whole context again" : "environment"), make("pre", "", turn.prompt));
+    const shown = make("pre");
+    shown.append(...turn.parts.map(([text, control]) => (control ? make("span", "control", text) : text)));
+    block.append(make("h3", "", turn.split ? "environment · the history was rewritten: the whole context again" : "environment"), shown);
     return block;
   }
 
@@ -153,16 +155,17 @@
       const pick = (name) => turn[name][c];
       const one = {
         id, turn: n + 1, text: pick("text"), student: pick("student"), teacher: pick("teacher"), engine: pick("engine"),
-        mass: pick("mass"), divergence: pick("divergence"), kept: pick("kept"), student_top: pick("student_top"), teacher_top: pick("teacher_top"),
+        mass: pick("mass"), divergence: pick("divergence"), kept: pick("kept"), control: pick("control"), student_top: pick("student_top"), teacher_top: pick("teacher_top"),
       };
       const span = make("span", one.kept ? "tok" : "tok masked");
       const blank = /^\s+$/.test(one.text);
       span.textContent = blank ? spaced(one.text) : one.text.replaceAll("\n", "⏎\n");
       if (blank) span.classList.add("blank");
       if (!one.text) span.textContent = "∅";
+      if (one.control) span.classList.add("control");
       span.tabIndex = -1;
       span.dataset.n = tokens.length;
-      span.setAttribute("aria-label", `${spaced(one.text)}: student ${nats(one.student)}, teacher ${nats(one.teacher)}${one.kept ? "" : ", left out by the mask"}`);
+      span.setAttribute("aria-label", `${spaced(one.text)}: student ${nats(one.student)}, teacher ${nats(one.teacher)}${one.control ? ", control token" : ""}${one.kept ? "" : ", left out by the mask"}`);
       span.setAttribute("role", "button");
       tokens.push(one);
       spans.push(span);

@@ -23,6 +23,7 @@ const token = (() => {
     const difference = gap(t);
     const head = make("div", "sampled");
     head.append(make("code", "", spaced(t.text) || "∅"), make("span", "facts", `token ${n + 1} of ${total} · turn ${t.turn} · id ${t.id}`));
+    if (t.control) head.append(make("span", "pill", "control token"));
     if (!t.kept) head.append(make("span", "pill", "left out of the loss by the mask"));
     const facts = make("dl", "facts-list");
     const known = t.teacher !== null && t.student !== null;
