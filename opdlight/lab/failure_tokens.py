@@ -73,7 +73,7 @@ def measure(
             assert scores.student_logits is not None
             assert scores.student_sampled is not None
             assert scores.teacher_sampled is not None
-            best, ids = scores.support.teacher_logprobs.topk(k, dim=1)
+            best, ids = scores.support.teacher_logits.masked_fill(~scores.support.valid, -torch.inf).topk(k, dim=1)
             rows.append(
                 [
                     torch.full_like(batch.target_ids, number),

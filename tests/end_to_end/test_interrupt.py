@@ -16,8 +16,8 @@ SCRIPT = """
 import time
 from opdlight.interrupt import Interrupted, listening
 with listening():
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)  # who reads this may interrupt: it is heard from here on
         time.sleep(600)
     except Interrupted:
         print("cleaning", flush=True)  # after the line that it stops

@@ -38,7 +38,8 @@ def until(condition: object, seconds: float = 60.0) -> bool:
 def family(begin: str, said: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A parent and the process id of its child, which has begun."""
     command = [sys.executable, "-c", PARENT, CHILD.format(begin=begin), str(said)]
-    with subprocess.Popen(command, env={**os.environ, **environment}) as parent:
+    unmarked = {name: value for name, value in os.environ.items() if name != parents.LAUNCHER}  # of a test before
+    with subprocess.Popen(command, env={**unmarked, **environment}) as parent:
         try:
             assert until(lambda: said.exists() and said.read_text())
             child = int(said.read_text())
