@@ -86,7 +86,15 @@ class Stage:
         self.done, self.total, self.title = done, total or self.total, title or self.title
         if self in _running:
             self.figures = figures or self.figures
-            _bars[0].update(self._id, description=self.title, completed=done, total=self.total, figures=self.figures)
+            # what has figures is drawn at once, so that each update is seen however short it is
+            _bars[0].update(
+                self._id,
+                description=self.title,
+                completed=done,
+                total=self.total,
+                figures=self.figures,
+                refresh=bool(figures),
+            )
         elif self.log and time.monotonic() - self._said > LOG_SECONDS:
             self._said = time.monotonic()
             say(f"{self.title} {done}" + (f"/{self.total}" if self.total else ""))

@@ -357,9 +357,9 @@ class OnPolicyDistillation(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of every task that was evaluated."""
-        for task, result in self.evaluated.items():  # of all ranks already; Lightning asks for the mean of equal ones
-            self.log(f"val/success/{task}", result.success, sync_dist=True)
-            self.log(f"val/reward/{task}", result.reward, sync_dist=True)
+        for task, result in self.evaluated.items():  # of all ranks already, so Lightning need not reduce them
+            self.log(f"val/success/{task}", result.success)
+            self.log(f"val/reward/{task}", result.reward)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained parameters and its schedule by update."""

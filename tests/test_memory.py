@@ -119,6 +119,7 @@ def test_the_smaller_budget_is_that_of_a_run_that_goes_on(folders: tuple[str, st
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     for budget, expected in ((10**6, module.collate.micro_batch_tokens), (16, 16)):
         again, _, _ = parts(folders, micro_batch_tokens=budget)
+        again.trainer = trainer
         again.on_load_checkpoint(torch.load(tmp_path / "last.ckpt", weights_only=True))
         assert (again.collate.micro_batch_tokens, again.out_of_memory) == (expected, 1)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from opdlight import server as module
+from opdlight.config import TrainConfig, compose
 from opdlight.config.entry import USER_ERRORS
 from opdlight.errors import ConfigError, ServerError
 from opdlight.server import VLLMServer, find_model
@@ -114,19 +115,30 @@ def test_the_key_is_sent_and_never_shown(
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("url", "message"),
+    [("localhost:8000", "`teacher.url`"), ("http://me:4711@host", r"`teacher.url` .* got 'http://…@host'")],
+)
+def test_wrong_addresses_are_named(url: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        client(url)
+    assert "4711" not in str(error.value)
+
+
+@pytest.mark.parametrize("group", ["teacher", "engine"])
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
     [
-        ({"url": "localhost:8000"}, "`teacher.url`"),
-        ({"url": "http://me:4711@host"}, r"`teacher.url` .* got 'http://…@host'"),
-        ({"concurrency": 0}, "`teacher.concurrency`"),
-        ({"timeout": 0.0}, "`teacher.timeout`"),
-        ({"retries": -1}, "`teacher.retries`"),
+        ("concurrency=0", "int ≥ 1"),
+        ("timeout=0", "float > 0"),
+        ("timeout=inf", "float > 0"),
+        ("retries=-1", "int ≥ 0"),
     ],
 )
-def test_wrong_arguments_are_named(changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as error:
-        client(**{"url": "http://host", **changed})
-    assert "4711" not in str(error.value)
+def test_wrong_numbers_are_named(group: str, wrong: str, expected: str) -> None:
+    key, _, value = wrong.partition("=")
+    served = ["task=sums", f"{group}=vllm_server", f"{group}.url=http://host:8000"]
+    with pytest.raises(ConfigError, match=f"Expected `{group}.{key}` to be .*{expected}, but got {value}"):
+        compose("train", TrainConfig, [*served, f"{group}.{wrong}"])
 
 
 def test_so_many_are_under_way_at_once(fake: FakeServer) -> None:

@@ -138,7 +138,9 @@ def test_a_pair_of_other_vocabularies_is_examined_to_the_end(tmp_path: Path) -> 
     code, report = doctor(tmp_path, *models)
     checks = {f["check"]: f for f in report["findings"]}
     assert code == 1
-    assert "2 ids write other bytes" in checks["vocabulary"]["evidence"]
+    assert checks["vocabulary"]["verdict"] == "warn"
+    assert "left out of every support and of the loss: 2 of 314 ids" in checks["vocabulary"]["evidence"]
+    assert "312 shared ids" in checks["support"]["evidence"]
     assert len(checks) == 12
 
 

@@ -100,12 +100,12 @@ def test_k_within_the_shared_ids_passes_and_beyond_is_repaired(tmp_path: Path) -
     assert check_support(one)[0].verdict is Verdict.PASS
     large = replace(one, loss=SupportMatching(k=5000), loss_config={"support": "teacher_top_k", "k": 5000})
     (finding,) = check_support(large)
-    assert (finding.verdict, finding.repair) == (Verdict.FAIL, f"loss.k={one.shared}")
+    assert (finding.verdict, finding.repair) == (Verdict.FAIL, f"loss.k={len(one.shared)}")
     repaired = replace(one, loss=SupportMatching(k=pasted(finding)["loss"].k))
     assert check_support(repaired)[0].verdict is Verdict.WARN  # the whole vocabulary: there is a cheaper way to say so
     inside = TurnWeighted(loss=SupportMatching(k=5000))
     (finding,) = check_support(replace(one, loss=inside, loss_config={"limit": 0.2, "loss": {"k": 5000}}))
-    assert finding.repair == f"loss.loss.k={one.shared}"
+    assert finding.repair == f"loss.loss.k={len(one.shared)}"
     (finding,) = check_support(replace(one, engine={"max_logprobs": 5}))
     assert (finding.verdict, finding.repair) == (Verdict.FAIL, "engine.max_logprobs=8")
     for free in (SampledToken(), SupportMatching(support="full_vocabulary")):
@@ -336,7 +336,7 @@ def test_the_formula_for_activations_fits_what_autograd_keeps(tmp_path: Path) ->
         kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
-    (batch,) = as_batches([[5] * 200], shared=300, micro_batch_tokens=1000)  # 100 and 24 tokens
+    (batch,) = as_batches([[5] * 200], shared=SharedVocabulary(300), micro_batch_tokens=1000)  # 100 and 24 tokens
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         one.student.hidden(batch)
     measured = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)

@@ -157,7 +157,7 @@ def test_dropout_of_the_model_is_refused_with_its_fields(case: str, tmp_path: Pa
 def test_dropout_that_no_field_names_is_refused_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("llama")
     model.model.layers[0].mlp.act_fn = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Dropout(0.25))
-    load: Callable[..., Any] = lambda *_: model  # noqa: E731
+    load: Callable[..., Any] = lambda *_, **__: model  # noqa: E731
     monkeypatch.setattr("opdlight.models.student.load_model", load)
     with pytest.raises(ConfigError, match=r"model\.layers\.0\.mlp\.act_fn\.1\.p = 0\.25"):
         Student(save(tmp_path))

@@ -46,5 +46,5 @@ def test_help_and_config() -> None:
     assert "python -m opdlight.report run=[runs/a,runs/b] out=runs/comparison.html" in text
     cfg = compose("report", ReportConfig, ["run=[a,b]", "out=x.html"])
     assert (list(cfg.run), cfg.out, cfg.trajectories) == (["a", "b"], "x.html", 1000)
-    with pytest.raises(ConfigError, match="Expected `trajectories` to be int, but got 'many'"):
+    with pytest.raises(ConfigError, match="Expected `trajectories` to be int ≥ 0, but got 'many'"):
         compose("report", ReportConfig, ["trajectories=many"])

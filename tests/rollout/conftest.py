@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,31 @@ from tests.rollout.served import TOKENIZER, student
 from tests.rollout.walking import WAIT
 from tests.tiny import save_tiny
 
+FAILED = pytest.StashKey[bool]()
+
 
 def alive() -> int:
     return sum(thread.name != "tqdm_monitor" for thread in threading.enumerate())  # progress bars keep theirs
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
 @pytest.fixture(autouse=True)
-def no_thread_left() -> Iterator[None]:
+def no_thread_left(request: pytest.FixtureRequest) -> Iterator[None]:
     before = alive()
     yield
+    if FAILED in request.node.stash:
+        return  # it closed nothing, and says enough
     deadline = time.monotonic() + WAIT
-    while alive() > before and time.monotonic() < deadline:
+    while (left := alive()) > before and time.monotonic() < deadline:
         time.sleep(0.005)
+    assert left <= before, f"threads that a test left behind: {threading.enumerate()}"
 
 
 @pytest.fixture(scope="module")

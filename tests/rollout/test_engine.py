@@ -75,7 +75,9 @@ def test_stop_tokens_come_from_tokenizer_and_generation_config(tmp_path: Path) -
     (tmp_path / "both" / "generation_config.json").unlink()
     assert stop_token_ids(str(tmp_path / "both")) == [2]
     tokenizer.eos_token = None
+    model.save_pretrained(tmp_path / "none")
     tokenizer.save_pretrained(tmp_path / "none")
+    (tmp_path / "none" / "generation_config.json").unlink()
     with pytest.raises(EngineError, match="no end-of-sequence token"):
         stop_token_ids(str(tmp_path / "none"))
 
