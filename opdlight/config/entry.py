@@ -150,7 +150,8 @@ def hydra_entry(
                     _stop(CheckpointError(f"`{where}.model`: {error.__cause__}"))
                 if isinstance(error.__cause__, USER_ERRORS):
                     _stop(error.__cause__)
-                if isinstance(error.__cause__, ValueError):  # a constructor that refuses its arguments
+                # a constructor that refuses its arguments; Lightning's trainer does it with errors of many types
+                if isinstance(error.__cause__, ValueError) or (where == "trainer" and error.__cause__):
                     _stop(ConfigError(f"Cannot build `{where}`: {error.__cause__}"))
                 raise
 
