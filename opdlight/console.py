@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 LOG_WIDTH = 160  # of tables where there is no terminal
-NARROW = 100  # columns
+NARROW = 112  # columns; less is no room for figures and intervals side by side
 LOG_SECONDS = 20.0  # without a terminal, at most one line in so many says how far something is
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # where Lightning looks, in its order
 _RANK = next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)

@@ -377,12 +377,12 @@ class OnPolicyDistillation(L.LightningModule):
     @contextmanager
     def _interruptible(self, *, rolling_out: bool) -> Iterator[None]:
         """Within, nothing is half done: SIGTERM need not wait, unless other processes would."""
-        before = self.preemption.busy
+        before = self.preemption.busy, self.preemption.rolling_out
         self.preemption.busy, self.preemption.rolling_out = self.trainer.world_size > 1, rolling_out
         try:
             yield
         finally:
-            self.preemption.busy = before
+            self.preemption.busy, self.preemption.rolling_out = before
 
     def _alone(self, *, last: bool) -> AbstractContextManager[None]:
         """Within, a backward pass keeps its gradient to itself; the last one of an update adds up those of all."""

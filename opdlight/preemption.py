@@ -34,6 +34,7 @@ class Preemption:
         self.asked = False
         self.busy = False  # something is half done
         self.rolling_out = False  # a step has begun and changed nothing yet
+        self.rollout_lost = False  # the signal ended a rollout that no checkpoint holds
         self.number: int = signal.SIGTERM  # the signal that has come
         self._before: dict[signal.Signals, Any] = {}
 
@@ -48,6 +49,7 @@ class Preemption:
             await_line()
         self.asked, self.number = True, number
         if not self.busy:
+            self.rollout_lost = self.rolling_out
             raise Preempted(between_steps=self.rolling_out, number=number)
 
     def __enter__(self) -> Self:

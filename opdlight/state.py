@@ -31,8 +31,11 @@ def add_state(module: "OnPolicyDistillation", checkpoint: dict[str, Any]) -> Non
     if isinstance(module.loss, Remembers):
         checkpoint["loss"] = module.loss.state()
     # who is asked to stop does not wait for a rollout: it is done again, by a student that is newer by one update
-    if all(gathered(bool(module.ahead) and not (module.preemption.asked and module.ahead.going_on))):
-        checkpoint["ahead"] = [_plain(t) for rank in gathered(module.ahead.peek()) for t in rank]
+    lost = any(gathered(module.preemption.asked and module.ahead.going_on))
+    if all(gathered(bool(module.ahead))):
+        module.preemption.rollout_lost = lost
+        if not lost:
+            checkpoint["ahead"] = [_plain(t) for rank in gathered(module.ahead.peek()) for t in rank]
     frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
     checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n not in frozen}
     loops = checkpoint["loops"]["fit_loop"]

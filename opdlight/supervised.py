@@ -130,7 +130,11 @@ def sft(cfg: DictConfig) -> dict[str, float]:
         max_grad_norm=cfg.max_grad_norm,
     )
     trainer: L.Trainer = instantiate(
-        cfg.trainer, logger=MetricsFile(folder), default_root_dir=str(folder), callbacks=[StageProgress()]
+        cfg.trainer,
+        logger=MetricsFile(folder),
+        default_root_dir=str(folder),
+        callbacks=[StageProgress()],
+        enable_checkpointing=False,  # Lightning's own, from which nothing goes on
     )
     updates = cfg.trainer.max_steps
     if is_first_process():

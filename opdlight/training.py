@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch.optim import Optimizer
 
 from opdlight import checkpointing, records, run_folder
-from opdlight.callbacks import Checkpoints, Throughput
+from opdlight.callbacks import Checkpoints, StageProgress, Throughput
 from opdlight.closing import Closing
 from opdlight.collate import Collate
 from opdlight.config import instantiate, resume_command
@@ -157,7 +157,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         try:
             return _train(cfg, preemption)
         except Preempted as stop:
-            say(f"{run_folder.kept(Path(cfg.run_dir))}{' The rollout is done again.' if stop.between_steps else ''}")
+            again = " The rollout is done again." if preemption.rollout_lost else ""
+            say(f"{run_folder.kept(Path(cfg.run_dir))}{again}")
             say(f"{stop.why}: stopped. To go on: {resume_command(cfg.run_dir)}")
             raise
 
@@ -191,6 +192,8 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         callbacks=callbacks,
+        enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),  # none of Lightning's own instead
+        enable_progress_bar=any(isinstance(c, StageProgress) for c in callbacks),
         logger=loggers,
         default_root_dir=str(folder),
         plugins=[*instantiate(cfg.trainer.get("plugins") or []), checkpointing.CheckpointFolder()],

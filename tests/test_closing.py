@@ -103,6 +103,17 @@ def test_a_summary_or_an_evaluation_that_fails_does_not_cost_the_student(
     assert "success/sums" in train(config(folder, f"resume={folder}", *quick[:1]))
 
 
+def test_a_run_without_checkpoints_and_progress_has_none_of_lightning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    train(config(folder, "evaluate_teachers=false", "~callbacks.checkpoints", "~callbacks.progress"))
+    assert (folder / "student" / "model.safetensors").is_file()
+    assert not (folder / "checkpoints").exists()
+    captured = capsys.readouterr()
+    assert "Epoch 0" not in captured.out + captured.err
+
+
 def test_sft_and_evaluate_keep_what_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = [
         "task=sums",
@@ -111,12 +122,13 @@ def test_sft_and_evaluate_keep_what_they_have(tmp_path: Path, monkeypatch: pytes
         "batch_size=2",
         "trainer.max_steps=1",
     ]
-    tuned += ["+model.student.lora={r: 2}", "+trainer.enable_checkpointing=false", f"run_dir={tmp_path / 'sft'}"]
+    tuned += ["+model.student.lora={r: 2}", f"run_dir={tmp_path / 'sft'}"]
     with monkeypatch.context() as patch:
         patch.setattr(Student, "save", broken)
         with pytest.raises(UnfinishedError, match="not complete: save the student"):
             sft(compose("sft", SftConfig, tuned))
     assert (tmp_path / "sft" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "sft" / "checkpoints").exists()
 
     measured = ["task=sums", "task.tasks.sums.episodes=1", "engine._target_=tests.fakes.StudentOnlyEngine"]
     with pytest.raises(UnfinishedError, match="not complete: stop the environments and the engine"):

@@ -239,6 +239,20 @@ def test_composition_keeps_interpolations_and_leaves_hydra_out(conf: Path, tmp_p
     assert cfg.run_dir == "elsewhere"
 
 
+def test_a_wrong_key_is_compared_with_the_options_of_a_searched_folder_too(conf: Path, tmp_path: Path) -> None:
+    extra = tmp_path / "my conf"
+    (extra / "loss").mkdir(parents=True)
+    (extra / "loss" / "mine.yaml").write_text("_target_: config_targets.Large\nk: 7\n")
+    expected = (
+        r"^Unknown key `loss\.scale`\. Known: k\. An argument of `loss` that the config does not list needs a plus"
+    )
+    with pytest.raises(ConfigError, match=expected):  # not the nearest key of `loss=small`
+        compose("main", Top, ["loss=mine", "loss.scale=3"], conf=conf, extra=extra)
+    folder = f"hydra.searchpath=['file://{extra}']"  # as a resumed run has it
+    with pytest.raises(ConfigError, match=expected):
+        compose("main", Top, ["loss=mine", "loss.scale=3", folder], conf=conf)
+
+
 def test_a_missing_option_inside_a_file_names_the_file(conf: Path) -> None:
     (conf / "loss" / "both.yaml").write_text("defaults: [smoll]\n")
     with pytest.raises(ConfigError, match=r"no option 'smoll' \(named in loss/both.yaml\)"):

@@ -31,6 +31,8 @@ TRAINER: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "inference_mode": ((False,), "the metrics live through evaluations inside and outside of training"),
     "use_distributed_sampler": ((False,), "each process takes its share of a batch by itself"),
     "reload_dataloaders_every_n_epochs": ((0,), "a run is one epoch"),
+    "enable_checkpointing": ((), "`~callbacks.checkpoints` leaves a run without them, the other commands write none"),
+    "enable_progress_bar": ((), "`~callbacks.progress` leaves a run without it"),
     "logger": ((), "set `logger`, the group of that name"),
     "callbacks": ((), "set `callbacks`, the group of that name"),
     "default_root_dir": ((), "set `run_dir`"),

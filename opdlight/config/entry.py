@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
@@ -107,7 +108,7 @@ def _composed(
         except HydraException as error:
             known: Mapping[str, Any] = {}
             if not isinstance(error, (MissingConfigException, OverrideParseException)):  # the groups are all right
-                known = _plain(hydra.compose(config_name, [o for o in overrides if _names_option(o, conf)]))
+                known = _plain(hydra.compose(config_name, _choices(config_name, [*search, *overrides])))
             raise explain_composition(error, known) from error
     cfg = full.copy()
     with read_write(cfg), open_dict(cfg):
@@ -150,7 +151,8 @@ def hydra_entry(
                     _stop(CheckpointError(f"`{where}.model`: {error.__cause__}"))
                 if isinstance(error.__cause__, USER_ERRORS):
                     _stop(error.__cause__)
-                if isinstance(error.__cause__, ValueError):  # a constructor that refuses its arguments
+                # a constructor that refuses its arguments; Lightning's trainer does it with errors of many types
+                if isinstance(error.__cause__, ValueError) or (where == "trainer" and error.__cause__):
                     _stop(ConfigError(f"Cannot build `{where}`: {error.__cause__}"))
                 raise
 
@@ -206,9 +208,13 @@ def _plain(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _names_option(override: str, conf: Path) -> bool:
-    group, _, option = override.partition("=")
-    return (conf / group / f"{option}.yaml").is_file()
+def _choices(config_name: str, overrides: Sequence[str]) -> list[str]:
+    """Those that choose an option of a group, of the folders that are searched besides too, and these folders."""
+    folders = [o for o in overrides if o.lstrip("+").startswith("hydra.searchpath=")]
+    loader = GlobalHydra.instance().config_loader()
+    pairs = [o.partition("=")[::2] for o in overrides]
+    options = {group: loader.get_group_options(group, config_name=config_name, overrides=folders) for group, _ in pairs}
+    return [*folders, *(f"{group}={option}" for group, option in pairs if option in options[group])]
 
 
 def _stop(error: BaseException) -> NoReturn:

@@ -50,8 +50,10 @@ def help_text(conf: Path, config_name: str, overrides: Sequence[str] = (), *, mo
     lines += ["", "Examples:", *(f"  {line}" for line in examples)] if examples else []
     lines += [
         "",
-        f"Every key: {command} --cfg job     One run a value: {command} -m key=a,b     Hydra itself: --hydra-help",
-        "A key that the config does not list is added with a plus: +trainer.min_steps=10",
+        f"Every key: {command} --cfg job",
+        f"One run a value: {command} -m key=a,b",
+        *(["A key that the config does not list: +trainer.min_steps=10"] if "trainer" in chosen else []),
+        "Hydra itself: --hydra-help",
     ]
     return "\n".join(line.rstrip() for line in lines)
 

@@ -53,7 +53,7 @@ def with_resumed(overrides: Sequence[str], *, searched: bool = False) -> list[st
     folder = Path(str(wanted[-1])).resolve()
     if not (folder / FILE).is_file():
         raise ConfigError.wrong(
-            "resume", expected=f"the folder of a run of opdlight.train, which has a {FILE}", got=str(wanted[-1])
+            "resume", expected=f"the folder of a run of opdlight.train, which holds {FILE}", got=str(wanted[-1])
         )
     given = {o.key_or_group for o in now} | ({SEARCH_PATH} if searched else set())
     if "run_dir" in given:

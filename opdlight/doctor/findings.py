@@ -83,12 +83,15 @@ def worst(findings: Sequence[Finding]) -> Verdict:
 
 def table(findings: Sequence[Finding]) -> Table:
     """The report for the screen; a repair stands below its evidence."""
-    shown = console.table("check", "of", "", "evidence", title="opdlight.doctor", show_lines=True)
+    narrow = console.narrow()  # then what it is about stands below the check, so that the evidence has room
+    headings = ("check", "", "evidence") if narrow else ("check", "of", "", "evidence")
+    shown = console.table(*headings, title="opdlight.doctor", show_lines=True)
     for f in findings:
         evidence = Text(f.evidence)
         if f.repair:
             evidence.append(f"\n→ {f.repair}", style="bold")
-        shown.add_row(Text(f.check), Text(f.about), Text(f.verdict, style=COLOURS[f.verdict]), evidence)
+        check = [Text(f"{f.check}\n{f.about}".rstrip())] if narrow else [Text(f.check), Text(f.about)]
+        shown.add_row(*check, Text(f.verdict, style=COLOURS[f.verdict]), evidence)
     return shown
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, meta, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from transformers import PreTrainedTokenizerBase
 
 from opdlight.config.values import hint
@@ -51,7 +53,7 @@ class ChatRenderer:
             if name not in names:
                 raise ConfigError(
                     f"Unknown key `{key}.{name}`: the chat template of {tokenizer.name_or_path!r} does not use it. "
-                    + hint(name, names, prefix=f"{key}.").partition(" Known:")[0]
+                    + hint(name, _arguments(tokenizer), prefix=f"{key}.")
                 )
 
     def start(self, system_prompt: str | None, observation: str, *, fresh_prompt: bool = False) -> "Conversation":
@@ -185,3 +187,21 @@ class Conversation:
         else:
             self.prompt_ids = [*self.prompt_ids, *completion.token_ids, *bridge[stopped:]]
         return self.prompt_ids
+
+
+class _Generation(Extension):
+    """Lets Jinja parse the tag of transformers around what the assistant says."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _arguments(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """What a chat template reads beside what transformers and the renderer give it."""
+    template = tokenizer.get_chat_template()
+    environment = Environment(extensions=[_Generation, loopcontrols])  # noqa: S701: parses, renders nothing
+    given = {"messages", "raise_exception", "strftime_now", *RESERVED, *tokenizer.special_tokens_map}
+    return meta.find_undeclared_variables(environment.parse(template)) - given

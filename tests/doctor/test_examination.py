@@ -1,5 +1,6 @@
 """The doctor as a whole: exit codes, JSON, broken models, and its quick part at the start of a run."""
 
+import io
 import json
 import os
 import random
@@ -14,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from opdlight.config import CONF, DoctorConfig, TrainConfig, compose, instantiate
 from opdlight.config.help import help_text
 from opdlight.doctor import examination
 from opdlight.doctor.examination import attempt, examine_config, examine_quickly
-from opdlight.doctor.findings import Finding, Verdict, said_once
+from opdlight.doctor.findings import Finding, Verdict, said_once, table
 from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError
 from opdlight.training import build, train
@@ -85,6 +87,27 @@ def test_help_shows_the_groups_of_train_and_its_own_options() -> None:
         assert line in text
     assert "override" not in text
     assert "* smollm2" in text
+    assert "A key that the config does not list: +trainer.min_steps=10" in text.splitlines()
+
+
+def test_help_fits_a_terminal_of_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, module in (("train", None), ("evaluate", None), ("failure_modes", "opdlight.lab.failure_modes")):
+        last = help_text(CONF, name, module=module).partition("Every key: ")[2].splitlines()
+        assert len(last) >= 3
+        assert max(map(len, last)) <= 80
+
+
+def test_the_table_leaves_a_narrow_screen_to_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [Finding(check="context", about="lab/teacher-sums (sums)", verdict=Verdict.PASS, evidence="e" * 36)]
+    for width, wide in ((80, False), (160, True)):
+        screen = Console(width=width, file=io.StringIO(), force_terminal=False)
+        monkeypatch.setattr("opdlight.console.console", screen)
+        screen.print(table(found))
+        text = screen.file.getvalue()  # type: ignore[attr-defined]
+        assert "e" * 36 in text  # on one line
+        assert "lab/teacher-sums (sums)" in text
+        assert (" of " in text) is wide
 
 
 @pytest.mark.parametrize(

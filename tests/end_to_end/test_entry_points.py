@@ -62,7 +62,7 @@ def test_train_evaluate_and_sft_with_the_real_engine(tmp_path: Path) -> None:
 
     tuned = tmp_path / "sft"
     overrides = ["demonstrations.episodes=6", "demonstrations.workers=1", "batch_size=2", "trainer.max_steps=2"]
-    loss = sft(compose("sft", SftConfig, [*overrides, "+trainer.enable_checkpointing=false", f"run_dir={tuned}"]))
+    loss = sft(compose("sft", SftConfig, [*overrides, f"run_dir={tuned}"]))
     assert 0 < loss["sft/loss"] < 10
     assert (tuned / "student" / "model.safetensors").is_file()
 
@@ -115,6 +115,8 @@ def test_every_loss_trains(loss: str, tmp_path: Path) -> None:
         ("max_not_finite=0", "Expected `max_not_finite` to be int ≥ 1, but got 0"),
         ("rollout.mini_batches=0", "Expected `rollout.mini_batches` to be int ≥ 1, but got 0"),
         ("optimizer.lr=-1", "Expected `optimizer.lr` to be float > 0, but got -1"),
+        ("trainer.accelerator=tpu", r"Cannot build `trainer`: "),
+        ("trainer.devices=[9999]", r"Cannot build `trainer`: "),
     ],
 )
 def test_a_part_that_refuses_its_arguments_is_one_message(

@@ -52,6 +52,14 @@ def test_the_second_ends_at_once() -> None:
     assert (process.returncode, error) == (130, "")
 
 
+def test_before_a_command_has_imported_what_handles_it(tmp_path: Path) -> None:
+    (tmp_path / "omegaconf.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")  # the first import
+    paths = os.pathsep.join([str(tmp_path), os.getcwd()])
+    command = [sys.executable, "-m", "opdlight.train"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
 def test_a_run_writes_a_checkpoint_says_what_is_kept_and_goes_on(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "run.log"
     process = start(folder, "trainer.max_steps=400", "callbacks.checkpoints.every=1000")

@@ -237,7 +237,7 @@ def test_what_cannot_go_on_is_one_message(
     def said(*arguments: str) -> str:
         return stop_of(list(arguments), monkeypatch, capsys)
 
-    assert "Expected `resume` to be the folder of a run of opdlight.train, which has a overrides.json" in said(
+    assert "Expected `resume` to be the folder of a run of opdlight.train, which holds overrides.json" in said(
         f"resume={tmp_path}"
     )
     assert "Expected `resume` to be of one run, but got '--multirun'" in said(f"resume={whole[0]}", "--multirun")

@@ -43,6 +43,7 @@ def test_help_and_config() -> None:
     text = help_text(CONF, "report")
     assert "Usage: python -m opdlight.report [key=value]..." in text
     assert "  run=runs/latest" in text
+    assert "trainer" not in text  # it has none
     assert "python -m opdlight.report run=[runs/a,runs/b] out=runs/comparison.html" in text
     cfg = compose("report", ReportConfig, ["run=[a,b]", "out=x.html"])
     assert (list(cfg.run), cfg.out, cfg.trajectories) == (["a", "b"], "x.html", 1000)

@@ -48,6 +48,11 @@ def test_arguments_reach_the_template_and_others_are_named() -> None:
     assert tokenizer.decode(gay.start(None, "hi").prompt_ids).endswith("assistant\ngay")
     with pytest.raises(ConfigError, match=r"`model\.student\.chat_template\.moood`.*Did you mean `.*\.mood`"):
         ChatRenderer(tokenizer, {"moood": "gay"})
+    with pytest.raises(ConfigError, match=r"does not use it\. Known: mood\.$"):
+        ChatRenderer(tokenizer, {"enable_thinking": False})
+    whole = tiny_tokenizer("{% generation %}" + CHATML + "{% endgeneration %}{{ eos_token }}")
+    with pytest.raises(ConfigError, match=r"does not use it\. Nothing can be set there\.$"):
+        ChatRenderer(whole, {"enable_thinking": False})
     for ours in ("add_generation_prompt", "tokenize", "chat_template", "conversation"):
         with pytest.raises(ConfigError, match=rf"Unknown key `model\.student\.chat_template\.{ours}`"):
             ChatRenderer(tokenizer, {ours: True})
