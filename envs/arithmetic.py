@@ -4,7 +4,8 @@ The rule, in one place. Where the right answer is a number, the answer must be o
 is not adding. Still to be carried out are
 
 - sums, differences, products and quotients of numbers (`3+3`, `2\cdot 3`, `(2)(3)`, `12/4`, `\frac{12}{4}`), and
-- beside a rational right answer powers, roots, factorials and functions (`2^{3}`, `\sqrt{36}`, `3!`, `\gcd(12,18)`).
+- beside a rational right answer powers, roots, factorials and functions (`2^{3}`, `\sqrt{36}`, `3!`, `\gcd(12,18)`),
+  signs of signs and absolute values (`-(-3)`, `|-3|`).
 
 Numbers written out are integers, decimals, thousands separators, percentages and units, fractions and mixed numbers
 that are no integer (`\frac{1}{2}`, `2/4`), powers of ten and scientific notation (`10^{5}`, `1.5\times 10^{3}`,
@@ -38,9 +39,16 @@ _OPERATION = re.compile(
     rf"{_END}(?:[+-]|{_TIMES}|\\div|÷|(?<=[\d\s)])[xX](?=[\s\d(])){_BEGIN}"
     rf"|\d\s*\(\s*[+-]?[\d.]|\)\s*[\d(]"  # products without a sign
     rf"|\d\s*/\s*\d+\s*/|frac\s*\{{\s*\\[dt]?frac"  # quotients of quotients
+    rf"|[+-]\s*(?:\\left)?\(?\s*[+-]|\||\\[lr]?vert"  # signs of signs, absolute values
     rf"|[\d)]\s*(?:\^|\*\*)\s*\{{?\s*[+-]?[\d(.]|\\sqrt|√|\d\s*!"
     r"|\\(?:log|ln|lg|exp|sin|cos|tan|gcd|lcm|min|max|binom|[lr]floor|[lr]ceil|sum|prod|int|lim|bmod|pmod|mod|operatorname)"
     r"|\b(?:sqrt|gcd|lcm|log|mod)\b"
+)
+_QUANTITY = re.compile(
+    r"(?P<number>.*?\d\.?\}?)(?:\s|~|\\[ ;:,])*"
+    r"(?P<unit>\\?%|°|\^\s*\{?\s*\\circ\s*\}?|(?<=[\s~;:,])(?!(?:hundred|thousand|[mbtr]+illion|dozen)s?\b)[^\W\d_]{2,}"
+    r"(?:\^\{?\d\}?)?)?",
+    re.DOTALL,
 )
 LONGEST = 64  # characters of a number
 LONGEST_EXPRESSION = 1000
@@ -71,6 +79,31 @@ def as_number(text: str) -> Fraction | None:
     sign, top, bottom, plain_top, plain_bottom = match.groups()
     numerator, denominator = int(top or plain_top), int(bottom or plain_bottom)
     return None if denominator == 0 else Fraction(-numerator if sign == "-" else numerator, denominator)
+
+
+def same_quantity(answer: str, target: str) -> bool:
+    r"""True if both are numbers, at least one with a unit, and equal: the same unit, or none on one side.
+
+    A percentage is also equal to what it is worth. What is no such pair is False, not yet unequal.
+
+    >>> same_quantity(r"50\%", "50"), same_quantity("0.5", "50%"), same_quantity("5~dollars", "5")
+    (True, True, True)
+    >>> same_quantity("5 km", "5 cm"), same_quantity("5 million", "5"), same_quantity("5", "5")
+    (False, False, False)
+    """
+    if max(len(answer), len(target)) > LONGEST:
+        return False
+    said, wanted = (_QUANTITY.fullmatch(t.strip()) for t in (answer, target))
+    if said is None or wanted is None or not (said["unit"] or wanted["unit"]):
+        return False
+    value, right = as_number(said["number"]), as_number(wanted["number"])
+    if value is None or right is None:
+        return False
+    unit, other = ((m["unit"] or "").lstrip("\\") for m in (said, wanted))
+    if unit and other:
+        return unit == other and value == right
+    hundredths = Fraction(1, 100) if "%" in (unit, other) else 1
+    return value == right or (value * hundredths == right if unit else value == right * hundredths)
 
 
 def unfinished(answer: str, target: str) -> bool:

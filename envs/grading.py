@@ -21,7 +21,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-from opdlight.envs.arithmetic import as_number, unfinished
+from opdlight.envs.arithmetic import as_number, same_quantity, unfinished
 from opdlight.errors import EnvError
 
 CPU_SECONDS = 2.0  # for one answer; CPU time, so that a busy machine grades like an idle one
@@ -62,6 +62,8 @@ def compare(answer: str, target: str) -> Verdict:
         return Verdict(correct=True)
     if unfinished(answer, target):
         return Verdict(correct=False)
+    if same_quantity(answer, target):
+        return Verdict(correct=True)
     value, wanted = as_number(answer), as_number(target)
     if value is not None and wanted is not None:
         if value == wanted:

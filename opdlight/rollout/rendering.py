@@ -17,6 +17,7 @@ from opdlight.rollout.control_tokens import OWN_MARKS, ControlTokens, StandIns
 from opdlight.rollout.engine import Completion
 
 OPEN, CLOSE = "<think>", "</think>"
+STAND_IN = "\U0010ffff"  # no character, so no text holds it: what a template writes behind it is the template's own
 RESERVED = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {"tools", "documents"}
 
 
@@ -83,8 +84,8 @@ class ChatRenderer:
         """The `<think>` that the prompt `text` of these messages opens for the assistant; empty if it opens none."""
         if OPEN not in text:
             return ""
-        before = self.render(messages, generation_prompt=False)
-        _, opened, rest = text.removeprefix(before).rpartition(OPEN) if text.startswith(before) else ("", "", "")
+        _, _, after = self.render([*messages[:-1], {**messages[-1], "content": STAND_IN}]).rpartition(STAND_IN)
+        _, opened, rest = after.rpartition(OPEN) if text.endswith(after) else ("", "", "")
         return "" if CLOSE in rest else opened + rest
 
     @cached_property

@@ -85,7 +85,11 @@ def test_plain() -> None:
         (r"\text{east}", "east", True), (r"\sqrt{8}", r"2\sqrt{2}", True), ("(x+1)^2", "x^2+2x+1", True),
         ("(1,2)", "(2,1)", False), (r"\{1,2\}", r"\{2,1\}", True), ("x=5", "5", True), ("0.333333", "1/3", True),
         ("0.34", "1/3", False), ("10^{10}", "10000000000", True), (r"\frac{", "3", False), ("\\" * 500, "3", False),
-        ("}{" * 300, "x+1", False), ("\x00", "x+1", False), ("[0, 1)", "[0, 1]", False),
+        (r"50\%", "50", True), (r"50\%", "0.5", True), ("0.5", r"50\%", True), ("50%", r"50\%", True),
+        ("5%", "0.5", False),
+        (r"5~\text{cm}", "5", True), (r"5\text{ dollars}", "5", True), ("90°", "90", True), ("4 cm", "5", False),
+        (r"5\text{ million}", "5", False), ("--3", "3", False), ("-(-3)", "3", False), ("|-3|", "3", False),
+        ("(-3)", "-3", True), ("}{" * 300, "x+1", False), ("\x00", "x+1", False), ("[0, 1)", "[0, 1]", False),
     ],
 )  # fmt: skip
 def test_grade(answer: str, target: str, equal: bool) -> None:

@@ -21,6 +21,8 @@ OPENS = "{% if add_generation_prompt %}<a><think>{% endif %}"
 THOUGHT_SHOWN = TURNS + OPENS  # past turns as they were
 STRIPPED = TURNS.replace("m.content", "m.content.split('</think>')[-1]") + OPENS
 WRITES_ITS_OWN = TURNS.replace("m.content", "('<think>' if m.role == 'assistant' else '') + m.content") + OPENS
+ENDS_OTHERWISE = THOUGHT_SHOWN.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")  # a whole one has an end
+ALWAYS = TURNS + "<a><think>"  # whatever add_generation_prompt says
 CLOSED = TURNS + "{% if add_generation_prompt %}<a><think></think>{% endif %}"  # enable_thinking: false
 PLAIN = TURNS + "{% if add_generation_prompt %}<a>{% endif %}"
 
@@ -38,7 +40,7 @@ def heard(template: str, answer: list[int]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("template", [THOUGHT_SHOWN, STRIPPED, WRITES_ITS_OWN])
+@pytest.mark.parametrize("template", [THOUGHT_SHOWN, STRIPPED, WRITES_ITS_OWN, ENDS_OTHERWISE, ALWAYS])
 def test_the_environment_hears_the_thought_that_the_prompt_opened(template: str) -> None:
     assert heard(template, [*letters("wait"), END]) == ["<think>wait"] * 2
     assert heard(template, [*letters("a"), UNTHINK, *letters("b"), END]) == ["<think>a</think>b"] * 2
