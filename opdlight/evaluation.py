@@ -98,7 +98,7 @@ def outcome_table(model: str, found: Mapping[str, list[Trajectory]], results: Ma
     """Success and endings by task, for the terminal."""
     most = max(r.samples for r in results.values())
     shown = table("task", "success", "episodes", *([] if most == 1 else ["solved in k attempts"]), "statuses")
-    shown.title = f"{model}: held-out success with 95 % intervals"
+    shown.title = f"{model}\nheld-out success with 95 % intervals"
     for name, r in results.items():
         counts = {s: sum(t.status is s for t in found[name]) for s in Status}
         statuses = ", ".join(f"{s} {n}" for s, n in counts.items() if n)

@@ -174,6 +174,8 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         raise ConfigError.wrong("run_dir", expected="a folder without checkpoints, or `resume` it", got=str(folder))
     if cfg.resume and not go_on(cfg, folder, checkpoint, first=first):
         return {f"success/{name}": rate for name, rate in run_folder.read_successes(folder).items()}
+    if not cfg.resume:
+        say(f"run folder: {folder}")  # at once, so that of several runs each can be watched
     say(threads.describe())
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)

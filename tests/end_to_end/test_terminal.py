@@ -125,6 +125,7 @@ def test_a_command_on_a_terminal(name: str, width: int, tmp_path: Path) -> None:
         assert any(re.match(r"updates +[━╸╺]+ 1/2 ", line) for line in terminal.moved), terminal.moved
         assert re.search(r"^ *sums +\d+\.\d % +\d+\.\d % ", terminal.text, re.MULTILINE), terminal.text
     if "evaluate" in name:
+        assert re.search(r"^ *held-out success with 95 % intervals$", terminal.text, re.MULTILINE), terminal.text
         assert any(re.match(r"evaluate sums +[━╸╺]+ \d+/200 ", line) for line in terminal.moved), terminal.moved
 
 
