@@ -52,6 +52,12 @@ def test_what_the_loop_would_ignore_is_refused_with_the_key_to_use(override: str
         check_together({"trainer": trainer})
 
 
+def test_the_last_rollout_makes_no_more_updates_than_are_wanted() -> None:
+    with pytest.raises(ConfigError, match=r"`trainer.max_steps` to be a multiple of `rollout.mini_batches` \(2\)"):
+        compose("train", TrainConfig, ["rollout.mini_batches=2", "trainer.max_steps=3"])
+    compose("train", TrainConfig, ["rollout.mini_batches=2", "trainer.max_steps=4"])
+
+
 @pytest.mark.parametrize("name", ["train", "doctor", "sft", "failure_modes"])
 def test_every_entry_point_that_trains_refuses_it(name: str) -> None:
     schemas = {"train": TrainConfig, "doctor": DoctorConfig, "sft": SftConfig, "failure_modes": FailureModesConfig}

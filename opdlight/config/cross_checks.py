@@ -48,6 +48,10 @@ def check_together(config: Mapping[str, Any]) -> None:
     trainer = config.get("trainer")
     if isinstance(trainer, Mapping) and trainer.get("_target_") == "lightning.Trainer":
         _check_trainer(trainer)
+        each = config["rollout"]["mini_batches"] if "rollout" in config else 1
+        if trainer.get("max_steps", 0) % each:  # the last rollout would make more updates than that
+            expected = f"a multiple of `rollout.mini_batches` ({each}), the updates of one rollout"
+            raise ConfigError.wrong("trainer.max_steps", expected=expected, got=trainer["max_steps"])
     for key in ("sampling", "evaluation"):
         node = config.get(key)
         if isinstance(node, Mapping):
