@@ -202,6 +202,6 @@ class _Generation(Extension):
 def _arguments(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """What a chat template reads beside what transformers and the renderer give it."""
     template = tokenizer.get_chat_template()
-    environment = Environment(extensions=[_Generation, loopcontrols])  # noqa: S701: parses, renders nothing
+    environment = Environment(extensions=[_Generation, loopcontrols])  # it parses and renders nothing
     given = {"messages", "raise_exception", "strftime_now", *RESERVED, *tokenizer.special_tokens_map}
     return meta.find_undeclared_variables(environment.parse(template)) - given
