@@ -20,7 +20,7 @@ train: setup ## distil the maths and ALFWorld agent; ARGS="loss=sampled_token" a
 	.venv/bin/python -m opdlight.train task=agent_math loss=topk_rkl $(ARGS)
 
 test: setup-dev ## every test, on two cores; ARGS="tests/losses" narrows it
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup-dev ## lint, format, types, layers
 	.venv/bin/ruff check .

@@ -59,7 +59,7 @@ def leave_to_parent() -> None:
 
 def await_line() -> None:
     """For a handler of Ctrl-C: let the line that it stops come before what else there is to say."""
-    _said.wait(3.0)  # not for ever: the main thread may hold what the line needs
+    _said.wait(10.0)  # not for ever: the main thread may hold what the line needs
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

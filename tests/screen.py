@@ -3,6 +3,7 @@
 import re
 
 TOKEN = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b[\]P].*?(?:\x07|\x1b\\)|([\r\n\b])|([^\x1b\r\n\b]+)", re.DOTALL)
+BEGUN = re.compile(r"\x1b(\[[0-9;?]*|[\]P][^\x07\x1b]*\x1b?)?$")
 
 
 class Screen:
@@ -11,9 +12,14 @@ class Screen:
     def __init__(self, width: int) -> None:
         self.width, self.lines, self.row, self.column = width, [""], 0, 0
         self.coloured, self.cursor_shown = False, True
+        self._unread = ""  # the beginning of a control sequence whose end is still to come
 
     def write(self, text: str) -> int:
-        """Show text with its control sequences."""
+        """Show text with its control sequences; a terminal may be read in the middle of one."""
+        length, text = len(text), self._unread + text
+        begun = BEGUN.search(text)
+        self._unread = begun.group() if begun else ""
+        text = text.removesuffix(self._unread)
         for arguments, command, control, plain in TOKEN.findall(text):
             if command:
                 self._command(arguments, command)
@@ -30,7 +36,7 @@ class Screen:
                 line = self.lines[self.row].ljust(self.column)
                 self.lines[self.row] = line[: self.column] + character + line[self.column + 1 :]
                 self.column += 1
-        return len(text)
+        return length
 
     def flush(self) -> None:
         """Nothing is held back."""

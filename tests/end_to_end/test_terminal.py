@@ -60,6 +60,15 @@ class Terminal:
         return "\n".join(line.rstrip() for line in self.screen.lines)
 
 
+def test_the_screen_may_be_read_in_the_middle_of_a_control_sequence() -> None:
+    written = "one\r\ntwo\x1b[1A\r\x1b[2Kthree \x1b[38;5;70mgreen\x1b[0m"
+    for at in range(len(written)):
+        screen = Screen(20)
+        screen.write(written[:at])
+        screen.write(written[at:])
+        assert (screen.lines, screen.coloured) == (["three green", "two"], True), at
+
+
 def inside(terminal: str, module: str, arguments: list[str]) -> None:
     """A command on this terminal, in a process that has imported the slow libraries already."""
     os.setsid()
