@@ -21,7 +21,7 @@ VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 SETTINGS = {
     "as opdlight chooses": {},
     "spin, as OpenMP does": {"GOMP_SPINCOUNT": "300000"},
-    "spin briefly": {"GOMP_SPINCOUNT": "3000"},
+    "sleep at once": {"OMP_WAIT_POLICY": "passive"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 

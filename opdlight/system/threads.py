@@ -2,17 +2,18 @@
 
 import os
 
-POLICY = "OMP_WAIT_POLICY"
-_CHOSEN_BY_USER = (POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+SPINS = "GOMP_SPINCOUNT"
+_CHOSEN_BY_USER = (SPINS, "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 
 def choose_wait_policy() -> None:
-    """Let waiting threads sleep, unless the user has chosen: trainer, engine and environments share the cores.
+    """Let waiting threads spin for some microseconds and then sleep, unless the user has chosen.
 
-    A thread that spins while it waits holds a core that another of them needs. `tools/bench_threads.py` measures both.
+    Trainer, engine and environments share the cores: a thread that spins for long holds a core that another of them
+    needs, and one that sleeps at once is woken for every small product. `tools/bench_threads.py` measures it.
     """
     if not any(name in os.environ for name in _CHOSEN_BY_USER):
-        os.environ[POLICY] = "passive"
+        os.environ[SPINS] = "3000"
 
 
 def describe() -> str:

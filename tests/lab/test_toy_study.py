@@ -132,7 +132,7 @@ def test_a_tiny_study_writes_everything(tmp_path: Path, capsys: pytest.CaptureFi
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["settings"]["main"]["gammas"][4]["variance"]["mean"] == found["variance/gamma=1"]
     assert set(summary["seconds"]) == set(summary["settings"]) == set(passes)
-    assert not list(folder.glob(".*")) and not list(folder.glob("*.tmp"))
+    assert [p.name for p in folder.glob(".*")] == [".lock"] and not list(folder.glob("*.tmp"))
     shown = capsys.readouterr().out
     for text in ("interval over 2 seeds", "sensitivity, 3 iterations", "horizon 2", "teacher", "run folder: "):
         assert text in shown, text

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from opdlight.system.threads import POLICY
+from opdlight.system.threads import SPINS
 
 COMMANDS = (
     "train", "sft", "evaluate", "doctor.__main__", "report.__main__", "lab.toy", "lab.estimators", "lab.failure_modes",
@@ -14,7 +14,7 @@ COMMANDS = (
 
 
 def python(code: str, **environment: str) -> str:
-    names = (POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    names = (SPINS, "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
     env = {name: value for name, value in os.environ.items() if name not in names} | environment
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[-1]
@@ -28,18 +28,18 @@ for command in {COMMANDS}:
     assert "torch" not in sys.modules, command
 sys.argv[1:] = ["--cfg", "job"]
 importlib.import_module("opdlight.train").main()
-print(os.environ.get("{POLICY}"))
+print(os.environ.get("{SPINS}"))
 """
-    assert python(code) == "passive"
+    assert python(code) == "3000"
 
 
-@pytest.mark.parametrize("name", [POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+@pytest.mark.parametrize("name", [SPINS, "OMP_WAIT_POLICY", "KMP_BLOCKTIME"])
 def test_what_the_user_has_set_stays(name: str) -> None:
     code = f"""
 import os
 from opdlight.system.threads import choose_wait_policy, describe
 choose_wait_policy()
-print(os.environ.get("{POLICY}"), describe())
+print(os.environ.get("{SPINS}"), describe())
 """
     said = python(code, OMP_NUM_THREADS="1", **{name: "7"})
-    assert said == f"{'7' if name == POLICY else 'None'} 1 CPU thread ({name}=7)"
+    assert said == f"{'7' if name == SPINS else 'None'} 1 CPU thread ({name}=7)"
