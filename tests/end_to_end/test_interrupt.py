@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,16 +61,22 @@ def test_before_a_command_has_imported_what_handles_it(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
-def test_a_run_writes_a_checkpoint_says_what_is_kept_and_goes_on(tmp_path: Path) -> None:
-    folder, log = tmp_path / "run", tmp_path / "run.log"
-    process = start(folder, "trainer.max_steps=400", "callbacks.checkpoints.every=1000")
-    while process.exitcode is None and not ((folder / "metrics.csv").exists() and len(metrics(folder)) > 2):
+def said_when_interrupted(process: processes.Process, log: Path, ready: Callable[[], bool]) -> str:
+    """Interrupt a command once it is `ready`; what it has said when it has ended in order."""
+    while process.exitcode is None and not ready():
         process.join(0.01)
     interrupt(process.pid)
-    process.join(60)
+    process.join(300)  # only against a hang
     said = log.read_text()
     assert process.exitcode == 130, said[-3000:]
     assert "Traceback" not in said
+    return said
+
+
+def test_a_run_writes_a_checkpoint_says_what_is_kept_and_goes_on(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "run.log"
+    process = start(folder, "trainer.max_steps=400", "callbacks.checkpoints.every=1000")
+    said = said_when_interrupted(process, log, lambda: (folder / "metrics.csv").exists() and len(metrics(folder)) > 2)
     assert f"run folder: {folder}" in said.splitlines()  # known while it runs
     done = sum(bool(row["loss/train"]) for row in metrics(folder))
     assert max(map(steps_of, all_of(folder))) == done > 0
@@ -83,13 +90,7 @@ def test_a_run_writes_a_checkpoint_says_what_is_kept_and_goes_on(tmp_path: Path)
 def test_before_the_first_update_nothing_is_kept_and_it_is_said(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "run.log"
     process = start(folder, "trainer.max_steps=3", "task.tasks.sums.episodes=2000")
-    while process.exitcode is None and not (log.exists() and "evaluate sums" in log.read_text()):
-        process.join(0.01)
-    interrupt(process.pid)
-    process.join(60)
-    said = log.read_text()
-    assert process.exitcode == 130, said[-3000:]
-    assert "Traceback" not in said
+    said = said_when_interrupted(process, log, lambda: log.exists() and "evaluate sums" in log.read_text())
     assert f"Kept in {folder}: no checkpoint yet, it starts over." in said
     assert "Ctrl-C: stopped. To go on: " in said.splitlines()[-1]
     assert not (tmp_path / "latest").is_symlink()  # it did not get as far as training
@@ -120,13 +121,7 @@ def test_other_commands_end_with_one_line(name: str, arguments: list[str], sign:
     where = [] if "doctor" in name else [f"run_dir={folder}"]
     process = processes.Process(target=command, args=(name, [*arguments, *where], str(log)))
     process.start()
-    while process.exitcode is None and not (log.exists() and sign in log.read_text()):
-        process.join(0.01)
-    interrupt(process.pid)
-    process.join(60)
-    said = log.read_text()
-    assert process.exitcode == 130, said[-3000:]
-    assert "Traceback" not in said
+    said = said_when_interrupted(process, log, lambda: log.exists() and sign in log.read_text())
     assert said.splitlines()[-2:] == [
         "Ctrl-C: stopping. Once more ends it at once.", "Ctrl-C: stopped" + (f"; unfinished: {folder}" if where else "")
     ]  # fmt: skip
