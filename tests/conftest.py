@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tiny import save_tiny
+from tests.tiny_models import save_tiny
 
 
 @pytest.fixture(scope="session")

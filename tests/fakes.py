@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import Logger
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opdlight.models import resolve_model
-from opdlight.models.checkpoints import load_tokenizer
+from opdlight.models.loading import load_tokenizer
 from opdlight.rollout import ScriptedEngine
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from opdlight.config import TrainConfig, compose, instantiate
-from opdlight.demonstrations import demonstrate
 from opdlight.envs.conformance import check_text_env
+from opdlight.sft.demonstrations import demonstrate
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from opdlight.data import Task
+from opdlight.data.tasks import Task
 from opdlight.errors import OpdError
 from opdlight.rollout import ChatRenderer, Collector, Completion, Engine, Limits, Request, Sampling, VLLMEngine
 from opdlight.rollout.collector import RolloutStats

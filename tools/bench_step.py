@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from opdlight.config import TrainConfig, compose, instantiate
-from opdlight.data import OnPolicyData
+from opdlight.data.requests import OnPolicyData
+from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.errors import OpdError
 from opdlight.models import teacher
-from opdlight.module import OnPolicyDistillation
-from opdlight.training import build
+from opdlight.train.build import build
 
 
 class Record(L.Callback):

@@ -23,15 +23,15 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from opdlight.config import instantiate
-from opdlight.data import TaskMixture
-from opdlight.demonstrations import (
+from opdlight.data.tasks import TaskMixture
+from opdlight.errors import OpdError
+from opdlight.sft.demonstrations import (
     Demonstration,
     Step,
     collect_demonstrations,
     read_demonstrations,
     write_demonstrations,
 )
-from opdlight.errors import OpdError
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "opdlight" / "assets" / "lab"

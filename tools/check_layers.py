@@ -3,28 +3,33 @@
 - A room of opdlight imports from its own layer or a lower one.
 - `opdlight/losses` imports the standard library, torch, `opdlight.types` and `opdlight.bounds` only.
 - `envs` (imported as `opdlight.envs`) imports of opdlight only `types`, `bounds` and `errors`.
-- Only `opdlight/rollout/vllm_engine.py` imports vllm and only `ray_engine.py` beside it ray, and inside a function, so
+- Only `opdlight/rollout/engines/vllm.py` imports vllm and only `ray_pool.py` beside it ray, and inside a function, so
   that everything else works without them.
+- No file imports itself through others, not even inside a function or for its types alone.
 """
 
 import argparse
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 LAYERS = (
-    ("types", "bounds", "errors", "console", "interrupt", "config", "distributed", "server", "system"),
-    ("losses", "metrics", "failure_metrics", "envs"),
-    ("models", "rollout", "collate", "schedules", "memory", "preemption", "records", "stages"),
-    ("reading", "checkpointing", "closing"),
-    ("module", "state", "data", "publish", "callbacks", "demonstrations"),
-    ("training", "evaluation", "supervised", "run_folder", "loggers", "lab", "report", "doctor"),
-    ("train", "evaluate", "sft"),
+    ("types", "bounds", "errors"),
+    ("config", "losses", "metrics", "system", "batch", "envs"),
+    ("data", "models", "run_folder", "report"),
+    ("rollout",),
+    ("distillation",),
+    ("callbacks", "doctor", "sft", "evaluate"),
+    ("train", "lab"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-OPTIONAL = {"vllm": Path("opdlight/rollout/vllm_engine.py"), "ray": Path("opdlight/rollout/ray_engine.py")}
+OPTIONAL = {
+    "vllm": Path("opdlight/rollout/engines/vllm.py"),
+    "ray": Path("opdlight/rollout/engines/ray_pool.py"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +44,7 @@ class Import:
 def violations(root: Path) -> list[str]:
     """One message a violation, `file:line: why`, over opdlight/, envs/ and tools/ below `root`."""
     found = []
+    graph: dict[str, set[str]] = {}
     for folder in ("opdlight", "envs", "tools"):
         for path in sorted((root / folder).rglob("*.py")):
             file = path.relative_to(root)
@@ -49,9 +55,21 @@ def violations(root: Path) -> list[str]:
                     f"{file}:1: the room `{room}` has no layer yet; place it in LAYERS of tools/check_layers.py"
                 )
                 continue
+            graph[str(file)] = set()
             for item in imports(tree, package):
                 found += [f"{file}:{item.line}: {why}" for why in _judge(file, room, item)]
-    return found
+                graph[str(file)] |= {str(target) for target in _file_of(root, item.name)}
+    return found + circle(graph)
+
+
+def circle(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """A message for one circle of a graph of files, file → files that it imports; none if there is no circle."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        files = error.args[1][::-1]  # each one imports the next
+        return [f"{files[0]}:1: a circle of imports: {' → '.join(files)}"]
+    return []
 
 
 def imports(tree: ast.AST, package: tuple[str, ...], lazy: bool = False) -> Iterator[Import]:
@@ -86,6 +104,20 @@ def _judge(file: Path, room: str | None, item: Import) -> Iterator[str]:
         yield f"losses imports {item.name}; losses may import the standard library, torch, types and bounds only"
     elif room in LEVEL and target in LEVEL and LEVEL[target] > LEVEL[room]:
         yield f"{room} (layer {LEVEL[room]}) imports {item.name} (layer {LEVEL[target]}); imports go down only"
+
+
+def _file_of(root: Path, name: str) -> list[Path]:
+    """The file of an imported name, a module or what a module defines; empty if it is none of opdlight's."""
+    parts = name.split(".")
+    if parts[0] != "opdlight":
+        return []
+    parts = parts[1:] if parts[1:2] == ["envs"] else parts  # opdlight/envs is a link
+    for count in range(len(parts), 0, -1):
+        base = Path(*parts[:count])
+        for file in (base.with_suffix(".py"), base / "__init__.py"):
+            if (root / file).is_file():
+                return [file]
+    return []
 
 
 def _room_of_file(file: Path) -> str | None:

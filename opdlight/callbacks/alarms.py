@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 
 from opdlight.bounds import FiniteFloat, PositiveInt
-from opdlight.console import say
+from opdlight.system.console import say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

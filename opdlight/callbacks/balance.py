@@ -1,8 +1,8 @@
 """How evenly the sampled-token signal lies on the tokens (the paper's first failure mode)."""
 
 from opdlight.callbacks.watch import TokenWatch
-from opdlight.failure_metrics import top_share
-from opdlight.reading import Reading
+from opdlight.metrics.failures import top_share
+from opdlight.models.probe import Reading
 
 
 class SignalBalance(TokenWatch):

@@ -8,15 +8,15 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from opdlight import records
 from opdlight.bounds import PositiveInt
-from opdlight.checkpointing import FOLDER, LAST, CheckpointFolder, all_of
-from opdlight.distributed import gathered
+from opdlight.distillation.module import OnPolicyDistillation
+from opdlight.distillation.state import follow_config
 from opdlight.errors import ConfigError
 from opdlight.models.student import Student
-from opdlight.module import OnPolicyDistillation
-from opdlight.preemption import Preempted
-from opdlight.state import follow_config
+from opdlight.run_folder import records
+from opdlight.run_folder.checkpoints import FOLDER, LAST, CheckpointFolder, all_of
+from opdlight.system.distributed import gathered
+from opdlight.system.preemption import Preempted
 
 
 class Checkpoints(Checkpoint):

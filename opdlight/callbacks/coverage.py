@@ -1,7 +1,7 @@
 """How much of both models the teacher's top-K support holds."""
 
 from opdlight.callbacks.watch import TokenWatch
-from opdlight.reading import Reading
+from opdlight.models.probe import Reading
 
 
 class TeacherSupportCoverage(TokenWatch):

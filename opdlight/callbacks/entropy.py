@@ -1,7 +1,7 @@
 """How sure both models are."""
 
 from opdlight.callbacks.watch import TokenWatch
-from opdlight.reading import Reading
+from opdlight.models.probe import Reading
 
 
 class ModelEntropy(TokenWatch):

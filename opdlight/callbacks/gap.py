@@ -4,7 +4,7 @@ import torch
 
 from opdlight.callbacks.watch import TokenWatch
 from opdlight.losses.direct import k1, k2, k3
-from opdlight.reading import Reading
+from opdlight.models.probe import Reading
 
 QUANTILES = (0.1, 0.5, 0.9)
 

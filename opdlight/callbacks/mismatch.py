@@ -2,7 +2,7 @@
 
 from opdlight.bounds import PositiveFloat
 from opdlight.callbacks.watch import TokenWatch
-from opdlight.reading import Reading
+from opdlight.models.probe import Reading
 
 
 class EngineMismatch(TokenWatch):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from opdlight.callbacks.watch import by_task
-from opdlight.failure_metrics import quantiles_by_bucket
-from opdlight.reading import Reading
+from opdlight.metrics.failures import quantiles_by_bucket
+from opdlight.models.probe import Reading
 
 COLUMNS = (
     "update", "task", "axis", "start", "end", "tokens", "teacher_mass", "student_mass", "sampled_in_support", "overlap",

@@ -6,8 +6,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 
 from opdlight.bounds import PositiveInt
-from opdlight.console import Stage, say
-from opdlight.module import OnPolicyDistillation
+from opdlight.distillation.module import OnPolicyDistillation
+from opdlight.system.console import Stage, say
 
 
 class StageProgress(ProgressBar):

@@ -7,11 +7,11 @@ from typing import Any
 
 import lightning as L
 
+from opdlight.batch.collate import count_splits
 from opdlight.bounds import PositiveInt
-from opdlight.collate import count_splits
-from opdlight.data import OnPolicyData
-from opdlight.distributed import gathered
-from opdlight.failure_metrics import repetition_rate
+from opdlight.data.requests import OnPolicyData
+from opdlight.metrics.failures import repetition_rate
+from opdlight.system.distributed import gathered
 from opdlight.types import Status, Trajectory
 
 SUMMED = ("rollout/row_splits", "rollout/spelled_control_tokens")

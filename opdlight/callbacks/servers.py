@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning as L
 
-from opdlight.module import OnPolicyDistillation
+from opdlight.distillation.module import OnPolicyDistillation
 
 
 class ServerFaults(L.Callback):

@@ -4,8 +4,8 @@ from typing import Any
 
 import lightning as L
 
-from opdlight.distributed import gathered
-from opdlight.module import OnPolicyDistillation
+from opdlight.distillation.module import OnPolicyDistillation
+from opdlight.system.distributed import gathered
 
 
 class Throughput(L.Callback):

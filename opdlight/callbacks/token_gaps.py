@@ -9,8 +9,8 @@ import torch
 
 from opdlight.bounds import PositiveInt
 from opdlight.callbacks.watch import by_task
-from opdlight.module import OnPolicyDistillation
-from opdlight.reading import Reading
+from opdlight.distillation.module import OnPolicyDistillation
+from opdlight.models.probe import Reading
 
 
 class TokenGaps(L.Callback):

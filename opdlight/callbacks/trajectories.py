@@ -12,13 +12,13 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from opdlight.batch.collate import keep_all
 from opdlight.bounds import NonNegativeInt, PositiveInt
-from opdlight.collate import keep_all
-from opdlight.distributed import gathered
+from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.losses import Needs
-from opdlight.module import OnPolicyDistillation
-from opdlight.reading import Reading, look_at, read
+from opdlight.models.probe import Reading, look_at, read
 from opdlight.rollout.control_tokens import ControlTokens
+from opdlight.system.distributed import gathered
 from opdlight.types import Trajectory, Turn
 
 

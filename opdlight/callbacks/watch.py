@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from opdlight.reading import Reading
+from opdlight.models.probe import Reading
 
 
 class TokenWatch(L.Callback, ABC):

@@ -30,7 +30,6 @@ from opdlight.config.explain import explain_composition, explain_interpolation
 from opdlight.config.folders import folder_overrides
 from opdlight.config.help import help_text
 from opdlight.config.resume import search_path, with_resumed
-from opdlight.console import say, stage
 from opdlight.errors import (
     CheckpointError,
     ConfigError,
@@ -40,7 +39,8 @@ from opdlight.errors import (
     UnfinishedError,
     VocabularyError,
 )
-from opdlight.interrupt import Interrupted, listening
+from opdlight.system.console import say, stage
+from opdlight.system.interrupt import Interrupted, listening
 from opdlight.system.parents import follow_launcher
 from opdlight.system.threads import choose_wait_policy
 

@@ -3,15 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from opdlight.bounds import (
-    Bounds,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Seed,
-    UnitFloat,
-)
+from opdlight.bounds import Bounds, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed, UnitFloat
 from opdlight.config.values import Node
 
 AtLeastTwo = Annotated[int, Bounds(at_least=2)]

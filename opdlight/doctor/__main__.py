@@ -5,7 +5,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from opdlight.config import DoctorConfig, hydra_entry
-from opdlight.console import stage
+from opdlight.system.console import stage
 
 
 def run(cfg: DictConfig) -> Any:

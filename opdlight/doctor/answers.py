@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from opdlight.collate import Collate
-from opdlight.data import episode_seed
+from opdlight.batch.collate import Collate
+from opdlight.data.requests import episode_seed
 from opdlight.doctor.findings import Finding, Verdict, override
 from opdlight.doctor.patient import PROMPTS, Pair, Patient
 from opdlight.doctor.scores import sampled

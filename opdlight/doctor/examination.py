@@ -10,10 +10,9 @@ from hydra.errors import InstantiationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
-from opdlight import run_folder
 from opdlight.config import instantiate
-from opdlight.console import say, show, stage, track
-from opdlight.data import TaskMixture
+from opdlight.data.tasks import TaskMixture
+from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.doctor.answers import check_answers, first_turns, whole_episodes
 from opdlight.doctor.findings import Finding, Verdict, as_json, said_once, table, worst
 from opdlight.doctor.limits import check_context, check_support
@@ -25,10 +24,12 @@ from opdlight.doctor.special_tokens import check_special_tokens
 from opdlight.doctor.templates import check_history, check_plain_text, check_template
 from opdlight.doctor.vocabularies import check_vocabulary
 from opdlight.errors import ConfigError, OpdError
-from opdlight.evaluation import make_collector
+from opdlight.evaluate.run import make_collector
 from opdlight.losses import Loss
 from opdlight.models import Student, Teacher, resolve_model
-from opdlight.module import OnPolicyDistillation
+from opdlight.system.console import say, show, stage, track
+from opdlight.system.files import write_text
+from opdlight.system.quiet import quiet_libraries
 
 OF_PAIR: Mapping[str, Callable[[Patient, Pair], list[Finding]]] = {
     "vocabulary": check_vocabulary,
@@ -107,7 +108,7 @@ def patient_of(
 
 def examine_config(cfg: DictConfig) -> dict[str, int]:
     """Load the models that a config names, check everything, print the report; exits with 1 if anything fails."""
-    run_folder.quiet_libraries()
+    quiet_libraries()
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
     loss: Loss = instantiate(cfg.loss)
@@ -130,7 +131,7 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
     say("doctor: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
     if cfg.out is not None:
         Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
-        run_folder.write(Path(cfg.out), as_json(found) + "\n")
+        write_text(Path(cfg.out), as_json(found) + "\n")
     if worst(found) is Verdict.FAIL:
         raise SystemExit(1)
     return {str(verdict): n for verdict, n in counts.items()}

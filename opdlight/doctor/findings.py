@@ -10,7 +10,7 @@ from enum import StrEnum
 from rich.table import Table
 from rich.text import Text
 
-from opdlight import console
+from opdlight.system import console
 
 
 class Verdict(StrEnum):

@@ -6,7 +6,8 @@ from functools import cached_property, reduce
 from operator import and_
 from typing import Any
 
-from opdlight.data import Task, episode_seed
+from opdlight.data.requests import episode_seed
+from opdlight.data.tasks import Task
 from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.losses import Loss, SpecialTokenMask
 from opdlight.models import Student, Teacher

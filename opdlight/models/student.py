@@ -16,14 +16,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from transformers.core_model_loading import revert_weight_conversion
 
-from opdlight.distributed import rank, whole
 from opdlight.errors import CheckpointError, ConfigError
 from opdlight.losses import Needs
 from opdlight.models.backbone import check_head, checkpoint_layers, divide, head_of, hidden_at
-from opdlight.models.checkpoints import contradiction, load_model, load_tokenizer, save_model
 from opdlight.models.lm_head import LMHead, log_normaliser, support_values, token_logprobs, top_k
+from opdlight.models.loading import contradiction, load_model, load_tokenizer, save_model
 from opdlight.models.lora import add_lora, lora_layers, merged_weights
 from opdlight.models.randomness import check_no_dropout
+from opdlight.system.distributed import rank, whole
 from opdlight.types import SharedVocabulary, SupportScores, TeacherScores, TokenBatch
 
 

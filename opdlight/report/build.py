@@ -11,7 +11,6 @@ import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from opdlight import __version__
-from opdlight.console import say, stage, track
 from opdlight.errors import ConfigError
 from opdlight.report.curves import draw_curves
 from opdlight.report.depth import draw_depth, draw_turns
@@ -22,6 +21,8 @@ from opdlight.report.naming import distinct, names
 from opdlight.report.outcome import draw_outcome
 from opdlight.report.read import Run, read_run
 from opdlight.report.tokens import draw_tokens
+from opdlight.system.console import say, stage, track
+from opdlight.system.files import write_text
 
 PAGE = Path(__file__).parent / "page"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -62,9 +63,7 @@ def report(run: str | Sequence[str], out: str | None = None, trajectories: int =
         parts = sections(runs)
     for chart in (chart for part in parts for chart in part.charts):
         (figures / f"{chart.slug}.png").write_bytes(chart.png)
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(page(runs, parts, trajectories), encoding="utf-8")
-    temporary.replace(file)
+    write_text(file, page(runs, parts, trajectories))
     say(f"report: {file}")
     return file
 

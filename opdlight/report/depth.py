@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from opdlight.metrics import wilson_interval
+from opdlight.metrics.success import wilson_interval
 from opdlight.report.draw import HEAT, INK, MUTED, RUNS, STUDENT, TEACHER, Chart, canvas, chart, legend
 from opdlight.report.measures import PARTS, Band, by_bucket, heat, part_of, success_by_turns, thirds
 from opdlight.report.read import Run

@@ -1,11 +1,12 @@
 """Rolling the student out: a Collector drives environments and an Engine."""
 
 from opdlight.rollout.collector import Collector, Limits
-from opdlight.rollout.engine import Completion, Engine, Request, Sampling, ScriptedEngine
-from opdlight.rollout.ray_engine import RayEngine
+from opdlight.rollout.engines.base import Completion, Engine, Request, Sampling
+from opdlight.rollout.engines.ray_pool import RayEngine
+from opdlight.rollout.engines.scripted import ScriptedEngine
+from opdlight.rollout.engines.served import VLLMServerEngine
+from opdlight.rollout.engines.vllm import VLLMEngine
 from opdlight.rollout.rendering import ChatRenderer
-from opdlight.rollout.server_engine import VLLMServerEngine
-from opdlight.rollout.vllm_engine import VLLMEngine
 
 __all__ = [
     "ChatRenderer",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError, EngineError, PlainTextError
-from opdlight.rollout.engine import Completion, Engine, Request, Sampling
+from opdlight.rollout.engines.base import Completion, Engine, Request, Sampling
 from opdlight.rollout.env_pool import Answer, EnvPool
 from opdlight.rollout.rendering import ChatRenderer, Conversation
 from opdlight.types import RolloutRequest, Status, Trajectory, Turn

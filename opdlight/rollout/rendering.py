@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from opdlight.config.values import hint
 from opdlight.errors import ConfigError
 from opdlight.rollout.control_tokens import OWN_MARKS, ControlTokens, StandIns
-from opdlight.rollout.engine import Completion
+from opdlight.rollout.engines.base import Completion
 
 OPEN, CLOSE = "<think>", "</think>"
 STAND_IN = "\U0010ffff"  # no character, so no text holds it: what a template writes behind it is the template's own

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from opdlight.batch.collate import Collate
 from opdlight.callbacks import StageProgress, Throughput
-from opdlight.collate import Collate
-from opdlight.console import _bars, _Pairs
+from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.losses import SampledToken
 from opdlight.models import Student, Teachers
-from opdlight.module import OnPolicyDistillation
 from opdlight.rollout import Sampling
+from opdlight.system.console import _bars, _Pairs
 from opdlight.types import Status, Trajectory, Turn
-from tests.screen import Screen
-from tests.tiny import save_tiny
+from tests.terminal_screen import Screen
+from tests.tiny_models import save_tiny
 
 
 def trajectory(task: str, prompt: list[int], completion: list[int]) -> Trajectory:
@@ -76,7 +76,7 @@ def screen(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> S
     """A terminal of so many columns."""
     made = Screen(request.param)
     terminal = Console(file=made, force_terminal=True, width=request.param, highlight=False)  # type: ignore[arg-type]
-    monkeypatch.setattr("opdlight.console.console", terminal)
+    monkeypatch.setattr("opdlight.system.console.console", terminal)
     return made
 
 

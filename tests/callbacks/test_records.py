@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from opdlight.batch.collate import Collate
 from opdlight.callbacks import RolloutMetrics, TrajectoryRecorder
-from opdlight.collate import Collate
+from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.losses import SpecialTokenMask, SupportMatching
-from opdlight.metrics import describe
+from opdlight.metrics.glossary import describe
 from opdlight.models import Student, Teachers
-from opdlight.module import OnPolicyDistillation
 from opdlight.rollout import ChatRenderer, Sampling
 from opdlight.types import SharedVocabulary, Status, Trajectory, Turn
-from tests.tiny import save_tiny
+from tests.tiny_models import save_tiny
 
 
 def turn(prompt: list[int], completion: list[int], **fields: Any) -> Turn:

@@ -25,10 +25,10 @@ from opdlight.callbacks import (
 )
 from opdlight.callbacks.profile import COLUMNS
 from opdlight.callbacks.token_gaps import token_table
-from opdlight.metrics import describe
-from opdlight.reading import Reading
-from tests.callbacks.readings import Logged, reading
-from tests.tiny import tiny_tokenizer
+from opdlight.metrics.glossary import describe
+from opdlight.models.probe import Reading
+from tests.callbacks.made_readings import Logged, reading
+from tests.tiny_models import tiny_tokenizer
 
 FIRST: Any = SimpleNamespace(is_global_zero=True)
 ALONE: Any = SimpleNamespace(world_size=1)

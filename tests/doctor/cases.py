@@ -10,13 +10,13 @@ import gymnasium
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from opdlight.data import Task
+from opdlight.data.tasks import Task
 from opdlight.doctor.findings import Finding
 from opdlight.doctor.patient import Pair, Patient
 from opdlight.envs.base import TextEnv
 from opdlight.losses import SupportMatching
 from opdlight.models import Student, Teacher
-from tests.tiny import CHATML, tiny_llama, tiny_tokenizer
+from tests.tiny_models import CHATML, tiny_llama, tiny_tokenizer
 
 STRIPS_THINK = CHATML.replace(
     "m.content +", "(m.content.split('</think>')[-1] if m.role == 'assistant' else m.content) +"

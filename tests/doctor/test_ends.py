@@ -14,7 +14,7 @@ from opdlight.models import Student
 from tests.doctor.cases import Errand, errand, examined, patient, save, with_tokens
 from tests.doctor.test_tokens import repaired
 from tests.rollout.test_control_tokens import unigram
-from tests.tiny import CHATML, tiny_tokenizer
+from tests.tiny_models import CHATML, tiny_tokenizer
 
 THINKS = CHATML.replace(
     "assistant\n'", "assistant\n' + ('<think>\n\n</think>\n\n' if enable_thinking is false else '<think>\n')"

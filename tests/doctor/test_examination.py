@@ -24,10 +24,11 @@ from opdlight.doctor.examination import attempt, examine_config, examine_quickly
 from opdlight.doctor.findings import Finding, Verdict, said_once, table
 from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError
-from opdlight.training import build, train
+from opdlight.train.build import build
+from opdlight.train.run import train
 from tests.doctor.cases import edited, save
 from tests.doctor.test_tokens import swap
-from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_tokenizer
 
 FAKE = "engine._target_=tests.fakes.AnsweringEngine"
 
@@ -102,7 +103,7 @@ def test_the_table_leaves_a_narrow_screen_to_the_evidence(monkeypatch: pytest.Mo
     found = [Finding(check="context", about="lab/teacher-sums (sums)", verdict=Verdict.PASS, evidence="e" * 36)]
     for width, wide in ((80, False), (160, True)):
         screen = Console(width=width, file=io.StringIO(), force_terminal=False)
-        monkeypatch.setattr("opdlight.console.console", screen)
+        monkeypatch.setattr("opdlight.system.console.console", screen)
         screen.print(table(found))
         text = screen.file.getvalue()  # type: ignore[attr-defined]
         assert "e" * 36 in text  # on one line

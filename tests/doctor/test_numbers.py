@@ -23,7 +23,7 @@ from opdlight.losses import ImportanceWeighted, Needs, SampledToken, SpecialToke
 from opdlight.models import Student, Teacher
 from opdlight.types import SharedVocabulary, Status, TeacherScores, TokenBatch, Trajectory, Turn
 from tests.doctor.cases import examined, patient, with_tokens
-from tests.tiny import CHATML, tiny_tokenizer
+from tests.tiny_models import CHATML, tiny_tokenizer
 
 
 def pasted(finding: Finding) -> dict[str, Any]:

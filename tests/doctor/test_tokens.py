@@ -17,7 +17,7 @@ from opdlight.doctor.special_tokens import check_special_tokens, markers
 from opdlight.doctor.templates import check_history, check_template
 from opdlight.doctor.vocabularies import check_vocabulary, token_bytes
 from tests.doctor.cases import STRIPS_THINK, Errand, edited, errand, examined, patient, with_tokens
-from tests.tiny import CHATML, tiny_tokenizer
+from tests.tiny_models import CHATML, tiny_tokenizer
 
 
 def swap(core: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ ONLY_CLOCKS = ("time/", "throughput/")
 RECORDS = ("trajectories.jsonl", "token_gaps.jsonl", "profile.csv")
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["opdlight.training", "tests.fakes", "opdlight.train"])
+processes.set_forkserver_preload(["opdlight.train.run", "tests.fakes", "opdlight.train.__main__"])
 
 
 def train(arguments: list[str], log: str) -> None:
@@ -29,7 +29,7 @@ def train(arguments: list[str], log: str) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.argv = ["opdlight.train", *arguments]
-    from opdlight.train import main
+    from opdlight.train.__main__ import main
 
     main()
 

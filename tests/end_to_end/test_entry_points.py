@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opdlight.config import EvaluateConfig, SftConfig, TrainConfig, compose
 from opdlight.config.entry import CONF
-from opdlight.evaluation import evaluate
-from opdlight.metrics import describe
-from opdlight.supervised import sft
-from opdlight.train import main
-from opdlight.training import train
+from opdlight.evaluate.run import evaluate
+from opdlight.metrics.glossary import describe
+from opdlight.sft.run import sft
+from opdlight.train.__main__ import main
+from opdlight.train.run import train
 
 SMALL = ["rollout.groups=2", "rollout.group_size=2", "trainer.max_steps=2"]
 EPISODES = ["task.tasks.sums.episodes=4", "task.tasks.alfworld.episodes=4"]

@@ -9,10 +9,10 @@ import pytest
 
 from opdlight.config import DoctorConfig, EvaluateConfig, TrainConfig, compose
 from opdlight.doctor.examination import examine_config
-from opdlight.evaluation import evaluate
-from opdlight.metrics import describe
+from opdlight.evaluate.run import evaluate
+from opdlight.metrics.glossary import describe
 from opdlight.report.build import report
-from opdlight.training import train
+from opdlight.train.run import train
 
 FAKE = "engine._target_=tests.fakes.AnsweringEngine"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from opdlight.checkpointing import all_of, steps_of
+from opdlight.run_folder.checkpoints import all_of, steps_of
 from tests.end_to_end.runs import SMALL, metrics, processes, start
 
 SCRIPT = """

@@ -8,7 +8,7 @@ from opdlight.config import CONF, TrainConfig, compose
 from opdlight.config.resume import quoted
 from opdlight.errors import ConfigError
 from opdlight.report.__main__ import main as report
-from opdlight.train import main
+from opdlight.train.__main__ import main
 from tests.end_to_end.runs import metrics, processes, train
 
 ODD = "it's é, a=b #1"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from opdlight.checkpointing import all_of, steps_of
+from opdlight.run_folder.checkpoints import all_of, steps_of
 from tests.end_to_end.runs import HANGS, metrics
 
 # SGD: AdamW's first steps are sign(gradient), which would hide a wrong scale and blow up roundings of zeros

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from opdlight.config import TrainConfig, compose, instantiate
-from opdlight.data import TaskMixture, held_out
+from opdlight.data.requests import held_out
+from opdlight.data.tasks import TaskMixture
 from opdlight.errors import EngineError
-from opdlight.evaluation import make_collector
-from opdlight.models.checkpoints import load_model, load_tokenizer
+from opdlight.evaluate.run import make_collector
+from opdlight.models.loading import load_model, load_tokenizer
 from opdlight.rollout import Engine, Request, Sampling
 from opdlight.types import Trajectory
 

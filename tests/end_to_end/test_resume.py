@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from opdlight.checkpointing import all_of, steps_of
-from opdlight.train import main
+from opdlight.run_folder.checkpoints import all_of, steps_of
+from opdlight.train.__main__ import main
 from tests.end_to_end.runs import (
     HANGS,
     SMALL,

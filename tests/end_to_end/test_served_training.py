@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from opdlight import server as module
-from opdlight.checkpointing import all_of, steps_of
 from opdlight.config import TrainConfig, compose
 from opdlight.errors import ConfigError
-from opdlight.metrics import describe
-from opdlight.models.checkpoints import load_model, load_tokenizer
-from opdlight.training import train
+from opdlight.metrics.glossary import describe
+from opdlight.models.loading import load_model, load_tokenizer
+from opdlight.run_folder.checkpoints import all_of, steps_of
+from opdlight.system import vllm_http as module
+from opdlight.train.run import train
 from tests import fake_server
 from tests.fake_server import FakeServer
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from opdlight.console import NARROW
-from opdlight.metrics import Result
-from opdlight.run_folder import Outcome, outcome_table
+from opdlight.metrics.success import Result
+from opdlight.run_folder.summary import Outcome, outcome_table
+from opdlight.system.console import NARROW
 from tests.end_to_end.runs import SMALL, processes, start
 from tests.report.made_up import make_run
-from tests.screen import Screen
+from tests.terminal_screen import Screen
 
 NOISE = re.compile(r"warning|deprecat|site-packages|\bINFO\b|\bDEBUG\b|\[HYDRA\]|Traceback|it/s|💡", re.IGNORECASE)
 MOVING = re.compile(r"[━╸╺]{8}")

@@ -11,17 +11,17 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from opdlight.collate import count_splits
+from opdlight.batch.collate import count_splits
 from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError, EngineError
 from opdlight.models import Student
-from opdlight.models.checkpoints import load_model
+from opdlight.models.loading import load_model
 from opdlight.rollout.collector import Collector, Limits
-from opdlight.rollout.engine import Completion, Request, Sampling
+from opdlight.rollout.engines.base import Completion, Request, Sampling
+from opdlight.rollout.engines.vllm import VLLMEngine
 from opdlight.rollout.rendering import ChatRenderer
-from opdlight.rollout.vllm_engine import VLLMEngine
 from opdlight.types import RolloutRequest, Trajectory
-from tests.tiny import save_tiny, tiny_adapter, tiny_llama, tiny_tokenizer
+from tests.tiny_models import save_tiny, tiny_adapter, tiny_llama, tiny_tokenizer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("one_thread")]
 STOP = 2  # <|im_end|>

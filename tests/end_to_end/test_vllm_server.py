@@ -15,16 +15,17 @@ from typing import Any, Self
 import httpx2
 import pytest
 
-from opdlight import server as module
 from opdlight.config import TrainConfig, compose, instantiate
-from opdlight.data import TaskMixture, held_out
+from opdlight.data.requests import held_out
+from opdlight.data.tasks import TaskMixture
 from opdlight.errors import ConfigError, ServerError
-from opdlight.evaluation import make_collector
+from opdlight.evaluate.run import make_collector
 from opdlight.models import ServerTeacher, Student, Teachers, resolve_model
-from opdlight.models.checkpoints import load_model, load_tokenizer
+from opdlight.models.loading import load_model, load_tokenizer
 from opdlight.rollout import Engine, Sampling, VLLMServerEngine
+from opdlight.system import vllm_http as module
 from opdlight.types import Trajectory
-from tests.models.scores import BATCH, NEEDS, assert_equal, chosen_for, look
+from tests.models.score_cases import BATCH, NEEDS, assert_equal, chosen_for, look
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("one_thread")]
 EPISODES = 48

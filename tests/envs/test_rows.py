@@ -8,10 +8,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from opdlight.demonstrations import read_demonstrations
 from opdlight.envs.math_dataset import MathDatasetEnv
 from opdlight.envs.rows import read_json_lines, read_rows
 from opdlight.errors import ConfigError
+from opdlight.sft.demonstrations import read_demonstrations
 
 GOOD = b'{"question": "1 + 1?", "answer": 2}'
 DEMONSTRATION = {"task": "c", "seed": 1, "steps": [{"observation": "go", "reply": "right", "learn": True}],

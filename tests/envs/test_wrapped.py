@@ -7,13 +7,13 @@ import gymnasium
 import pytest
 from gymnasium.wrappers import RecordEpisodeStatistics, TransformObservation
 
-from opdlight.data import Task, TaskMixture
-from opdlight.demonstrations import demonstrate
+from opdlight.data.tasks import Task, TaskMixture
 from opdlight.doctor.patient import openings
 from opdlight.envs.base import TextEnv, UnicodeText
 from opdlight.envs.conformance import check_text_env
 from opdlight.envs.wrapped import make_text_env, text_env
 from opdlight.errors import ConfigError, EnvError
+from opdlight.sft.demonstrations import demonstrate
 
 
 class Count(TextEnv):

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from opdlight.config import EstimatorsConfig, compose
-from opdlight.lab import chains
-from opdlight.lab.estimator_study import Row, growth, statistics, study
-from opdlight.lab.trajectories import figures
+from opdlight.lab.estimators import chains
+from opdlight.lab.estimators.rows import Row, growth, statistics
+from opdlight.lab.estimators.study import study
+from opdlight.lab.estimators.trajectories import figures
 from opdlight.losses import Loss, SampledToken, SupportMatching
 
 V, T = 3, 4

@@ -11,7 +11,15 @@ from torch import Tensor
 from opdlight.config import compose
 from opdlight.config.schemas import FailureModesConfig
 from opdlight.errors import ConfigError
-from opdlight.failure_metrics import (
+from opdlight.lab.bootstrap import Interval, bootstrap
+from opdlight.lab.failure_modes.figures import draw_depth, draw_imbalance, draw_special
+from opdlight.lab.failure_modes.mismatch import Arm, Spoken, arm_figures, by_token, listed_shares, spoken
+from opdlight.lab.failure_modes.other_tokens import other_tokenizer
+from opdlight.lab.failure_modes.summary import by_bucket, depth, edges_of, imbalance
+from opdlight.lab.failure_modes.tables import verdict
+from opdlight.lab.failure_modes.tokens import Tokens, measure
+from opdlight.losses import SampledToken, SpecialTokenMask, SupportMatching
+from opdlight.metrics.failures import (
     matching_gradient_norm,
     quantiles_by_bucket,
     repeated,
@@ -19,16 +27,8 @@ from opdlight.failure_metrics import (
     sampled_token_gradient_norm,
     top_share,
 )
-from opdlight.lab.bootstrap import Interval, bootstrap
-from opdlight.lab.failure_figures import draw_depth, draw_imbalance, draw_special
-from opdlight.lab.failure_summary import by_bucket, depth, edges_of, imbalance
-from opdlight.lab.failure_tables import verdict
-from opdlight.lab.failure_tokens import Tokens, measure
-from opdlight.lab.mismatch import Arm, Spoken, arm_figures, by_token, listed_shares, spoken
-from opdlight.lab.other_tokens import other_tokenizer
-from opdlight.losses import SampledToken, SpecialTokenMask, SupportMatching
 from opdlight.models import Student, Teachers
-from opdlight.models.checkpoints import load_tokenizer
+from opdlight.models.loading import load_tokenizer
 from opdlight.models.vocabulary import compare_vocabularies
 from opdlight.types import SharedVocabulary, Status, Support, SupportScores, Trajectory, Turn
 from tests.losses.tables import batch_of
@@ -263,7 +263,7 @@ def test_tokens_are_scored_as_the_models_alone_score_them() -> None:
 
 @pytest.mark.vllm
 def test_the_whole_study_runs(tmp_path: Path) -> None:
-    from opdlight.lab.failure_study import study
+    from opdlight.lab.failure_modes.study import study
 
     overrides = [
         "episodes=3",

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from opdlight.config import ToyConfig, compose, instantiate
-from opdlight.lab.toy_estimator import Estimate, discounted_gradient
-from opdlight.lab.toy_training import Outcome, Setting, reward, study
-from opdlight.lab.toy_walk import WALKS, Paths, Policies, initial, log_prob, normal, reverse_kl, roll_out, stream, to_go
+from opdlight.lab.toy.estimator import Estimate, discounted_gradient
+from opdlight.lab.toy.training import Outcome, Setting, reward, study
+from opdlight.lab.toy.walk import WALKS, Paths, Policies, initial, log_prob, normal, reverse_kl, roll_out, stream, to_go
 from opdlight.losses.sampled import discounted_to_go
 
 LEFT, RIGHT = WALKS

@@ -17,10 +17,10 @@ from opdlight.config import CONF, ToyConfig, compose, instantiate
 from opdlight.config.help import help_text
 from opdlight.errors import ConfigError
 from opdlight.lab.intervals import Mean
-from opdlight.lab.toy_report import Rising, csv_text, table_rows
-from opdlight.lab.toy_study import check_study, finite, toy, vary, verdict
-from opdlight.lab.toy_training import Ends, Outcome, Setting
-from opdlight.lab.toy_walk import WALKS
+from opdlight.lab.toy.report import Rising, csv_text, table_rows
+from opdlight.lab.toy.study import check_study, finite, toy, vary, verdict
+from opdlight.lab.toy.training import Ends, Outcome, Setting
+from opdlight.lab.toy.walk import WALKS
 from tests.lab.test_toy import SMALL
 
 

@@ -1,10 +1,10 @@
-"""Batches for models that are mere tables of logits; `opdlight.lab.chains.table_scores` scores them."""
+"""Batches for models that are mere tables of logits; `opdlight.lab.estimators.chains.table_scores` scores them."""
 
 from dataclasses import replace
 
 from torch import Tensor
 
-from opdlight.lab.chains import table_batch, table_scores
+from opdlight.lab.estimators.chains import table_batch, table_scores
 from opdlight.types import TokenBatch
 
 scores_of = table_scores

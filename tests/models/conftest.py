@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from opdlight import server
+from opdlight.system import vllm_http as server
 from tests.fake_server import FakeServer
+from tests.models.architectures import build, save
 from tests.models.served_teacher import TOKENIZER
-from tests.models.tiny_models import build, save
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from opdlight.losses import Needs
 from opdlight.models import ServerTeacher
 from opdlight.types import SharedVocabulary, TeacherScores
 from tests.fake_server import FakeServer
-from tests.models.scores import BATCH, SHARED, TOP, chosen_for
-from tests.tiny import tiny_tokenizer
+from tests.models.score_cases import BATCH, SHARED, TOP, chosen_for
+from tests.tiny_models import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 

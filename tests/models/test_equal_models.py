@@ -16,8 +16,8 @@ from torch import Tensor
 
 from opdlight.losses import EntropyAware, Loss, token_mean
 from opdlight.models import Student, Teacher, Teachers, lm_head
-from tests.models.tiny_models import random_batch, save
-from tests.steps import fit, parts
+from tests.distillation.one_update import fit, parts
+from tests.models.architectures import random_batch, save
 
 LOSSES: dict[str, Loss] = {p.stem: instantiate(OmegaConf.load(p)) for p in sorted(Path("conf/loss").glob("*.yaml"))}
 # theory says not 0: the gradient of Σ_S π stays (truncated, EMA-PG), π is compared with a q that is renormalised, or

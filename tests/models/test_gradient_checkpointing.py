@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from opdlight.distillation.schedules import learning_rate
 from opdlight.errors import ConfigError
 from opdlight.models import Student
 from opdlight.models.backbone import checkpoint_layers
-from opdlight.schedules import learning_rate
-from opdlight.supervised import SupervisedFineTuning
+from opdlight.sft.module import SupervisedFineTuning
+from tests.distillation.one_update import fit, parts
 from tests.fakes import CheckpointedLayers
-from tests.models.tiny_models import ARCHITECTURES, build, random_batch, save
-from tests.steps import fit, parts
+from tests.models.architectures import ARCHITECTURES, build, random_batch, save
 
 LORA = {"r": 4, "lora_alpha": 8}
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from opdlight.collate import Collate
+from opdlight.batch.collate import Collate
 from opdlight.errors import VocabularyError
 from opdlight.losses import Loss, Needs, SupportMatching
 from opdlight.models import Student, Teachers
-from opdlight.reading import look_at, read
+from opdlight.models.probe import look_at, read
 from opdlight.types import Status, Trajectory, Turn
-from tests.models.tiny_models import full_logits, random_batch, save
-from tests.tiny import tiny_tokenizer
+from tests.models.architectures import full_logits, random_batch, save
+from tests.tiny_models import tiny_tokenizer
 
 SIZE = len(tiny_tokenizer())
 OUT = tiny_tokenizer().get_vocab()["ÿ"]  # a byte that no text here holds

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from opdlight.errors import ConfigError
 from opdlight.models import Student
-from opdlight.models.checkpoints import load_model
-from tests.models.tiny_models import full_logits, random_batch, save
+from opdlight.models.loading import load_model
+from tests.models.architectures import full_logits, random_batch, save
 
 LORA = {"r": 4, "lora_alpha": 8}
 RIGHT: dict[str, tuple[str, dict[str, Any]]] = {

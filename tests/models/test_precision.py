@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from opdlight.config import SftConfig, TrainConfig, compose
+from opdlight.distillation.optim import make_optimizer
 from opdlight.errors import ConfigError
 from opdlight.models import Student
-from opdlight.models.checkpoints import load_model
 from opdlight.models.lm_head import token_logprobs
+from opdlight.models.loading import load_model
 from opdlight.models.precision import bfloat16_share, check_engine_dtype, movable
-from opdlight.training import make_optimizer
+from tests.models.architectures import full_logits, random_batch, save
 from tests.models.test_lora import LORA, adapted
-from tests.models.tiny_models import full_logits, random_batch, save
 
 BF16 = torch.bfloat16
 

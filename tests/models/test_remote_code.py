@@ -14,9 +14,9 @@ import torch
 from opdlight.config import DoctorConfig, EvaluateConfig, SftConfig, TrainConfig, compose, instantiate
 from opdlight.errors import CheckpointError
 from opdlight.models import Student, Teacher
-from opdlight.models.checkpoints import load_model, load_skeleton, load_tokenizer, whole_model
-from opdlight.rollout.checkpoint import checkpoint_shapes, stop_token_ids
-from tests.tiny import save_tiny
+from opdlight.models.loading import load_model, load_skeleton, load_tokenizer, whole_model
+from opdlight.rollout.engines.model_folder import checkpoint_shapes, stop_token_ids
+from tests.tiny_models import save_tiny
 
 CODE = """
 from pathlib import Path

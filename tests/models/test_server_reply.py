@@ -11,7 +11,7 @@ from opdlight.models.server_reply import Answer, Question, read_answer
 from opdlight.types import SharedVocabulary
 from tests import fake_server
 from tests.fake_server import FakeServer
-from tests.models.scores import NEEDS, look
+from tests.models.score_cases import NEEDS, look
 from tests.models.served_teacher import score, served
 
 

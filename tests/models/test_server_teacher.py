@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from opdlight.collate import at_positions
+from opdlight.batch.split import at_positions
 from opdlight.errors import ConfigError, ServerError, VocabularyError
 from opdlight.losses import Needs
 from opdlight.models import Student, Teacher, Teachers
@@ -15,10 +15,10 @@ from opdlight.models.server_teacher import PROBE_K, PROBE_TOKENS
 from opdlight.types import Look, SharedVocabulary
 from tests import fake_server
 from tests.fake_server import FakeServer
-from tests.models.scores import BATCH, NEEDS, SHARED, TOP, assert_equal, chosen_for, look
+from tests.models.architectures import build, random_batch, save
+from tests.models.score_cases import BATCH, NEEDS, SHARED, TOP, assert_equal, chosen_for, look
 from tests.models.served_teacher import TOKENIZER, score, served
-from tests.models.tiny_models import build, random_batch, save
-from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_tokenizer
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["names ids", "names none"])

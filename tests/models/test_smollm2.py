@@ -10,17 +10,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from opdlight.collate import Collate
+from opdlight.batch.collate import Collate
 from opdlight.errors import CheckpointError
 from opdlight.losses import Needs
-from opdlight.models import Student, Teacher, checkpoints, smollm2
-from opdlight.models.checkpoints import load_model, load_tokenizer, resolve_model, whole_model
+from opdlight.models import Student, Teacher, smollm2
+from opdlight.models import loading as checkpoints
+from opdlight.models.loading import load_model, load_tokenizer, resolve_model, whole_model
 from opdlight.rollout import ChatRenderer
-from opdlight.rollout.checkpoint import stop_token_ids
-from opdlight.rollout.engine import Completion
+from opdlight.rollout.engines.base import Completion
+from opdlight.rollout.engines.model_folder import stop_token_ids
 from opdlight.types import SharedVocabulary, Status, Trajectory, Turn
-from tests.models.tiny_models import full_logits, random_batch, save
-from tests.tiny import CHATML, tiny_llama, tiny_tokenizer
+from tests.models.architectures import full_logits, random_batch, save
+from tests.tiny_models import CHATML, tiny_llama, tiny_tokenizer
 
 LLAMA_CPP_NAMES = {
     "input_layernorm": "attn_norm",

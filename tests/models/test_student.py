@@ -11,8 +11,8 @@ from opdlight.losses import Needs, SupportMatching, token_mean
 from opdlight.models import Student
 from opdlight.models.backbone import check_head
 from opdlight.types import Support, TeacherScores
-from tests.models.tiny_models import ARCHITECTURES, build, full_logits, random_batch, save
-from tests.tiny import tiny_tokenizer
+from tests.models.architectures import ARCHITECTURES, build, full_logits, random_batch, save
+from tests.tiny_models import tiny_tokenizer
 
 LORA = {"r": 4, "lora_alpha": 8}
 CONV1D = {"fan_in_fan_out": True}  # GPT-2 stores its weights transposed; peft warns if not told

@@ -12,8 +12,8 @@ from opdlight.errors import ConfigError, VocabularyError
 from opdlight.losses import Loss, Needs, SampledToken, SupportMatching
 from opdlight.models import Student, Teacher, Teachers
 from opdlight.types import SharedVocabulary, SupportScores, TeacherScores, TokenBatch
-from tests.models.tiny_models import build, full_logits, random_batch, save
-from tests.tiny import tiny_tokenizer
+from tests.models.architectures import build, full_logits, random_batch, save
+from tests.tiny_models import tiny_tokenizer
 
 SHARED = len(tiny_tokenizer())
 

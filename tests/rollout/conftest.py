@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from opdlight import server as module
 from opdlight.rollout import VLLMServerEngine
+from opdlight.system import vllm_http as module
 from tests.fake_server import FakeServer
 from tests.rollout.served import TOKENIZER, student
 from tests.rollout.walking import WAIT
-from tests.tiny import save_tiny
+from tests.tiny_models import save_tiny
 
 FAILED = pytest.StashKey[bool]()
 

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from opdlight.rollout import Completion, Request, Sampling, VLLMServerEngine
-from tests.tiny import tiny_llama, tiny_tokenizer
+from tests.tiny_models import tiny_llama, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 STOP = 2  # <|im_end|>

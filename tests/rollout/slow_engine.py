@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from opdlight.errors import EngineError
-from opdlight.rollout.engine import Completion, Request, ScriptedEngine
+from opdlight.rollout.engines.base import Completion, Request
+from opdlight.rollout.engines.scripted import ScriptedEngine
 
 DEADLY, REFUSED = 9998, 9999  # tokens of a prompt
 

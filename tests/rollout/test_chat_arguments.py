@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from opdlight import supervised
 from opdlight.config import EvaluateConfig, SftConfig, TrainConfig, compose, instantiate
 from opdlight.errors import ConfigError
-from opdlight.evaluation import evaluate
-from opdlight.models.checkpoints import LAB, load_tokenizer
+from opdlight.evaluate.run import evaluate
+from opdlight.models.loading import LAB, load_tokenizer
 from opdlight.rollout import ChatRenderer
-from opdlight.training import build, evaluate_teachers
+from opdlight.sft import run as supervised
+from opdlight.train.build import build
+from opdlight.train.run import evaluate_teachers
 from tests.fakes import RecordingEngine
-from tests.tiny import CHATML, tiny_tokenizer
+from tests.tiny_models import CHATML, tiny_tokenizer
 
 ENGINE = "engine._target_=tests.fakes.RecordingEngine"
 OFF = "{enable_thinking: false}"

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from opdlight.collate import count_splits
+from opdlight.batch.collate import count_splits
 from opdlight.rollout.collector import sampling_seed_of
-from opdlight.rollout.engine import Completion, Request, Sampling, ScriptedEngine
+from opdlight.rollout.engines.base import Completion, Request, Sampling
+from opdlight.rollout.engines.scripted import ScriptedEngine
 from opdlight.types import RolloutRequest, Status, Trajectory
 from tests.rollout.walking import END, GO, WAIT, Envs, Walk, collector, requests, roll
 

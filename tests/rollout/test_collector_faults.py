@@ -11,12 +11,13 @@ from opdlight.callbacks.rollouts import RolloutMetrics
 from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
 from opdlight.rollout.collector import Collector, Limits
-from opdlight.rollout.engine import Completion, Sampling, ScriptedEngine
+from opdlight.rollout.engines.base import Completion, Sampling
+from opdlight.rollout.engines.scripted import ScriptedEngine
 from opdlight.rollout.rendering import ChatRenderer
 from opdlight.types import Status
 from tests.rollout.test_control_tokens import unigram
 from tests.rollout.walking import GO, WAIT, Envs, Walk, collector, requests, roll
-from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_tokenizer
 
 
 @pytest.mark.parametrize("where", ["reset", "step"])

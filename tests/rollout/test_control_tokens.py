@@ -9,11 +9,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from opdlight.errors import PlainTextError
-from opdlight.models.checkpoints import load_tokenizer
+from opdlight.models.loading import load_tokenizer
 from opdlight.rollout.control_tokens import ControlTokens, StandIns
 from opdlight.rollout.rendering import ChatRenderer
 from tests.rollout.test_rendering import completion
-from tests.tiny import CHATML, tiny_tokenizer
+from tests.tiny_models import CHATML, tiny_tokenizer
 
 LETTERS = [chr(c) for c in range(33, 127)]
 MARKERS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}<|assistant|>"

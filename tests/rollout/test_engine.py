@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
-from opdlight.rollout.checkpoint import checkpoint_shapes, complete_weights, stop_token_ids
-from opdlight.rollout.engine import Request, Sampling, ScriptedEngine
-from opdlight.rollout.vllm_engine import VLLMEngine
-from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
+from opdlight.rollout.engines.base import Request, Sampling
+from opdlight.rollout.engines.model_folder import checkpoint_shapes, complete_weights, stop_token_ids
+from opdlight.rollout.engines.scripted import ScriptedEngine
+from opdlight.rollout.engines.vllm import VLLMEngine
+from tests.tiny_models import save_tiny, tiny_llama, tiny_tokenizer
 
 
 def request(name: str = "a", **changed: Any) -> Request:

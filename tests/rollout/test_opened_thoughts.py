@@ -4,18 +4,18 @@ from typing import Any
 
 import pytest
 
-from opdlight.demonstrations import Demonstration, Step, tokens
 from opdlight.envs.base import read_action
 from opdlight.envs.question import extract_answer
-from opdlight.evaluation import make_collector
-from opdlight.models.checkpoints import load_tokenizer
+from opdlight.evaluate.run import make_collector
+from opdlight.models.loading import load_tokenizer
 from opdlight.rollout import ChatRenderer, Sampling, ScriptedEngine
 from opdlight.rollout.collector import Collector, Limits
+from opdlight.sft.demonstrations import Demonstration, Step, tokens
 from opdlight.types import RolloutRequest, Status
 from tests.doctor.cases import errand
 from tests.rollout.test_rendering import ASSISTANT, END, THINK, UNTHINK, USER, completion, letters
 from tests.rollout.walking import Envs, Walk, requests
-from tests.tiny import TURNS, character_tokenizer
+from tests.tiny_models import TURNS, character_tokenizer
 
 OPENS = "{% if add_generation_prompt %}<a><think>{% endif %}"
 THOUGHT_SHOWN = TURNS + OPENS  # past turns as they were

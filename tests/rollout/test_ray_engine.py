@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
-from opdlight.rollout import Completion, Engine, RayEngine, Request, Sampling, ray_engine
+from opdlight.rollout import Completion, Engine, RayEngine, Request, Sampling
+from opdlight.rollout.engines import ray_pool as ray_engine
 from tests.rollout.fake_ray import FakeRay, Fate, Handle
 from tests.rollout.slow_engine import DEADLY, REFUSED, SlowEngine
 

@@ -4,12 +4,12 @@ import random
 
 import pytest
 
-from opdlight.collate import count_splits
+from opdlight.batch.collate import count_splits
 from opdlight.errors import ConfigError
-from opdlight.rollout.engine import Completion
+from opdlight.rollout.engines.base import Completion
 from opdlight.rollout.rendering import ChatRenderer, Conversation
 from opdlight.types import Status, Trajectory, Turn
-from tests.tiny import OPEN, TURNS, character_tokenizer, tiny_tokenizer
+from tests.tiny_models import OPEN, TURNS, character_tokenizer, tiny_tokenizer
 
 END, SYSTEM, USER, ASSISTANT, THINK, UNTHINK, BOS, STOP = range(8)
 STRIPS_THINKING = (

@@ -16,7 +16,7 @@ from opdlight.rollout import Sampling, VLLMServerEngine
 from tests import fake_server
 from tests.fake_server import FakeServer
 from tests.rollout.served import PROMPTS, STOP, add, finish, gap, generate, student
-from tests.tiny import tiny_adapter
+from tests.tiny_models import tiny_adapter
 
 PUSH = ["/update_weight_version", "/collective_rpc", "/reset_prefix_cache", "/weight_info", "/update_weight_version"]
 

@@ -10,10 +10,10 @@ import torch
 from opdlight.errors import ConfigError, EngineError, OpdError, ServerError
 from opdlight.models import Student
 from opdlight.rollout import VLLMServerEngine
-from opdlight.training import check_server_dtype
+from opdlight.train.build import check_server_dtype
 from tests.fake_server import FakeServer
 from tests.rollout.served import TOKENIZER, add, finish
-from tests.tiny import tiny_llama
+from tests.tiny_models import tiny_llama
 
 
 def choice(**changed: Any) -> Callable[[dict[str, Any]], None]:

@@ -8,7 +8,7 @@ from opdlight.errors import ConfigError, EngineError
 from opdlight.rollout import ChatRenderer, Collector, Limits, Request, Sampling, ScriptedEngine
 from tests.rollout.test_rendering import ASSISTANT, END, STOP, USER, letters
 from tests.rollout.walking import Envs, Walk, requests
-from tests.tiny import OPEN, TURNS, character_tokenizer
+from tests.tiny_models import OPEN, TURNS, character_tokenizer
 
 
 @pytest.mark.parametrize("stop", [[""], [-1], [True], [1.5], [None], [["a"]]])

@@ -6,10 +6,11 @@ from typing import Any
 
 from opdlight.envs.base import TextEnv
 from opdlight.rollout.collector import Collector, Limits
-from opdlight.rollout.engine import Sampling, ScriptedEngine
+from opdlight.rollout.engines.base import Sampling
+from opdlight.rollout.engines.scripted import ScriptedEngine
 from opdlight.rollout.rendering import ChatRenderer
 from opdlight.types import RolloutRequest, Trajectory
-from tests.tiny import character_tokenizer
+from tests.tiny_models import character_tokenizer
 
 END = 0
 GO = [16, 24, END]  # "go</s>"

@@ -1,0 +1,1 @@
+"""Trajectories to micro-batches of tokens: shift, mask, pad, flatten, cut."""

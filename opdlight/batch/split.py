@@ -1,0 +1,74 @@
+"""Micro-batches that did not fit into memory, in smaller ones."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from opdlight.errors import TrainingError
+from opdlight.types import TokenBatch, Trajectory
+
+
+def halved(batches: Sequence[TokenBatch], budget: int) -> tuple[list[TokenBatch], int]:
+    """The same micro-batches in ones of half the padded tokens, and that budget; `global_tokens` stay.
+
+    Raises:
+        TrainingError: if each of them is a single trajectory, which is never divided.
+    """
+    had = min(budget, max(b.input_ids.numel() for b in batches))
+    found = [part for batch in batches for part in _within(batch, had // 2)]
+    if len(found) == len(batches):
+        raise TrainingError(
+            f"Out of memory with one trajectory a micro-batch ({had} tokens). Lower trajectory_tokens of the task, "
+            "or engine.gpu_memory_utilization, or set model.student.gradient_checkpointing=true."
+        )
+    return found, had // 2
+
+
+def _within(batch: TokenBatch, budget: int) -> list[TokenBatch]:
+    trajectories = batch.trajectory_index.unique()
+    if batch.input_ids.numel() <= budget or len(trajectories) < 2:
+        return [batch]
+    first = torch.isin(batch.trajectory_index, trajectories[: len(trajectories) // 2])
+    parts = (at_positions(batch, chosen.nonzero().squeeze(1)) for chosen in (first, ~first))
+    return [smaller for part in parts for smaller in _within(replace(part, global_tokens=batch.global_tokens), budget)]
+
+
+def with_global_tokens(batches: list[TokenBatch], total: int | None = None) -> list[TokenBatch]:
+    """The batches with `global_tokens` set to `total`, by default the number of their own loss positions."""
+    total = sum(b.num_tokens for b in batches) if total is None else total
+    return [replace(b, global_tokens=total) for b in batches]
+
+
+def in_parts(trajectories: Sequence[Trajectory], parts: int) -> list[list[Trajectory]]:
+    """Shares of whole groups; some are empty if there are fewer groups than parts."""
+    groups = list(dict.fromkeys((t.task, t.group) for t in trajectories))
+    shares = [set(groups[i::parts]) for i in range(parts)]
+    return [[t for t in trajectories if (t.task, t.group) in share] for share in shares]
+
+
+def at_positions(batch: TokenBatch, at: Tensor) -> TokenBatch:
+    """The loss positions `at` [n] of a batch, the rows that they lie in, and no more columns than those rows fill."""
+    rows, row_index = torch.unique(batch.row_index[at], return_inverse=True)
+    columns = int(batch.attention_mask[rows].sum(1).max())
+    flat = (
+        "col_index",
+        "target_ids",
+        "sampled_logprobs",
+        "turn_index",
+        "token_position",
+        "trajectory_index",
+        "task_index",
+        "group_advantage",
+    )
+    found = {name: getattr(batch, name)[at] for name in flat}
+    if batch.rollout_logprobs is not None:
+        found["rollout_logprobs"] = batch.rollout_logprobs[at]
+    wide = ("input_ids", "attention_mask", "position_ids")
+    return replace(
+        batch,
+        row_index=row_index,
+        **found,
+        **{name: getattr(batch, name)[rows, :columns] for name in wide},
+    )

@@ -1,0 +1,21 @@
+"""Measure a model: `python -m opdlight.evaluate task=sums model.student.model=runs/latest/student`."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from opdlight.config import EvaluateConfig, hydra_entry
+from opdlight.system.console import stage
+
+
+def run(cfg: DictConfig) -> Any:
+    """Hand the checked config over; a mistake in it was reported before the slow imports."""
+    with stage("loading libraries", log=False):
+        from opdlight.evaluate.run import evaluate
+    return evaluate(cfg)
+
+
+main = hydra_entry("evaluate", EvaluateConfig)(run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The estimators: `python -m opdlight.lab.estimators`."""

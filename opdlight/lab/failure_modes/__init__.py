@@ -1,0 +1,1 @@
+"""The failure modes: `python -m opdlight.lab.failure_modes`."""

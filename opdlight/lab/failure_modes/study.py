@@ -1,0 +1,174 @@
+"""The failure-mode study: roll out, measure, draw, and say what shows and what does not."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from omegaconf import DictConfig
+
+from opdlight.config import instantiate
+from opdlight.data.tasks import Task, TaskMixture
+from opdlight.errors import ConfigError
+from opdlight.evaluate.run import make_collector
+from opdlight.lab.bootstrap import Interval
+from opdlight.lab.failure_modes.figures import draw_depth, draw_imbalance, draw_special
+from opdlight.lab.failure_modes.mismatch import Spoken, arm_figures, by_token, distil, listed_shares, spoken
+from opdlight.lab.failure_modes.other_tokens import taught_student
+from opdlight.lab.failure_modes.summary import Depth, depth, edges_of, imbalance
+from opdlight.lab.failure_modes.tables import print_depth, print_imbalance, print_special
+from opdlight.lab.failure_modes.tokens import Tokens, measure, roll_out
+from opdlight.losses import SpecialTokenMask
+from opdlight.models import Student, Teacher, Teachers
+from opdlight.rollout import Collector
+from opdlight.run_folder.folder import open_run
+from opdlight.system.console import say, stage
+from opdlight.system.files import write_text
+from opdlight.types import Status, Trajectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Other:
+    """The third part for one student that writes some tokens differently."""
+
+    shared_ids: int  # what the check for an equal vocabulary allows
+    student_ids: int
+    teacher_ids: int
+    text: list[Spoken]
+    by_token: dict[str, dict[str, float]]
+    shares: dict[str, Interval]  # what the special tokens carry
+    arms: dict[str, Interval]
+
+
+@contextmanager
+def collecting(cfg: DictConfig, model: str, student: Student, tasks: Mapping[str, Task]) -> Iterator[Collector]:
+    """A collector with its own engine, which ends with the block."""
+    with stage("starting the engine"):
+        engine = instantiate(cfg.engine, model=model)
+    try:
+        collector = make_collector(engine, student.tokenizer, tasks, cfg.env_threads, student.chat_template)
+        yield collector
+        collector.close()
+    finally:
+        engine.close()
+
+
+def study(cfg: DictConfig) -> dict[str, float]:
+    """All parts; figures and `failure_modes.json` go to the run folder, tables to the terminal."""
+    started = time.perf_counter()
+    folder = open_run(cfg)
+    L.seed_everything(cfg.seed, verbose=False)
+    mixture: TaskMixture = instantiate(cfg.task)
+    mixture.check_envs()
+    tasks = {name: mixture.tasks[name] for name in mixture.teachers}
+    if cfg.special and cfg.special.task not in tasks:
+        raise ConfigError.wrong("special.task", expected=f"one of {', '.join(tasks)}", got=cfg.special.task)
+    student: Student = instantiate(cfg.model.student)
+    teachers = Teachers(
+        mixture.teachers,
+        student,
+        partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code),
+    )
+    policies = {"top-p 1": 1.0, f"top-p {cfg.top_p:g}": cfg.top_p}
+    with stage("rolling out"), collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
+        rolled = {p: roll_out(collector, tasks, cfg.episodes, v, cfg.seed) for p, v in policies.items()}
+    ordinary = _own_mask(cfg, student)
+    with stage("scoring"):
+        ask: dict[str, Any] = {"k": cfg.k, "ngram": cfg.ngram, "kept": ordinary.kept}
+        scored = {
+            p: {task: measure(student, teachers, made, **ask) for task, made in found.items()}
+            for p, found in rolled.items()
+        }
+    with stage("intervals"):
+        first = scored["top-p 1"]
+        one = {task: imbalance(tokens, draws=cfg.draws, seed=cfg.seed) for task, tokens in first.items()}
+        two = {task: _depth_of(cfg, task, scored, rolled) for task in tasks}
+    draw_imbalance(folder / "imbalance.png", first, one)
+    draw_depth(folder / "depth.png", two)
+    print_imbalance(one, first)
+    print_depth(two)
+    found: dict[str, Any] = {"imbalance": one, "depth": two}
+    if cfg.special:
+        three = {name: _special(cfg, mixture, number, name, folder) for number, name in enumerate(cfg.special.students)}
+        plain = listed_shares(first[cfg.special.task], draws=cfg.draws, seed=cfg.seed)
+        shares = {name: other.shares for name, other in three.items()} | {"the plain student": plain}
+        arms = {name: other.arms for name, other in three.items()}
+        draw_special(folder / "special_tokens.png", list(three.values())[-1].text, shares, arms)
+        print_special(shares, {name: other.by_token for name, other in three.items()}, arms)
+        for name, other in three.items():
+            say(
+                f"{name}: ids 0 to {other.shared_ids - 1} are shared; the student has {other.student_ids}, the teacher "
+                f"{other.teacher_ids}: what only the teacher has is left out of every support."
+            )
+        found["special_tokens"] = three
+    seconds = time.perf_counter() - started
+    write_text(
+        folder / "failure_modes.json",
+        json.dumps(_plain(found | {"seconds": seconds}), indent=2, ensure_ascii=False, allow_nan=False),
+    )
+    say(f"{seconds:.0f} s, run folder: {folder}")
+    return {"seconds": seconds}
+
+
+def _own_mask(cfg: DictConfig, student: Student) -> SpecialTokenMask:
+    """The same special tokens as the plain student writes them: the control of the third part."""
+    if not cfg.special:
+        return SpecialTokenMask()
+    dropped = {token for other in cfg.special.students.values() for token in other.dropped}
+    return SpecialTokenMask(tokens=[*sorted(dropped), student.tokenizer.eos_token]).resolve(student.tokenizer)
+
+
+def _depth_of(
+    cfg: DictConfig,
+    task: str,
+    scored: Mapping[str, Mapping[str, Tokens]],
+    rolled: Mapping[str, Mapping[str, Sequence[Trajectory]]],
+) -> dict[str, Depth]:
+    mine = {policy: tokens[task] for policy, tokens in scored.items()}
+    edges = edges_of(list(mine.values()), cfg.buckets)
+    turns = int(max(t.turn.max() for t in mine.values())) + 1
+    return {policy: depth(cfg, tokens, rolled[policy][task], edges, turns) for policy, tokens in mine.items()}
+
+
+def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, folder: Path) -> Other:
+    name, other = cfg.special.task, cfg.special.students[title]
+    alone = TaskMixture({name: mixture.tasks[name]})
+    ask = {"draws": cfg.draws, "seed": cfg.seed}
+    model = folder / f"other-student-{number + 1}"
+    with stage(f"{title}: teaching the student"):
+        student = taught_student(cfg, other.dropped, name, alone.tasks[name], model)
+    teachers = Teachers(
+        alone.teachers, student, partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code)
+    )
+    mask: SpecialTokenMask = instantiate(other.mask).resolve(student.tokenizer)
+    status = f"{title}: rolling out and distilling"
+    with stage(status), collecting(cfg, str(model), student, alone.tasks) as collector:
+        made = roll_out(collector, alone.tasks, cfg.episodes, 1.0, cfg.seed)[name]
+        tokens = measure(student, teachers, made, k=cfg.k, ngram=cfg.ngram, kept=mask.kept)
+        arms = distil(cfg, alone, model, collector, mask.kept) if cfg.special.opd_updates else []
+    shown = min(range(len(made)), key=lambda i: (made[i].status is not Status.SUCCESS, i))  # the first solved, if any
+    return Other(
+        shared_ids=len(teachers.shared_vocabulary),
+        student_ids=len(student.tokenizer),
+        teacher_ids=len(teachers.of(name).tokenizer),
+        text=spoken(tokens, shown, student.tokenizer),
+        by_token=by_token(tokens, student.tokenizer),
+        shares=listed_shares(tokens, **ask),
+        arms=arm_figures(arms, **ask) if arms else {},
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Intervals and dataclasses as JSON holds them."""
+    if isinstance(value, Interval):
+        return value.plain()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain(getattr(value, name)) for name in asdict(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value

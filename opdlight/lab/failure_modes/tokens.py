@@ -1,0 +1,103 @@
+"""Every sampled token of some trajectories: what both models say of it, and the gradients that it causes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from opdlight.batch.collate import Collate
+from opdlight.data.requests import held_out
+from opdlight.data.tasks import Task
+from opdlight.losses import Needs
+from opdlight.metrics.failures import matching_gradient_norm, repeated, sampled_token_gradient_norm
+from opdlight.models import Student, Teachers
+from opdlight.rollout import Collector, Sampling
+from opdlight.types import Trajectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """The sampled tokens of one task, [N] each; log-probs are of the full vocabulary at temperature 1."""
+
+    trajectory: Tensor  # number of the trajectory
+    turn: Tensor  # from 0
+    position: Tensor  # tokens that the student had produced before, over the whole trajectory
+    token: Tensor
+    log_pi: Tensor  # student
+    log_q: Tensor  # teacher
+    sampled_gradient: Tensor  # norm in the student's logits: policy gradient of the sampled token
+    matching_gradient: Tensor  # the same of local support matching
+    again: Tensor  # bool: ends an n-gram that the trajectory held before
+    listed: Tensor  # bool: the special-token mask leaves it out
+
+    @property
+    def reward(self) -> Tensor:
+        """Reward log q(y) − log π(y) in nats: what sampled-token distillation rewards."""
+        return self.log_q - self.log_pi
+
+
+@torch.no_grad()
+def measure(
+    student: Student,
+    teachers: Teachers,
+    trajectories: Sequence[Trajectory],
+    *,
+    k: int,
+    ngram: int,
+    kept: Callable[[list[int]], list[bool]],
+) -> Tokens:
+    """Both models read every trajectory; small vocabularies only, since it holds all logits of a trajectory.
+
+    Args:
+        student: scored as the policy.
+        teachers: each task's own.
+        trajectories: with at least one sampled token in all.
+        k: size of the teacher's top-K on which support matching compares.
+        ngram: see `Tokens.again`.
+        kept: completion ids [C] → which of them the special-token mask leaves in [C]; see `Tokens.listed`.
+    """
+    needs = Needs(support="full_vocabulary", sampled=True)
+    shared = teachers.shared_vocabulary
+    tasks = tuple(dict.fromkeys(t.task for t in trajectories))
+    collate = Collate(tasks=tasks, pad_id=0, shared=shared, micro_batch_tokens=1)  # one trajectory a batch
+    rows: list[list[Tensor]] = []
+    for number, trajectory in enumerate(trajectories):
+        completions = [turn.completion_ids for turn in trajectory.turns]
+        again = torch.tensor([bool(flag) for turn in repeated(completions, ngram) for flag in turn])
+        listed = torch.tensor([not flag for ids in completions for flag in kept(ids)])
+        for batch in collate([trajectory]):
+            hidden = student.hidden(batch)
+            teacher = teachers.score(batch, needs=needs, chosen=None, temperature=1.0)
+            scores = student.score(hidden, batch, teacher=teacher, needs=needs, temperature=1.0)
+            assert scores.support is not None
+            assert scores.student_logits is not None
+            assert scores.student_sampled is not None
+            assert scores.teacher_sampled is not None
+            best, ids = scores.support.teacher_logits.masked_fill(~scores.support.valid, -torch.inf).topk(k, dim=1)
+            rows.append(
+                [
+                    torch.full_like(batch.target_ids, number),
+                    batch.turn_index,
+                    batch.token_position,
+                    batch.target_ids,
+                    scores.student_sampled,
+                    scores.teacher_sampled,
+                    sampled_token_gradient_norm(
+                        scores.student_logits.log_softmax(1), batch.target_ids, scores.teacher_sampled
+                    ),
+                    matching_gradient_norm(scores.student_logits.gather(1, ids), best),
+                    again[batch.token_position],
+                    listed[batch.token_position],
+                ]
+            )
+    return Tokens(**dict(zip(Tokens.__slots__, (torch.cat(column) for column in zip(*rows, strict=True)), strict=True)))
+
+
+def roll_out(
+    collector: Collector, tasks: Mapping[str, Task], episodes: int, top_p: float, seed: int
+) -> dict[str, list[Trajectory]]:
+    """`episodes` held-out episodes a task at temperature 1."""
+    sampling = Sampling(temperature=1.0, top_p=top_p)
+    requests = {name: held_out(name, replace(task, episodes=episodes, samples=1)) for name, task in tasks.items()}
+    return {name: collector.collect(asked, sampling, sampling_seed=seed) for name, asked in requests.items()}

@@ -1,0 +1,1 @@
+"""The toy study: `python -m opdlight.lab.toy`."""

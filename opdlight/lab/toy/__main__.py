@@ -1,0 +1,21 @@
+"""Gradient variance against the discount γ on a walk on a line: `python -m opdlight.lab.toy` (PAPER, toy study)."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from opdlight.config import ToyConfig, hydra_entry
+from opdlight.system.console import stage
+
+
+def run(cfg: DictConfig) -> Any:
+    """Hand the checked config over; a mistake in it was reported before the slow imports."""
+    with stage("loading libraries", log=False):
+        from opdlight.lab.toy.study import toy
+    return toy(cfg)
+
+
+main = hydra_entry("toy", ToyConfig, module="opdlight.lab.toy")(run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The glossary: what every logged key means, its unit, its estimator, and what is healthy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a logged key means."""
+
+    meaning: str
+    unit: str
+    estimator: str
+    healthy: str
+
+
+GLOSSARY: dict[str, Entry] = {
+    "loss/train": Entry("value of the objective", "nats", "token mean over the whole batch", "falls"),
+    "rollout/reward/{task}": Entry("environment reward", "reward", "mean over trajectories", "rises"),
+    "rollout/success/{task}": Entry("solved episodes", "share", "mean over trajectories", "rises"),
+    "rollout/turns/{task}": Entry("turns of an episode", "turns", "mean over trajectories", "agents: falls"),
+    "rollout/success": Entry("status: solved", "share", "all trajectories of the batch", "rises"),
+    "rollout/failure": Entry("status: ended unsolved", "share", "all trajectories", "falls"),
+    "rollout/truncated_turns": Entry("status: cut by the turn limit", "share", "all trajectories", "falls"),
+    "rollout/truncated_tokens": Entry("status: cut by the token limit", "share", "all trajectories", "under 0.05"),
+    "rollout/env_error": Entry("status: the environment raised", "share", "all trajectories", "0"),
+    "rollout/completion_tokens": Entry("length of a turn's completion", "tokens", "mean over turns", "steady"),
+    "rollout/cut_by_length/{task}": Entry(
+        "trajectories with a completion that hit the length limit", "share", "mean over trajectories", "under 0.1"
+    ),
+    "rollout/repetition/{task}": Entry(
+        "4-grams of tokens that the trajectory held before", "share", "mean over trajectories", "steady; see the task"
+    ),
+    "rollout/staleness": Entry(
+        "updates between the student that rolled out and the one that learns",
+        "updates",
+        "mean over turns",
+        "0; 1 with staleness: 1",
+    ),
+    "rollout/row_splits": Entry("extra rows because the rendered history was rewritten", "rows", "sum", "0 or steady"),
+    "data/epoch/{task}": Entry(
+        "passes over the training rows, where an environment has rows", "epochs", "exact", "few"
+    ),
+    "rollout/spelled_control_tokens": Entry(
+        "control tokens that text of environments spelled (<|im_end|> in an observation), encoded as ordinary text",
+        "tokens",
+        "sum",
+        "0, or as many as the prompts name on purpose",
+    ),
+    "rollout/unshared_tokens": Entry(
+        "sampled tokens that carry no loss because a teacher lacks their id or means another token by it",
+        "tokens",
+        "sum over the trajectories of all ranks",
+        "0, or next to rollout/loss_tokens next to nothing",
+    ),
+    "rollout/loss_tokens": Entry("loss positions of this rank", "tokens", "sum", "steady"),
+    "env/{name}/{task}": Entry("a counter of the environment", "count", "mean over trajectories", "see the task"),
+    "val/success/{task}": Entry("solved held-out episodes", "share", "mean over episodes of their samples", "rises"),
+    "val/reward/{task}": Entry("reward on held-out episodes", "reward", "mean over episodes of their samples", "rises"),
+    "coverage/teacher_mass/{task}": Entry(
+        "teacher probability on its support", "share", "sampled positions", "over 0.95"
+    ),
+    "coverage/student_mass/{task}": Entry(
+        "student probability on the support", "share", "sampled positions", "over 0.9"
+    ),
+    "coverage/sampled_in_support/{task}": Entry(
+        "student tokens in the support", "share", "sampled positions", "over 0.9"
+    ),
+    "coverage/overlap/{task}": Entry("shared ids of both models' top-K", "share of K", "sampled positions", "rises"),
+    "gap/q10/{task}": Entry("10 % quantile of log π(y) − log q(y)", "nats", "sampled positions", "near 0"),
+    "gap/q50/{task}": Entry("median of log π(y) − log q(y)", "nats", "sampled positions", "near 0"),
+    "gap/q90/{task}": Entry("90 % quantile of log π(y) − log q(y)", "nats", "sampled positions", "falls to 0"),
+    "gap/special_share/{task}": Entry(
+        "share of Σ|log q(y)/π(y)| on added tokens (markers, ends, <think>)", "share", "sampled positions", "under 0.3"
+    ),
+    "signal/negative/{task}": Entry(
+        "tokens that the teacher likes less: q(y) < π(y)", "share", "sampled positions", "–"
+    ),
+    "signal/negative_mass/{task}": Entry(
+        "share of Σ|log q(y)/π(y)| with a negative sign", "share", "sampled positions", "falls from 1 to 0.5"
+    ),
+    "signal/top_1/{task}": Entry(
+        "share of Σ|log q(y)/π(y)| on the top 1 % of the tokens", "share", "sampled positions", "under 0.9"
+    ),
+    "signal/top_10/{task}": Entry(
+        "share of Σ|log q(y)/π(y)| on the top 10 % of the tokens", "share", "sampled positions", "under 0.95"
+    ),
+    "entropy/student/{task}": Entry(
+        "entropy of the student's next token", "nats", "sampled positions", "falls slowly, not to 0"
+    ),
+    "entropy/teacher/{task}": Entry(
+        "entropy of the teacher's next token on the student's prefixes", "nats", "sampled positions", "falls"
+    ),
+    "alarms/on": Entry("alarms that are on", "count", "exact", "0"),
+    "mismatch/k1/{task}": Entry(
+        "engine against trainer: mean log μ(y) − log π(y), full distributions, temperature 1",
+        "nats",
+        "k1, sampled positions",
+        "below 0.01; 0 in float32",
+    ),
+    "mismatch/clipped/{task}": Entry(
+        "tokens whose weight π(y)/μ(y) is above the cap", "share", "sampled positions", "below 0.01"
+    ),
+    "kl/k1/{task}": Entry("KL(student‖teacher): mean log π(y)/q(y)", "nats", "k1, sampled positions", "falls to 0"),
+    "kl/k2/{task}": Entry("mean ½ (log π(y)/q(y))²", "nats", "k2 (biased), sampled positions", "falls to 0"),
+    "kl/k3/{task}": Entry(
+        "KL(student‖teacher): mean q(y)/π(y) − 1 − log q(y)/π(y). An exponential: one token with q ≫ π rules the mean",
+        "nats",
+        "k3, sampled positions; far above k1 it says nothing (y is no sample of π, or π has all but lost what q wants)",
+        "falls to 0",
+    ),
+    "optimizer/grad_norm": Entry("2-norm of the gradient before clipping", "norm", "whole batch", "no spikes"),
+    "optimizer/gradient_variance": Entry(
+        "trace of the covariance of the step's gradient",
+        "norm²",
+        "between micro-batches (two at least), 65,536 weights",
+        "below grad_norm²",
+    ),
+    "optimizer/gradient_snr": Entry(
+        "(‖g‖² − variance) / variance of the step's gradient",
+        "1",
+        "between micro-batches",
+        "above 1; below 0 all is noise",
+    ),
+    "optimizer/learning_rate": Entry("learning rate of this update", "1", "exact", "as scheduled"),
+    "optimizer/skipped": Entry("update skipped: no loss position in the batch", "0 or 1", "exact", "0"),
+    "optimizer/not_finite": Entry(
+        "updates skipped so far because the loss or the gradient was not finite", "updates", "exact", "0"
+    ),
+    "server/retries/{role}": Entry(
+        "requests to the teachers' or the engine's server that were sent again after a fault", "requests", "total", "0"
+    ),
+    "server/waited/{role}": Entry(
+        "pauses before these, summed over requests that wait side by side", "seconds", "total", "0"
+    ),
+    "server/restarts/engine": Entry(
+        "times that the student's server had lost its weights and got them again, or an actor of the Ray pool was "
+        "replaced",
+        "restarts",
+        "total",
+        "0",
+    ),
+    "server/resent/engine": Entry("completions that were asked for again because of that", "completions", "total", "0"),
+    "optimizer/out_of_memory": Entry(
+        "how often micro_batch_tokens was halved because memory ran out", "times", "exact", "0"
+    ),
+    "checkpoint/failed": Entry("checkpoints that could not be written", "count", "exact", "0"),
+    "time/{stage}": Entry("wall time of a stage of the step", "seconds", "this step", "rollout dominates"),
+    "throughput/rollout": Entry(
+        "generated tokens per second of the rollout stage; with staleness: 1 of the wait for it",
+        "tokens/s",
+        "this step",
+        "steady",
+    ),
+    "throughput/train": Entry("loss tokens per second of everything else", "tokens/s", "this step", "steady"),
+}
+
+
+def describe(key: str) -> Entry | None:
+    """The glossary entry of a logged key; `{task}` and the like match one path segment.
+
+    >>> describe("rollout/reward/sums").unit
+    'reward'
+    """
+    parts = key.split("/")
+    for pattern, entry in GLOSSARY.items():
+        wanted = pattern.split("/")
+        if len(wanted) == len(parts) and all(w.startswith("{") or w == p for w, p in zip(wanted, parts, strict=True)):
+            return entry
+    return None
+
+
+def search(words: Sequence[str]) -> dict[str, Entry]:
+    """The entries with every one of `words` in their key or meaning, in any case; a logged key finds its own.
+
+    >>> list(search(["mass", "student"])), list(search(["rollout/reward/sums"]))
+    (['coverage/student_mass/{task}'], ['rollout/reward/{task}'])
+    """
+    return {
+        key: entry
+        for key, entry in GLOSSARY.items()
+        if all(w.lower() in f"{key} {entry.meaning}".lower() or describe(w) is entry for w in words)
+    }

@@ -1,0 +1,177 @@
+"""What both models say at some of the tokens of a micro-batch: the one thing that the watching callbacks look at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from opdlight.bounds import PositiveInt
+from opdlight.losses.divergences import reverse_kl
+from opdlight.metrics.tokens import overlap, subsample
+from opdlight.models.lm_head import LMHead, token_logprobs, top_k, view
+from opdlight.types import Look, SharedVocabulary, TokenBatch, View
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What student and teacher say at n loss positions, detached; log-probs in nats, at the rollout temperature.
+
+    Whoever has his own training step makes one a micro-batch (`read` does, or by hand) and returns them all, beside the
+    loss, under `readings`.
+    """
+
+    update: int  # how often the student's weights had changed
+    tasks: tuple[str, ...]
+    loss_tokens: int  # loss positions of the micro-batch, read or not
+    global_tokens: int  # and of the whole update
+    task: Tensor  # [n] index into `tasks`
+    turn: Tensor  # [n] from 0
+    position: Tensor  # [n] tokens that the student had produced before, over the whole trajectory
+    token: Tensor  # [n] the student's token y
+    engine: Tensor  # [n] log μ(y) that the engine reported: full distribution, temperature 1
+    trainer: Tensor  # [n] log π(y), full distribution, temperature 1
+    student: Tensor  # [n] log π(y)
+    teacher: Tensor  # [n] log q(y)
+    student_entropy: Tensor  # [n]
+    teacher_entropy: Tensor | None  # [n]; None if the teacher does not tell
+    teacher_ids: Tensor  # [n, K] the teacher's top-K, best first
+    teacher_top: Tensor  # [n, K] log q of these
+    student_at_teacher: Tensor  # [n, K] log π of these
+    student_ids: Tensor  # [n, K] the student's top-K
+    student_top: Tensor  # [n, K] log π of these
+    teacher_at_student: Tensor  # [n, K] log q of these; NaN where the teacher does not tell
+
+    @property
+    def gap(self) -> Tensor:
+        """Log π(y) − log q(y) [n]: above 0 where the teacher likes the token less; the reward is −gap."""
+        return self.student - self.teacher
+
+    @property
+    def divergence(self) -> Tensor:
+        """KL(π̂‖q̂) [n], both renormalised on the teacher's top-K: the loss of local support matching (PAPER Eq. 8)."""
+        return reverse_kl(self.student_at_teacher.log_softmax(-1), self.teacher_top.log_softmax(-1))
+
+    @property
+    def teacher_mass(self) -> Tensor:
+        """Σ_S q(v) [n] on the teacher's top-K S."""
+        return self.teacher_top.exp().sum(-1)
+
+    @property
+    def student_mass(self) -> Tensor:
+        """Σ_S π(v) [n]: the rest is what a renormalised loss does not see."""
+        return self.student_at_teacher.exp().sum(-1)
+
+    @property
+    def sampled_in_support(self) -> Tensor:
+        """1 where y ∈ S [n]."""
+        return (self.teacher_ids == self.token.unsqueeze(1)).any(-1).float()
+
+    @property
+    def overlap(self) -> Tensor:
+        """Share of ids that both top-K sets have [n]."""
+        return overlap(self.student_ids, self.teacher_ids)
+
+    def where(self, mask: Tensor) -> Self:
+        """The positions of a mask [n]."""
+        if bool(mask.all()):
+            return self
+        chosen: dict[str, Any] = {
+            f.name: v[mask] for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **chosen)
+
+    def cpu(self) -> Self:
+        """The same on the CPU, to keep and to send."""
+        moved: dict[str, Any] = {
+            f.name: v.cpu() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    @classmethod
+    def join(cls, parts: Sequence["Reading"]) -> "Reading":
+        """All positions of several readings of one update; `loss_tokens` add up."""
+        first = parts[0]
+        columns: dict[str, Any] = {}
+        for field in fields(cls):
+            values = [getattr(p, field.name) for p in parts]
+            columns[field.name] = torch.cat(values) if isinstance(values[0], Tensor) else values[0]
+        columns["loss_tokens"] = sum(p.loss_tokens for p in parts)
+        return cls(**columns) if len(parts) > 1 else first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """Where callbacks look, and how wide.
+
+    Args:
+        every: read in each `every`-th update.
+        positions: random loss positions a micro-batch at most.
+        k: size of the top-K sets.
+    """
+
+    every: PositiveInt = 1
+    positions: PositiveInt = 256
+    k: PositiveInt = 32
+
+    @torch.no_grad()
+    def look(
+        self, batch: TokenBatch, hidden: Tensor, head: LMHead, *, update: int, shared: SharedVocabulary
+    ) -> Look | None:
+        """Choose positions, the same in every run, and ask the student; None in an update that is not read."""
+        if update % self.every or not batch.num_tokens:
+            return None
+        generator = torch.Generator().manual_seed(update)
+        at = subsample(batch.num_tokens, self.positions, generator).to(hidden.device)
+        return look_at(at, hidden, head, k=self.k, shared=shared)
+
+
+@torch.no_grad()
+def look_at(at: Tensor, hidden: Tensor, head: LMHead, *, k: int, shared: SharedVocabulary) -> Look:
+    """The student's top-K (fewer in a smaller vocabulary) at chosen places of hidden [N, d]."""
+    return Look(at=at, student_ids=top_k(hidden[at], head, min(k, len(shared)), shared=shared))
+
+
+@torch.no_grad()
+def read(
+    batch: TokenBatch,
+    look: Look,
+    teacher: View,
+    hidden: Tensor,
+    head: LMHead,
+    *,
+    update: int,
+    temperature: float,
+    shared: SharedVocabulary,
+) -> Reading:
+    """Put together what the teacher said and what the student's hidden states [N, d] say at the same positions."""
+    at, width = look.at, look.student_ids.shape[1]
+    chosen, token = hidden[at], batch.target_ids[at]
+    student = view(
+        chosen, head, width, token_ids=token, other_ids=teacher.top_ids, temperature=temperature, shared=shared
+    )
+    assert student.entropy is not None
+    trainer = student.sampled if temperature == 1.0 else token_logprobs(chosen, head, token)
+    return Reading(
+        update=update,
+        tasks=batch.tasks,
+        loss_tokens=batch.num_tokens,
+        global_tokens=batch.global_tokens,
+        task=batch.task_index[at],
+        turn=batch.turn_index[at],
+        position=batch.token_position[at],
+        token=token,
+        engine=batch.sampled_logprobs[at],
+        trainer=trainer,
+        student=student.sampled,
+        teacher=teacher.sampled,
+        student_entropy=student.entropy,
+        teacher_entropy=teacher.entropy,
+        teacher_ids=teacher.top_ids,
+        teacher_top=teacher.top_logprobs,
+        student_at_teacher=student.at_other,
+        student_ids=student.top_ids,
+        student_top=student.top_logprobs,
+        teacher_at_student=teacher.at_other,
+    )

@@ -1,0 +1,1 @@
+"""Rollout engines: what samples the student's tokens."""

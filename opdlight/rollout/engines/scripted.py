@@ -1,0 +1,90 @@
+"""A fake engine that a script answers for."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import Tensor
+
+from opdlight.errors import EngineError
+from opdlight.rollout.engines.base import Completion, Request
+
+
+class ScriptedEngine:
+    """A fake engine: a script answers, `events` tells in which order things happened.
+
+    Args:
+        answer: prompt ids → token ids, or (token ids, log-probs). Finishes by "length"
+            if cut at `max_tokens`, else by "stop"; the first token of `sampling.stop` is the last one.
+        steps: request → after how many decoding steps it finishes (at least 1).
+        max_model_len: longest context in tokens.
+
+    `events` holds ("add", request id), ("finish", request id), ("update", version) and ("close",).
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[list[int]], Sequence[int] | tuple[Sequence[int], Sequence[float]]],
+        *,
+        steps: Callable[[Request], int] = lambda request: 1,
+        max_model_len: int = 4096,
+    ) -> None:
+        self.answer, self.steps, self.max_model_len = answer, steps, max_model_len
+        self.policy_version = 0
+        self.events: list[tuple[object, ...]] = []
+        self.requests: list[Request] = []  # every request ever added
+        self.weights: dict[str, Tensor] = {}  # of the last update
+        self.steps_taken = 0
+        self._running: dict[str, tuple[Request, int]] = {}  # request, steps left
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request."""
+        request.check(self.max_model_len)
+        if request.request_id in self._running:
+            raise EngineError(f"Request {request.request_id} is already running.")
+        self.events.append(("add", request.request_id))
+        self.requests.append(request)
+        self._running[request.request_id] = (request, self.steps(request))
+
+    def step(self) -> list[Completion]:
+        """Count every running request down by one."""
+        self.steps_taken += 1
+        finished = []
+        for request_id, (request, left) in list(self._running.items()):
+            if left > 1:
+                self._running[request_id] = (request, left - 1)
+                continue
+            del self._running[request_id]
+            self.events.append(("finish", request_id))
+            finished.append(self._complete(request))
+        return finished
+
+    def _complete(self, request: Request) -> Completion:
+        answer = self.answer(request.prompt_ids)
+        ids, logprobs = answer if isinstance(answer, tuple) else (answer, [0.0] * len(answer))
+        ids = ids[: next((n for n, i in enumerate(ids, 1) if i in request.sampling.stop), len(ids))]
+        return Completion(
+            request_id=request.request_id,
+            token_ids=list(ids)[: request.max_tokens],
+            logprobs=list(logprobs)[: min(len(ids), request.max_tokens)],
+            finish_reason="stop" if len(ids) <= request.max_tokens else "length",
+            policy_version=self.policy_version,
+        )
+
+    def has_unfinished(self) -> bool:
+        """True while a request is running."""
+        return bool(self._running)
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        """Keep the weights and the version."""
+        if self._running:
+            raise EngineError(f"Weights cannot change while {len(self._running)} requests are unfinished.")
+        self.weights = dict(weights)
+        self.policy_version = policy_version
+        self.events.append(("update", policy_version))
+
+    def stats(self) -> dict[str, float]:
+        """Requests served and steps taken."""
+        return {"requests": float(len(self.requests)), "steps": float(self.steps_taken)}
+
+    def close(self) -> None:
+        """Record it."""
+        self.events.append(("close",))

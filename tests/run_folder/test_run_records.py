@@ -1,0 +1,42 @@
+"""The files that grow: appended to, cut back, never half there."""
+
+from pathlib import Path
+
+from opdlight.run_folder.records import MetricsFile, lengths, rewind
+
+
+def test_metrics_get_rows_and_columns(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path)
+    file.log_metrics({"b": 1.5}, step=0)
+    file.log_metrics({"b": 2.5}, step=1)
+    file.log_metrics({"a": 0.1}, step=2)
+    assert (tmp_path / "metrics.csv").read_bytes() == b"a,b,step\r\n,1.5,0\r\n,2.5,1\r\n0.1,,2\r\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_a_file_that_is_there_is_continued(tmp_path: Path) -> None:
+    MetricsFile(tmp_path).log_metrics({"a": 1.0}, step=0)
+    MetricsFile(tmp_path).log_metrics({"a": 2.0}, step=1)
+    assert (tmp_path / "metrics.csv").read_bytes() == b"a,step\r\n1.0,0\r\n2.0,1\r\n"
+
+
+def test_records_go_back_to_what_they_were(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path)
+    file.log_metrics({"a": 1.0}, step=0)
+    (tmp_path / "alarms.jsonl").write_text("one\n")
+    (tmp_path / "student.json").write_text("no record")
+    then = lengths(tmp_path)
+    assert then == {"alarms.jsonl": 4, "metrics.csv": 1}
+    file.log_metrics({"a": 2.0, "new": 3.0}, step=1)  # a new header: the rows count, not the bytes
+    with (tmp_path / "metrics.csv").open("a") as half:
+        half.write("3.0,")  # killed in the middle of a row
+    with (tmp_path / "alarms.jsonl").open("a") as more:
+        more.write("two\n")
+    (tmp_path / "profile.csv").write_text("began later")
+    for _ in range(2):
+        rewind(tmp_path, then)
+        assert (tmp_path / "metrics.csv").read_bytes() == b"a,new,step\r\n1.0,,0\r\n"
+        assert (tmp_path / "alarms.jsonl").read_text() == "one\n"
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["alarms.jsonl", "metrics.csv", "student.json"]
+    rewind(tmp_path, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["student.json"]
