@@ -57,11 +57,11 @@ class Record(L.Callback):
         """After publication, so that its time is in."""
         assert isinstance(pl_module, OnPolicyDistillation)
         tasks = " + ".join(dict.fromkeys(t.task for t in outputs["trajectories"]))
-        seconds = dict(pl_module.stage.seconds)
+        seconds = dict(pl_module.timer.seconds)
         seconds["watching in all"] = self.hidden + seconds.get("watch", 0.0)
         self.hidden = 0.0
         self.steps.setdefault(tasks, []).append(seconds)
-        print(f"update {batch_idx + 1}: {sum(pl_module.stage.seconds.values()):.2f} s", flush=True)
+        print(f"update {batch_idx + 1}: {sum(pl_module.timer.seconds.values()):.2f} s", flush=True)
 
 
 def main() -> None:

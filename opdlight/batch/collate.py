@@ -10,6 +10,8 @@ import torch
 from opdlight.batch.split import with_global_tokens
 from opdlight.types import SharedVocabulary, TokenBatch, Trajectory
 
+PAD_ID = 0  # any id would do: padding is never attended to and never a loss position
+
 
 @dataclass(slots=True)
 class _Row:
@@ -24,7 +26,7 @@ class _Row:
     positions: list[int] = field(default_factory=list)
 
 
-def _rows(trajectory: Trajectory, kept: Callable[[list[int]], list[bool]], shared: SharedVocabulary) -> list[_Row]:
+def _rows(trajectory: Trajectory, loss_mask: Callable[[list[int]], list[bool]], shared: SharedVocabulary) -> list[_Row]:
     """Merge turns into rows: a prompt that starts with everything before it extends the row, else a row begins."""
     rows: list[_Row] = []
     produced = 0
@@ -37,7 +39,7 @@ def _rows(trajectory: Trajectory, kept: Callable[[list[int]], list[bool]], share
         else:
             row = _Row(ids=list(turn.prompt_ids))
             rows.append(row)
-        keep = kept(turn.completion_ids)
+        keep = loss_mask(turn.completion_ids)
         for i, (token, logprob) in enumerate(zip(turn.completion_ids, turn.sampled_logprobs, strict=True)):
             if keep[i] and token in shared:
                 row.cols.append(len(row.ids) + i - 1)  # the shift: this hidden state predicts `token`
@@ -55,10 +57,10 @@ def count_splits(trajectory: Trajectory) -> int:
     return max(len(_rows(trajectory, lambda ids: [True] * len(ids), SharedVocabulary(1 << 62))) - 1, 0)
 
 
-def _batch(trajectories: list[tuple[int, list[_Row]]], tasks: tuple[str, ...], pad_id: int) -> TokenBatch:
+def _batch(trajectories: list[tuple[int, list[_Row]]], tasks: tuple[str, ...]) -> TokenBatch:
     rows = [(task, trajectory, row) for trajectory, (task, rs) in enumerate(trajectories) for row in rs]
     longest = max(len(row.ids) for _, _, row in rows)
-    input_ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    input_ids = torch.full((len(rows), longest), PAD_ID, dtype=torch.long)
     attention_mask = torch.zeros((len(rows), longest), dtype=torch.bool)
     for b, (_, _, row) in enumerate(rows):
         input_ids[b, : len(row.ids)] = torch.tensor(row.ids)
@@ -122,16 +124,15 @@ class Collate:
     """
 
     tasks: tuple[str, ...]
-    pad_id: int
     shared: SharedVocabulary  # positions whose token the teacher lacks, or takes for another, carry no loss
     micro_batch_tokens: int
-    kept: Callable[[list[int]], list[bool]] = keep_all  # completion ids [C] → which of them are trained on [C]
+    loss_mask: Callable[[list[int]], list[bool]] = keep_all  # completion ids [C] → which of them are trained on [C]
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[TokenBatch]:
         """Micro-batches, longest rows first (so that a memory limit shows at once); empty when nothing carries loss."""
         pieces: list[tuple[int, list[_Row]]] = []
         for trajectory, advantage in zip(trajectories, group_advantages(trajectories), strict=True):
-            rows = [r for r in _rows(trajectory, self.kept, self.shared) if r.cols]
+            rows = [r for r in _rows(trajectory, self.loss_mask, self.shared) if r.cols]
             for row in rows:
                 row.advantage = advantage
             if rows:
@@ -147,9 +148,9 @@ class Collate:
             else:  # pieces come longest first, so the first one of a group sets its padded width
                 groups.append([piece])
                 rows_in_group, width = len(piece[1]), max(len(r.ids) for r in piece[1])
-        return with_global_tokens([_batch(group, self.tasks, self.pad_id) for group in groups])
+        return with_global_tokens([_batch(group, self.tasks) for group in groups])
 
 
-def without_tokens(tasks: tuple[str, ...], pad_id: int) -> TokenBatch:
+def without_tokens(tasks: tuple[str, ...]) -> TokenBatch:
     """A micro-batch of one padded token and no loss position: what a rank computes while others still have some."""
-    return with_global_tokens([_batch([(0, [_Row(ids=[pad_id])])], tasks, pad_id)], 0)[0]
+    return with_global_tokens([_batch([(0, [_Row(ids=[PAD_ID])])], tasks)], 0)[0]

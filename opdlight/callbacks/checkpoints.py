@@ -15,7 +15,7 @@ from opdlight.errors import ConfigError
 from opdlight.models.student import Student
 from opdlight.run_folder import records
 from opdlight.run_folder.checkpoints import FOLDER, LAST, CheckpointFolder, all_of
-from opdlight.system.distributed import gathered
+from opdlight.system.distributed import all_gather
 from opdlight.system.preemption import Preempted
 
 
@@ -73,7 +73,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Write the state after `batch_idx` steps; stop if someone was asked to."""
         assert isinstance(pl_module, OnPolicyDistillation)
-        if asked := max(gathered(pl_module.preemption.number if pl_module.preemption.asked else 0)):
+        if asked := max(all_gather(pl_module.preemption.number if pl_module.preemption.asked else 0)):
             raise Preempted(between_steps=True, number=asked)
         if batch_idx % self.every == 0:
             self.save(trainer)

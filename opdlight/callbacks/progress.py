@@ -38,8 +38,8 @@ class StageProgress(ProgressBar):
         """Listen to the rollouts."""
         super().setup(trainer, pl_module, stage)
         if isinstance(pl_module, OnPolicyDistillation):
-            pl_module.on_progress = lambda finished, total: self._progress(pl_module.stage.name, finished, total)
-            pl_module.stage.on_change = self._changed
+            pl_module.on_progress = lambda finished, total: self._progress(pl_module.timer.name, finished, total)
+            pl_module.timer.on_change = self._changed
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The number of updates is known now, and where a run that goes on has come to."""

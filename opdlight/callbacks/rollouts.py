@@ -11,7 +11,7 @@ from opdlight.batch.collate import count_splits
 from opdlight.bounds import PositiveInt
 from opdlight.data.requests import OnPolicyData
 from opdlight.metrics.failures import repetition_rate
-from opdlight.system.distributed import gathered
+from opdlight.system.distributed import all_gather
 from opdlight.types import Status, Trajectory
 
 SUMMED = ("rollout/row_splits", "rollout/spelled_control_tokens")
@@ -32,7 +32,7 @@ class RolloutMetrics(L.Callback):
     ) -> None:
         """Log the trajectories of this step."""
         values: dict[str, list[float]] = defaultdict(list)
-        for rank in gathered(self.values(outputs["trajectories"], outputs["version"])):
+        for rank in all_gather(self.values(outputs["trajectories"], outputs["version"])):
             for key, found in rank.items():
                 values[key] += found
         for key, found in values.items():

@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 
 from opdlight.distillation.module import OnPolicyDistillation
-from opdlight.system.distributed import gathered
+from opdlight.system.distributed import all_gather
 
 
 class Throughput(L.Callback):
@@ -29,8 +29,8 @@ class Throughput(L.Callback):
     ) -> None:
         """Log this step. Runs after publication, so that its time is in."""
         assert isinstance(pl_module, OnPolicyDistillation)
-        seconds = dict(pl_module.stage.seconds)
-        generated = sum(gathered(sum(len(turn.completion_ids) for t in outputs["trajectories"] for turn in t.turns)))
+        seconds = dict(pl_module.timer.seconds)
+        generated = sum(all_gather(sum(len(turn.completion_ids) for t in outputs["trajectories"] for turn in t.turns)))
         trained = int(outputs["loss_tokens"])
         for stage, value in seconds.items():
             pl_module.log(f"time/{stage}", value)

@@ -18,7 +18,7 @@ from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.losses import Needs
 from opdlight.models.probe import Reading, look_at, read
 from opdlight.rollout.control_tokens import ControlTokens
-from opdlight.system.distributed import gathered
+from opdlight.system.distributed import all_gather
 from opdlight.types import Trajectory, Turn
 
 
@@ -64,7 +64,7 @@ class TrajectoryRecorder(L.Callback):
         chosen: list[Trajectory] = []
         for task in dict.fromkeys(t.task for t in trajectories):
             chosen += [t for t in trajectories if t.task == task][: self.counts[stage]]
-        self._write(module, step, stage, gathered(chosen)[0])
+        self._write(module, step, stage, all_gather(chosen)[0])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -72,7 +72,7 @@ class TrajectoryRecorder(L.Callback):
         """Record the whole batch of an update that was skipped because its loss or gradient was not finite."""
         assert isinstance(pl_module, OnPolicyDistillation)
         if outputs["not_finite"]:
-            found = [t for rank in gathered(outputs["trajectories"]) for t in rank]
+            found = [t for rank in all_gather(outputs["trajectories"]) for t in rank]
             self._write(pl_module, batch_idx, "not finite", found)
 
     def _write(self, module: OnPolicyDistillation, step: int, stage: str, chosen: Sequence[Trajectory]) -> None:
@@ -131,7 +131,7 @@ class TrajectoryRecorder(L.Callback):
         found: dict[str, list[Any]] = {
             "ids": ids,
             "text": [text([i]) for i in ids],
-            "kept": module.collate.kept(ids),
+            "kept": module.collate.loss_mask(ids),
             "engine": [_short(x) for x in turn.sampled_logprobs],
         }
         columns = ("student", "teacher", "mass", "divergence", "student_top", "teacher_top")
@@ -161,7 +161,7 @@ def read_whole(module: OnPolicyDistillation, trajectory: Trajectory) -> Reading 
     """Every token of a trajectory, those that the mask leaves out included; None if it has none, or no teacher."""
     if trajectory.task not in module.teachers.teacher_of:  # a task that is only evaluated
         return None
-    batches = replace(module.collate, kept=keep_all)([trajectory])
+    batches = replace(module.collate, loss_mask=keep_all)([trajectory])
     if not batches:
         return None
     batch = batches[0].to(module.device)

@@ -28,9 +28,9 @@ from opdlight.rollout.collector import Collector
 from opdlight.rollout.engines.base import Sampling
 from opdlight.rollout.prefetch import Ahead
 from opdlight.system.console import stage
-from opdlight.system.distributed import gathered, whole
+from opdlight.system.distributed import all_gather, full_tensor
 from opdlight.system.preemption import Preemption
-from opdlight.system.timer import Stages
+from opdlight.system.timer import Timer
 from opdlight.types import RolloutRequest, SupportScores, TeacherScores, TokenBatch, Trajectory
 
 OfGroup = TypeVar("OfGroup", RolloutRequest, Trajectory)
@@ -102,7 +102,7 @@ class OnPolicyDistillation(L.LightningModule):
         self.before: dict[str, Result] = {}  # the student as it was at the start, by task
         self.evaluated: dict[str, Result] = {}  # the last validation loop
         self.updates = 0  # the student's version: how often its weights have changed
-        self.stage = Stages()
+        self.timer = Timer()
         self.readings: list[Reading] = []  # of this rank in this step
         self.on_progress: Callable[[int, int], None] | None = None  # finished and wanted trajectories
 
@@ -145,7 +145,7 @@ class OnPolicyDistillation(L.LightningModule):
     def training_step(self, requests: list[RolloutRequest], batch_idx: int) -> dict[str, Any]:
         """One update. The weights travel to the engine after it, in `publish.PublishWeights`."""
         version, not_finite = self.updates, self.not_finite
-        self.stage.seconds, self.readings = {}, []
+        self.timer.seconds, self.readings = {}, []
         trajectories = self.next_trajectories(requests, batch_idx)
         self._show_trajectories(trajectories, "train")
         parts = [self.flatten(part) for part in in_parts(trajectories, self.mini_batches)]
@@ -163,9 +163,9 @@ class OnPolicyDistillation(L.LightningModule):
         shares = [[b.num_tokens / b.global_tokens for b in part] for part in parts]  # of each micro-batch
         tokens = sum(part[0].global_tokens for part in parts if part)
         self.log("rollout/loss_tokens", float(tokens))
-        self.log("rollout/unshared_tokens", float(sum(gathered(count_unshared(trajectories, self.collate.shared)))))
-        with self.stage("watch"):
-            readings = [reading for rank in gathered(self.readings) for reading in rank]
+        self.log("rollout/unshared_tokens", float(sum(all_gather(count_unshared(trajectories, self.collate.shared)))))
+        with self.timer("watch"):
+            readings = [reading for rank in all_gather(self.readings) for reading in rank]
         return {
             "loss": loss,
             "trajectories": trajectories,
@@ -191,7 +191,7 @@ class OnPolicyDistillation(L.LightningModule):
 
     def next_trajectories(self, requests: Sequence[RolloutRequest], step: int) -> list[Trajectory]:
         """This rank's trajectories of a step; while they train, the next ones are rolled out or prepared."""
-        with self.stage("rollout"), self._interruptible(rolling_out=True):
+        with self.timer("rollout"), self._interruptible(rolling_out=True):
             if self.ahead:
                 trajectories = self.ahead.take()
             else:
@@ -212,7 +212,7 @@ class OnPolicyDistillation(L.LightningModule):
         self.ahead.rest()
         engine = self.collector.engine
         if engine.policy_version != self.updates:
-            with self.stage("publish"):
+            with self.timer("publish"):
                 engine.update_weights(self.student.named_weights(), self.updates)
 
     def own(self, batch: Sequence[OfGroup]) -> list[OfGroup]:
@@ -241,7 +241,7 @@ class OnPolicyDistillation(L.LightningModule):
             batches, budget = halved(batches, self.collate.micro_batch_tokens)
             self.collate, self.out_of_memory = replace(self.collate, micro_batch_tokens=budget), self.out_of_memory + 1
             self.print(f"out of memory: micro_batch_tokens is {budget} from now on")
-        with self.stage("update"):
+        with self.timer("update"):
             self.update(loss, has_gradient=bool(batches))
         return loss, batches
 
@@ -249,11 +249,11 @@ class OnPolicyDistillation(L.LightningModule):
         """Score, compare and differentiate each micro-batch; returns the loss of all."""
         loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
-            with self.stage("score"):
+            with self.timer("score"):
                 scores, reading = self.score(batch)
-            with self.stage("compare"):
+            with self.timer("compare"):
                 contribution = token_mean(self.loss(scores, batch), batch.global_tokens)
-            with self.stage("backward"), self._alone(last=number + 1 == len(batches)):
+            with self.timer("backward"), self._alone(last=number + 1 == len(batches)):
                 self.manual_backward(contribution * self.trainer.world_size)  # DDP averages; the token mean is a sum
             loss += contribution.detach()
             if reading is not None:
@@ -267,9 +267,9 @@ class OnPolicyDistillation(L.LightningModule):
     def flatten(self, trajectories: Sequence[Trajectory]) -> list[TokenBatch]:
         """② Micro-batches on this device, as many on every rank; `global_tokens` counts the loss positions of all."""
         batches = self.collate(trajectories)
-        counts = gathered((sum(b.num_tokens for b in batches), len(batches)))
+        counts = all_gather((sum(b.num_tokens for b in batches), len(batches)))
         total, most = sum(tokens for tokens, _ in counts), max(number for _, number in counts)
-        batches += [without_tokens(self.collate.tasks, self.collate.pad_id)] * (most - len(batches))
+        batches += [without_tokens(self.collate.tasks)] * (most - len(batches))
         return [b.to(self.device) for b in with_global_tokens(batches, total)]
 
     def score(self, batch: TokenBatch) -> tuple[SupportScores, Reading | None]:
@@ -281,7 +281,7 @@ class OnPolicyDistillation(L.LightningModule):
         ask: dict[str, Any] = {"update": self.updates, "temperature": temperature, "shared": shared}
         look = None
         if any(isinstance(c, WatchesTokens) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
-            with self.stage("watch"):
+            with self.timer("watch"):
                 look = self.reader.look(batch, hidden.detach(), self.student.head(), update=self.updates, shared=shared)
         teacher = self.teachers.score(batch, needs=needs, chosen=chosen, temperature=temperature, look=look)
         if needs.reference:
@@ -298,14 +298,14 @@ class OnPolicyDistillation(L.LightningModule):
         )
         if look is None or teacher.view is None:
             return scores, None
-        with self.stage("watch"):
+        with self.timer("watch"):
             reading = read(batch, look, teacher.view, hidden.detach(), self.student.head(), **ask)
             return scores, reading.cpu()
 
     @torch.no_grad()
     def with_rollout_logprobs(self, batch: TokenBatch) -> TokenBatch:
         """The batch with the log-probs of its tokens under the student as it is now."""
-        with self.stage("score"):
+        with self.timer("score"):
             now = replace(self.loss.needs, support=None, normaliser=False)
             scores = self.student.score(
                 self.student.hidden(batch),
@@ -327,8 +327,8 @@ class OnPolicyDistillation(L.LightningModule):
         assert not isinstance(optimizer, list)
         finite = True
         if has_gradient:
-            norm = whole(torch.nn.utils.clip_grad_norm_(self.student.trainable_parameters(), self.max_grad_norm))
-            finite = all(gathered(bool(torch.isfinite(loss) & torch.isfinite(norm))))
+            norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.student.trainable_parameters(), self.max_grad_norm))
+            finite = all(all_gather(bool(torch.isfinite(loss) & torch.isfinite(norm))))
         if has_gradient and not finite:
             optimizer.zero_grad(set_to_none=True)
             self.not_finite += 1
@@ -342,7 +342,7 @@ class OnPolicyDistillation(L.LightningModule):
             scheduler.step()
             self.updates += 1
             if isinstance(self.loss, Remembers):
-                self.loss.end_update(gathered)
+                self.loss.end_update(all_gather)
         self.log("optimizer/skipped", 0.0 if has_gradient else 1.0)
         self.log("optimizer/not_finite", float(self.not_finite))
         self.log("optimizer/out_of_memory", float(self.out_of_memory))
@@ -350,7 +350,7 @@ class OnPolicyDistillation(L.LightningModule):
     def validation_step(self, requests: list[RolloutRequest], batch_idx: int) -> None:
         """Roll out the held-out episodes of one task."""
         task = requests[0].task
-        with self.stage(f"evaluate {task}"), self._interruptible(rolling_out=False):
+        with self.timer(f"evaluate {task}"), self._interruptible(rolling_out=False):
             trajectories = self.roll_out(self.own(requests), self.evaluation, seed=0)
         self._show_trajectories(trajectories, "val")
         self.held_out.reset()
@@ -394,7 +394,7 @@ class OnPolicyDistillation(L.LightningModule):
         return strategy.block_backward_sync()
 
     def _show_trajectories(self, trajectories: Sequence[Trajectory], stage: Literal["train", "val"]) -> None:
-        with self.stage("watch"):
+        with self.timer("watch"):
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, WatchesRollouts):
                     callback.on_trajectories(self, trajectories, stage)

@@ -8,7 +8,7 @@ import torch
 
 from opdlight.losses import Remembers
 from opdlight.metrics.success import Result
-from opdlight.system.distributed import gathered
+from opdlight.system.distributed import all_gather
 from opdlight.types import Status, Trajectory, Turn
 
 
@@ -28,11 +28,11 @@ def add_state(module: Any, checkpoint: dict[str, Any]) -> None:
     if isinstance(module.loss, Remembers):
         checkpoint["loss"] = module.loss.state()
     # who is asked to stop does not wait for a rollout: it is done again, by a student that is newer by one update
-    lost = any(gathered(module.preemption.asked and module.ahead.going_on))
-    if all(gathered(bool(module.ahead))):
+    lost = any(all_gather(module.preemption.asked and module.ahead.going_on))
+    if all(all_gather(bool(module.ahead))):
         module.preemption.rollout_lost = lost
         if not lost:
-            checkpoint["ahead"] = [_plain(t) for rank in gathered(module.ahead.peek()) for t in rank]
+            checkpoint["ahead"] = [_plain(t) for rank in all_gather(module.ahead.peek()) for t in rank]
     frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
     checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n not in frozen}
     loops = checkpoint["loops"]["fit_loop"]

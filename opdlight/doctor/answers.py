@@ -83,7 +83,7 @@ class Judged:
 
 def judge(patient: Patient, pair: Pair, trajectories: Sequence[Trajectory]) -> list[Judged]:
     """Log q of every sampled token that carries loss, gathered by token."""
-    collate = Collate(tasks=pair.tasks, pad_id=0, shared=pair.shared, micro_batch_tokens=1, kept=patient.mask.kept)
+    collate = Collate(tasks=pair.tasks, shared=pair.shared, micro_batch_tokens=1, loss_mask=patient.mask.loss_mask)
     seen: dict[int, list[float]] = {}
     holders: dict[int, int] = {}
     for trajectory in trajectories:

@@ -50,7 +50,7 @@ def as_batches(rows: Sequence[list[int]], *, shared: SharedVocabulary, micro_bat
         trajectories.append(
             Trajectory(task="", group=0, seed=0, turns=[turn], reward=0.0, status=Status.TRUNCATED_TOKENS)
         )
-    collate = Collate(tasks=("",), pad_id=0, shared=shared, micro_batch_tokens=micro_batch_tokens)
+    collate = Collate(tasks=("",), shared=shared, micro_batch_tokens=micro_batch_tokens)
     return collate(trajectories)
 
 

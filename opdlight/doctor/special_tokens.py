@@ -160,4 +160,4 @@ def _asked_for(patient: Patient, pair: Pair, text: str) -> bool:
 def _masked(patient: Patient, student: PreTrainedTokenizerBase, text: str) -> bool:
     vocabulary = student.get_vocab()
     ids = [vocabulary[text]] if text in vocabulary else encode(student, text)
-    return not any(patient.mask.kept(ids))
+    return not any(patient.mask.loss_mask(ids))

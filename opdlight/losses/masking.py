@@ -27,7 +27,7 @@ class SpecialTokenMask:
     vocabulary stands for its id, any other string for the ids it is tokenised to. `occurrence` says whether the first
     match of an entry in a response is left out (the paper) or every match, overlapping ones included.
 
-    >>> SpecialTokenMask(tokens=[7, [1, 2]]).kept([1, 2, 7, 1, 2, 7])
+    >>> SpecialTokenMask(tokens=[7, [1, 2]]).loss_mask([1, 2, 7, 1, 2, 7])
     [False, False, False, True, True, True]
     """
 
@@ -67,7 +67,7 @@ class SpecialTokenMask:
 
         return replace(self, tokens=[[i for part in _parts(entry) for i in ids_of(part)] for entry in self.tokens])
 
-    def kept(self, completion_ids: Sequence[int]) -> list[bool]:
+    def loss_mask(self, completion_ids: Sequence[int]) -> list[bool]:
         """For each token of one response [C]: is it trained on?
 
         Raises:

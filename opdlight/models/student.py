@@ -23,7 +23,7 @@ from opdlight.models.lm_head import LMHead, log_normaliser, support_values, toke
 from opdlight.models.loading import contradiction, load_model, load_tokenizer, save_model
 from opdlight.models.lora import add_lora, lora_layers, merged_weights
 from opdlight.models.randomness import check_no_dropout
-from opdlight.system.distributed import rank, whole
+from opdlight.system.distributed import full_tensor, rank
 from opdlight.types import SharedVocabulary, SupportScores, TeacherScores, TokenBatch
 
 
@@ -134,7 +134,7 @@ class Student(nn.Module):
         """Every weight under its Hugging Face checkpoint name; tied weights come once. Detached.
 
         Where adapters are merged the weights are float32, whatever the base is.
-        Those of a divided student are still divided: `distributed.whole` puts one together.
+        Those of a divided student are still divided: `distributed.full_tensor` puts one together.
         """
         yield from revert_weight_conversion(self.model, self._merged()).items()
 
@@ -147,7 +147,7 @@ class Student(nn.Module):
         first = rank() == 0
         weights = {}
         for name, weight in self._merged().items():
-            full = whole(weight)
+            full = full_tensor(weight)
             if first:
                 full = full.float() if self.has_adapter else full
                 weights[name] = full if full is weight else full.cpu()

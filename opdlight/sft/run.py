@@ -58,7 +58,6 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     trajectories = [tokens(d, renderer) for d in track(read_demonstrations(path), "tokens")]
     collate = Collate(
         tasks=tuple(dict.fromkeys(t.task for t in trajectories)),
-        pad_id=0,
         shared=SharedVocabulary(student.head().width),
         micro_batch_tokens=cfg.micro_batch_tokens,
     )

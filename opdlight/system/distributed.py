@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 T = TypeVar("T")
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """What every rank has, in the order of the ranks; [value] in a process alone.
 
     Every rank must call it, in the same order as other collective work. Tensors should be on the CPU.
@@ -26,6 +26,6 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor that is divided over the ranks, put together; every rank must ask. Others come back as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

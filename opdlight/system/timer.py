@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 
-class Stages:
+class Timer:
     """`with stages("rollout")` names what is going on and adds up its wall seconds, those of a stage inside left out.
 
     On a GPU the work that was handed to it counts too.

@@ -75,10 +75,9 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         collector=collector,
         collate=Collate(
             tasks=tuple(mixture.teachers),
-            pad_id=0,  # never attended to and never a loss position
             shared=teachers.shared_vocabulary,
             micro_batch_tokens=cfg.micro_batch_tokens,
-            kept=mask.kept,
+            loss_mask=mask.loss_mask,
         ),
         optimizer=optimizer,
         schedule=instantiate(cfg.schedule),

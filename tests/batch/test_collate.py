@@ -25,7 +25,7 @@ def trajectory(*turns: Turn, task: str = "a") -> Trajectory:
 
 
 def collate(**changes: object) -> Collate:
-    settings: dict = {"tasks": ("a", "b"), "pad_id": 0, "shared": SharedVocabulary(100), "micro_batch_tokens": 1000}
+    settings: dict = {"tasks": ("a", "b"), "shared": SharedVocabulary(100), "micro_batch_tokens": 1000}
     return Collate(**{**settings, **changes})
 
 
@@ -76,7 +76,7 @@ def test_masked_tokens_stay_visible_but_carry_no_loss() -> None:
     def kept(ids: list[int]) -> list[bool]:
         return [not (t == 20 and i == ids.index(20)) for i, t in enumerate(ids)]
 
-    (batch,) = collate(kept=kept)([trajectory(turn([10], [20, 21, 20]))])
+    (batch,) = collate(loss_mask=kept)([trajectory(turn([10], [20, 21, 20]))])
     assert batch.input_ids.tolist() == [[10, 20, 21, 20]]
     assert batch.attention_mask.all()
     assert batch.target_ids.tolist() == [21, 20]
@@ -92,7 +92,7 @@ def test_tokens_unknown_to_the_teacher_carry_no_loss() -> None:
 
 
 def test_nothing_to_train_on_gives_no_batch() -> None:
-    everything_masked = collate(kept=lambda ids: [False] * len(ids))
+    everything_masked = collate(loss_mask=lambda ids: [False] * len(ids))
     assert everything_masked([trajectory(turn([10], [20]))]) == []
     assert collate()([trajectory(turn([10], [])), trajectory()]) == []
 

@@ -28,7 +28,7 @@ def made(lengths: list[int]) -> list[Trajectory]:
     ]
 
 
-COLLATE = Collate(tasks=("a",), pad_id=0, shared=SharedVocabulary(99), micro_batch_tokens=10**6)
+COLLATE = Collate(tasks=("a",), shared=SharedVocabulary(99), micro_batch_tokens=10**6)
 
 
 def test_half_the_tokens_and_the_same_positions() -> None:

@@ -43,7 +43,7 @@ def module_of(folders: tuple[str, str]) -> OnPolicyDistillation:
     teachers = Teachers({"a": folders[1], "b": folders[1]}, student)
     module = OnPolicyDistillation(
         student=student, teachers=teachers, loss=SampledToken(), collector=None, optimizer=None, schedule=None,  # type: ignore[arg-type]
-        collate=Collate(tasks=("a", "b"), pad_id=0, shared=teachers.shared_vocabulary, micro_batch_tokens=999),
+        collate=Collate(tasks=("a", "b"), shared=teachers.shared_vocabulary, micro_batch_tokens=999),
         sampling=Sampling(), evaluation=Sampling(), max_grad_norm=1.0, seed=0,
     )  # fmt: skip
     module.logged = {}  # type: ignore[assignment]
@@ -53,7 +53,7 @@ def module_of(folders: tuple[str, str]) -> OnPolicyDistillation:
 
 def test_throughput_divides_tokens_by_the_seconds_of_their_stage(folders: tuple[str, str]) -> None:
     module, watch = module_of(folders), Throughput()
-    module.stage.seconds = {"rollout": 2.0, "score": 0.5, "backward": 1.5}
+    module.timer.seconds = {"rollout": 2.0, "score": 0.5, "backward": 1.5}
     outputs = {"trajectories": [trajectory("a", [1], [1] * 10)], "loss_tokens": 8}
     for _ in range(2):
         watch.on_train_batch_end(None, module, outputs, None, 0)  # type: ignore[arg-type]
@@ -87,10 +87,10 @@ def test_progress_without_a_terminal_prints_plain_lines(
     bar.setup(trainer, module, "fit")
     bar.on_train_start(trainer, module)
     for batch_idx in range(3):
-        with module.stage("rollout"):
+        with module.timer("rollout"):
             module.on_progress(1, 2)  # type: ignore[misc]
         bar.on_train_batch_end(trainer, module, {}, None, batch_idx)
-    with module.stage("evaluate sums"):
+    with module.timer("evaluate sums"):
         module.on_progress(1, 2)  # type: ignore[misc]
     bar.teardown(trainer, module, "fit")
     figures = "loss/train 0.250  rollout/reward/sums 0.500"
@@ -110,14 +110,14 @@ def test_progress_on_a_terminal_shows_stage_and_trajectories(
     bar.setup(trainer, module, "fit")
     trainer.num_training_batches = 3  # Lightning knows it only now
     bar.on_train_start(trainer, module)
-    with module.stage("rollout"):
+    with module.timer("rollout"):
         module.on_progress(3, 8)  # type: ignore[misc]
         bar.on_train_batch_end(trainer, module, {}, None, 0)
         _bars[0].refresh()
         updates, rollout = (line for line in screen.lines if line.strip())
     assert re.fullmatch(rf"updates +[━╸╺]+ 1/3 +0:00:00 +{figures} *", updates)
     assert re.match(r"rollout +[━╸╺]+ 3/8 ", rollout)
-    with module.stage("backward"):
+    with module.timer("backward"):
         _bars[0].refresh()
         assert any(re.match(r"backward +━+ +0:00:00", line) for line in screen.lines)
     bar.teardown(trainer, module, "fit")

@@ -47,8 +47,8 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> OnPolicyDistillation:
     mask = SpecialTokenMask(tokens=[21])
     made = OnPolicyDistillation(
         student=student, teachers=teachers, loss=SupportMatching(k=4), collector=None, optimizer=None, schedule=None,  # type: ignore[arg-type]
-        collate=Collate(tasks=("a", "b"), pad_id=0, shared=teachers.shared_vocabulary, micro_batch_tokens=999,
-                        kept=mask.kept),
+        collate=Collate(tasks=("a", "b"), shared=teachers.shared_vocabulary, micro_batch_tokens=999,
+                        loss_mask=mask.loss_mask),
         sampling=Sampling(), evaluation=Sampling(), max_grad_norm=1.0, seed=0,
     )  # fmt: skip
     made.trainer = SimpleNamespace(is_global_zero=True)  # type: ignore[assignment]

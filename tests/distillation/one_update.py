@@ -73,7 +73,7 @@ def parts(
         collector=lambda: Collector(
             engine, ChatRenderer(trained.tokenizer), lambda task: Count(breaks), limits, env_threads=1
         ),
-        collate=Collate(tasks=mixture.names, pad_id=0, **settings),
+        collate=Collate(tasks=mixture.names, **settings),
         optimizer=partial(torch.optim.SGD, lr=0.1),
         schedule=learning_rate("constant", warmup=0, updates=3),
         sampling=Sampling(),

@@ -110,7 +110,7 @@ def test_a_teacher_equal_to_the_student_moves_nothing(folders: tuple[str, str], 
     "fault",
     [
         {"breaks": True},
-        {"kept": lambda ids: [False] * len(ids)},
+        {"loss_mask": lambda ids: [False] * len(ids)},
         {"answer": lambda prompt: []},
         {"answer": lambda prompt: [9] * 400},
     ],
@@ -121,7 +121,7 @@ def test_faults_are_trained_through(folders: tuple[str, str], tmp_path: Path, lo
     trainer = fit(module, data, tmp_path)
     assert all(torch.isfinite(p).all() for p in module.student.parameters())
     assert all(torch.isfinite(torch.as_tensor(v)) for v in trainer.callback_metrics.values())
-    nothing = "kept" in fault or (("answer" in fault) and fault["answer"]([]) == [])
+    nothing = "loss_mask" in fault or (("answer" in fault) and fault["answer"]([]) == [])
     assert module.updates == (0 if nothing else 3)
     assert float(trainer.callback_metrics["optimizer/skipped"]) == float(nothing)
     assert engine.policy_version == module.updates

@@ -221,7 +221,7 @@ def test_other_tokenizer_keeps_every_id_that_is_left() -> None:
     assert other.eos_token_id == 0 != plain.eos_token_id
     mask = compose("failure_modes", FailureModesConfig).special.students["another end and <think>"].mask
     resolved = SpecialTokenMask(tokens=[list(t) if not isinstance(t, str) else t for t in mask.tokens]).resolve(other)
-    left = [i for i, kept in zip([*ids, 0], resolved.kept([*ids, 0]), strict=True) if kept]
+    left = [i for i, kept in zip([*ids, 0], resolved.loss_mask([*ids, 0]), strict=True) if kept]
     assert other.decode(left) == "1 + 2 = 3boxed{3}"
     with pytest.raises(ConfigError, match=r"special\.students.*dropped"):
         other_tokenizer(plain, ["<|end|>"], "<|pad|>")
@@ -243,7 +243,7 @@ def test_tokens_are_scored_as_the_models_alone_score_them() -> None:
     )
     made = Trajectory(task="t", group=0, seed=0, turns=[turn], reward=0.0, status=Status.SUCCESS)
     mask = SpecialTokenMask(tokens=[ids[2]])
-    found = measure(student, teachers, [made, made], k=4, ngram=4, kept=mask.kept)
+    found = measure(student, teachers, [made, made], k=4, ngram=4, loss_mask=mask.loss_mask)
     with torch.no_grad():
         logits = student.model(torch.tensor([[3, 10, 11, *ids]])).logits[0, 2:-1]
     expected = logits.log_softmax(1).gather(1, torch.tensor(ids)[:, None]).squeeze(1)

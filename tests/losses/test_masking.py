@@ -21,7 +21,7 @@ class Letters:
 
 
 def dropped(mask: SpecialTokenMask, ids: list[int]) -> list[int]:
-    return [i for i, keep in enumerate(mask.kept(ids)) if not keep]
+    return [i for i, keep in enumerate(mask.loss_mask(ids)) if not keep]
 
 
 def test_first_occurrence_only() -> None:
@@ -47,8 +47,8 @@ def test_entries_that_overlap_each_other_count_separately() -> None:
 
 @pytest.mark.parametrize("ids", [[], [1]])
 def test_nothing_to_drop(ids: list[int]) -> None:
-    assert SpecialTokenMask(tokens=[[1, 2, 3], 9]).kept(ids) == [True] * len(ids)
-    assert SpecialTokenMask().kept(ids) == [True] * len(ids)
+    assert SpecialTokenMask(tokens=[[1, 2, 3], 9]).loss_mask(ids) == [True] * len(ids)
+    assert SpecialTokenMask().loss_mask(ids) == [True] * len(ids)
 
 
 @pytest.mark.parametrize("occurrence", ["first", "every"])
@@ -84,7 +84,7 @@ def test_text_that_cannot_be_written_is_refused() -> None:
 
 def test_unresolved_strings_are_refused() -> None:
     with pytest.raises(ValueError, match="call resolve first"):
-        SpecialTokenMask(tokens=[[1, "a"]]).kept([1, 2])
+        SpecialTokenMask(tokens=[[1, "a"]]).loss_mask([1, 2])
 
 
 @pytest.mark.parametrize("entry", [-1, "", [], [1, ""], 2.5, True, [[1]]])

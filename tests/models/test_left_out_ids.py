@@ -99,7 +99,7 @@ def test_a_sampled_one_is_no_loss_position(pair: tuple[Student, Teachers]) -> No
         reward=0.0,
     )  # fmt: skip
     made = Trajectory(task="a", group=0, seed=0, turns=[turn], reward=0.0, status=Status.SUCCESS)
-    (batch,) = Collate(tasks=("a",), pad_id=0, shared=shared, micro_batch_tokens=99)([made])
+    (batch,) = Collate(tasks=("a",), shared=shared, micro_batch_tokens=99)([made])
     assert batch.target_ids.tolist() == [6, 7]
     assert batch.input_ids.tolist() == [[5, 6, OUT, 7]]
 

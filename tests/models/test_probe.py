@@ -40,7 +40,7 @@ def parts(folders: list[str]) -> tuple[Student, Teachers, TokenBatch]:
     student = Student(folders[0])
     teachers = Teachers({"a": folders[1], "b": folders[2]}, student)  # one teacher a task
     shared = teachers.shared_vocabulary
-    (batch,) = Collate(tasks=("a", "b"), pad_id=0, shared=shared, micro_batch_tokens=999)(MADE)
+    (batch,) = Collate(tasks=("a", "b"), shared=shared, micro_batch_tokens=999)(MADE)
     return student, teachers, batch
 
 

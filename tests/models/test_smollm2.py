@@ -258,7 +258,7 @@ def test_real_model_stops_at_its_end_of_turn_and_grows_by_exact_prefix(real: str
 
     short = Trajectory(task="a", group=0, seed=0, turns=turns[:1], reward=0.0, status=Status.FAILURE)
     long = Trajectory(task="a", group=0, seed=0, turns=turns, reward=0.0, status=Status.FAILURE)
-    collate = Collate(tasks=("a",), pad_id=0, shared=SharedVocabulary(len(tokenizer)), micro_batch_tokens=4096)
+    collate = Collate(tasks=("a",), shared=SharedVocabulary(len(tokenizer)), micro_batch_tokens=4096)
     (batch,) = collate([short, long])
     assert sorted(batch.attention_mask.sum(1).tolist()) == [
         len(t.turns[-1].prompt_ids) + len(t.turns[-1].completion_ids) for t in (short, long)

@@ -89,7 +89,7 @@ def test_tokens_train_on_the_replies_that_are_worth_it_and_see_the_rest() -> Non
             Step(observation="at 0", reply="<think>no</think>right"),
         ],
     )
-    (batch,) = Collate(tasks=("c",), pad_id=0, shared=SharedVocabulary(10**6), micro_batch_tokens=10**6)(
+    (batch,) = Collate(tasks=("c",), shared=SharedVocabulary(10**6), micro_batch_tokens=10**6)(
         [tokens(shown, renderer)]
     )
     decode = renderer.tokenizer.decode
@@ -112,7 +112,7 @@ def test_fresh_prompts_make_a_row_a_turn() -> None:
     renderer = ChatRenderer(tiny_tokenizer())
     steps = [Step(observation="look 1", reply="go"), Step(observation="look 2", reply="go")]
     shown = Demonstration(task="c", seed=0, steps=steps, fresh_prompt=True)
-    (batch,) = Collate(tasks=("c",), pad_id=0, shared=SharedVocabulary(10**6), micro_batch_tokens=10**6)(
+    (batch,) = Collate(tasks=("c",), shared=SharedVocabulary(10**6), micro_batch_tokens=10**6)(
         [tokens(shown, renderer)]
     )
     assert batch.input_ids.shape[0] == 2

@@ -64,7 +64,6 @@ def measure_tasks(cfg: DictConfig, losses: Mapping[str, Loss]) -> list[Real]:
     trajectories = roll_out(cfg, mixture, student)
     collate = Collate(
         tasks=tuple(mixture.teachers),
-        pad_id=0,
         shared=teachers.shared_vocabulary,
         micro_batch_tokens=cfg.model.max_model_len,
     )

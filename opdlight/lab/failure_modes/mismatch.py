@@ -97,7 +97,7 @@ class Arm:
     cut: list[float]  # 1 where a completion hit the length limit
 
 
-def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Collector, kept: Keeps) -> list[Arm]:
+def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Collector, loss_mask: Keeps) -> list[Arm]:
     """The student of `folder` as it is ("start"), and after a few updates by two losses with and without the mask.
 
     All arms roll out the same episodes at top-p 1 and temperature 1 and are judged on the same held-out ones at
@@ -125,10 +125,9 @@ def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Colle
                 collector=lambda: collector,
                 collate=Collate(
                     tasks=(name,),
-                    pad_id=0,
                     shared=teachers.shared_vocabulary,
                     micro_batch_tokens=cfg.model.micro_batch_tokens,
-                    kept=kept if masked else keep_all,
+                    loss_mask=loss_mask if masked else keep_all,
                 ),
                 optimizer=lambda weights: torch.optim.AdamW(
                     weights, lr=cfg.model.learning_rate, betas=(0.9, 0.95), weight_decay=0.0

@@ -86,7 +86,6 @@ def taught_student(cfg: DictConfig, dropped: Sequence[str], name: str, task: Tas
     )
     collate = Collate(
         tasks=(name,),
-        pad_id=0,
         shared=SharedVocabulary(student.head().width),
         micro_batch_tokens=cfg.model.micro_batch_tokens,
     )

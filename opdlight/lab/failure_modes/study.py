@@ -79,7 +79,7 @@ def study(cfg: DictConfig) -> dict[str, float]:
         rolled = {p: roll_out(collector, tasks, cfg.episodes, v, cfg.seed) for p, v in policies.items()}
     ordinary = _own_mask(cfg, student)
     with stage("scoring"):
-        ask: dict[str, Any] = {"k": cfg.k, "ngram": cfg.ngram, "kept": ordinary.kept}
+        ask: dict[str, Any] = {"k": cfg.k, "ngram": cfg.ngram, "loss_mask": ordinary.loss_mask}
         scored = {
             p: {task: measure(student, teachers, made, **ask) for task, made in found.items()}
             for p, found in rolled.items()
@@ -149,8 +149,8 @@ def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, fol
     status = f"{title}: rolling out and distilling"
     with stage(status), collecting(cfg, str(model), student, alone.tasks) as collector:
         made = roll_out(collector, alone.tasks, cfg.episodes, 1.0, cfg.seed)[name]
-        tokens = measure(student, teachers, made, k=cfg.k, ngram=cfg.ngram, kept=mask.kept)
-        arms = distil(cfg, alone, model, collector, mask.kept) if cfg.special.opd_updates else []
+        tokens = measure(student, teachers, made, k=cfg.k, ngram=cfg.ngram, loss_mask=mask.loss_mask)
+        arms = distil(cfg, alone, model, collector, mask.loss_mask) if cfg.special.opd_updates else []
     shown = min(range(len(made)), key=lambda i: (made[i].status is not Status.SUCCESS, i))  # the first solved, if any
     return Other(
         shared_ids=len(teachers.shared_vocabulary),

@@ -45,7 +45,7 @@ def measure(
     *,
     k: int,
     ngram: int,
-    kept: Callable[[list[int]], list[bool]],
+    loss_mask: Callable[[list[int]], list[bool]],
 ) -> Tokens:
     """Both models read every trajectory; small vocabularies only, since it holds all logits of a trajectory.
 
@@ -55,17 +55,17 @@ def measure(
         trajectories: with at least one sampled token in all.
         k: size of the teacher's top-K on which support matching compares.
         ngram: see `Tokens.again`.
-        kept: completion ids [C] → which of them the special-token mask leaves in [C]; see `Tokens.listed`.
+        loss_mask: completion ids [C] → which of them the special-token mask leaves in [C]; see `Tokens.listed`.
     """
     needs = Needs(support="full_vocabulary", sampled=True)
     shared = teachers.shared_vocabulary
     tasks = tuple(dict.fromkeys(t.task for t in trajectories))
-    collate = Collate(tasks=tasks, pad_id=0, shared=shared, micro_batch_tokens=1)  # one trajectory a batch
+    collate = Collate(tasks=tasks, shared=shared, micro_batch_tokens=1)  # one trajectory a batch
     rows: list[list[Tensor]] = []
     for number, trajectory in enumerate(trajectories):
         completions = [turn.completion_ids for turn in trajectory.turns]
         again = torch.tensor([bool(flag) for turn in repeated(completions, ngram) for flag in turn])
-        listed = torch.tensor([not flag for ids in completions for flag in kept(ids)])
+        listed = torch.tensor([not flag for ids in completions for flag in loss_mask(ids)])
         for batch in collate([trajectory]):
             hidden = student.hidden(batch)
             teacher = teachers.score(batch, needs=needs, chosen=None, temperature=1.0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from opdlight.rollout.engines.base import Completion, Engine, Request
-from opdlight.system.distributed import whole
+from opdlight.system.distributed import full_tensor
 
 POLL_SECONDS = 0.05  # longest that an actor decodes without a word, and that its pool waits for one
 Packed = tuple[np.ndarray, torch.dtype, torch.Size]  # a weight's bytes, which Ray shares without a copy
@@ -64,7 +64,7 @@ class EngineActor:
 
 def packed(weight: Tensor) -> Packed:
     """A weight to put into the object store; one that is divided is put together, every rank must ask."""
-    full = whole(weight).detach().cpu().contiguous()
+    full = full_tensor(weight).detach().cpu().contiguous()
     return full.reshape(-1).view(torch.uint8).numpy(), full.dtype, full.shape
 
 

@@ -23,7 +23,7 @@ from opdlight.errors import ConfigError, EngineError, MissingDependencyError
 from opdlight.models.loading import whole_model
 from opdlight.rollout.engines.base import Completion, Request
 from opdlight.rollout.engines.model_folder import checkpoint_shapes, complete_weights, stop_token_ids
-from opdlight.system.distributed import whole
+from opdlight.system.distributed import full_tensor
 
 _SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in this process, so weights are handed over, not sent
@@ -180,7 +180,10 @@ class VLLMEngine:
             self._engine.collective_rpc(
                 "reload_weights",
                 # one by one, so that of a divided student no more than one weight is whole at a time
-                kwargs={"weights_iterator": ((n, whole(w)) for n, w in named.items()), "is_checkpoint_format": True},
+                kwargs={
+                    "weights_iterator": ((n, full_tensor(w)) for n, w in named.items()),
+                    "is_checkpoint_format": True,
+                },
             )
         if not self._engine.reset_prefix_cache():
             raise EngineError(
