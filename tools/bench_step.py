@@ -51,7 +51,7 @@ class Record(L.Callback):
         for callback in callbacks:
             if type(callback).__name__ != "PublishWeights":
                 callback.on_train_batch_end = self.timed(callback.on_train_batch_end)  # type: ignore[method-assign]
-        teacher.view = self.timed(teacher.view)
+        teacher.probe_scores = self.timed(teacher.probe_scores)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After publication, so that its time is in."""

@@ -7,10 +7,10 @@ from opdlight.types import Trajectory
 
 
 @runtime_checkable
-class WatchesTokens(Protocol):
-    """A callback that looks at the readings of a step; only for its sake are there any."""
+class UsesProbe(Protocol):
+    """A callback that needs what the probe found in a step; without one nothing is probed."""
 
-    watches_tokens: bool
+    uses_probe: bool
 
 
 @runtime_checkable

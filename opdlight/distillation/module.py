@@ -14,14 +14,16 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from opdlight.batch.collate import Collate, count_unshared, without_tokens
 from opdlight.batch.split import halved, in_parts, with_global_tokens
-from opdlight.distillation.hooks import WatchesRollouts, WatchesTokens
+from opdlight.distillation.hooks import UsesProbe, WatchesRollouts
 from opdlight.distillation.out_of_memory import is_out_of_memory
 from opdlight.distillation.state import add_state, restore_state
 from opdlight.errors import TrainingError
-from opdlight.losses import Loss, Needs, Remembers
+from opdlight.losses import Loss, Remembers
 from opdlight.losses.reduce import token_mean
 from opdlight.metrics.success import HeldOutOutcomes, Result
-from opdlight.models.probe import Reader, Reading, read
+from opdlight.models.base import ScoreRequest
+from opdlight.models.probe import Probe, ProbeResult
+from opdlight.models.scorer import Scored, Scorer
 from opdlight.models.student import Student
 from opdlight.models.teachers import Teachers
 from opdlight.rollout.collector import Collector
@@ -31,7 +33,7 @@ from opdlight.system.console import stage
 from opdlight.system.distributed import all_gather, full_tensor
 from opdlight.system.preemption import Preemption
 from opdlight.system.timer import Timer
-from opdlight.types import RolloutRequest, SupportScores, TeacherScores, TokenBatch, Trajectory
+from opdlight.types import RolloutRequest, TokenBatch, Trajectory
 
 OfGroup = TypeVar("OfGroup", RolloutRequest, Trajectory)
 
@@ -50,7 +52,7 @@ class OnPolicyDistillation(L.LightningModule):
         sampling: the rollout policy; its temperature also divides the logits of both models (PAPER Eq. 8).
         evaluation: the policy of the validation loop.
         max_grad_norm: gradients are clipped to this 2-norm.
-        reader: where the watching callbacks look.
+        probe: at which tokens both models are compared for the callbacks.
         max_not_finite: so many updates whose loss or gradient is not finite end the run; each is skipped.
         mini_batches: updates a rollout; each takes its share of the groups.
         reference: the student as it was at the start, for losses that look at it.
@@ -74,7 +76,7 @@ class OnPolicyDistillation(L.LightningModule):
         evaluation: Sampling,
         max_grad_norm: float,
         seed: int,
-        reader: Reader | None = None,
+        probe: Probe | None = None,
         max_not_finite: int = 5,
         mini_batches: int = 1,
         reference: Teachers | None = None,
@@ -90,7 +92,7 @@ class OnPolicyDistillation(L.LightningModule):
         self.make_optimizer, self.schedule = optimizer, schedule
         self.sampling, self.evaluation = sampling, evaluation
         self.max_grad_norm, self.seed = max_grad_norm, seed
-        self.reader = reader or Reader()
+        self.probe = probe or Probe()
         self.mini_batches, self.reference = mini_batches, reference
         self.teacher_placement, self.max_not_finite = teacher_placement, max_not_finite
         self.staleness = staleness
@@ -103,7 +105,8 @@ class OnPolicyDistillation(L.LightningModule):
         self.evaluated: dict[str, Result] = {}  # the last validation loop
         self.updates = 0  # the student's version: how often its weights have changed
         self.timer = Timer()
-        self.readings: list[Reading] = []  # of this rank in this step
+        self.scorer = Scorer(student=student, teachers=teachers, reference=reference, timer=self.timer)
+        self.readings: list[ProbeResult] = []  # of this rank in this step
         self.on_progress: Callable[[int, int], None] | None = None  # finished and wanted trajectories
 
     @property
@@ -250,14 +253,15 @@ class OnPolicyDistillation(L.LightningModule):
         loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
             with self.timer("score"):
-                scores, reading = self.score(batch)
+                scores, probe = self.score(batch)
             with self.timer("compare"):
                 contribution = token_mean(self.loss(scores, batch), batch.global_tokens)
             with self.timer("backward"), self._alone(last=number + 1 == len(batches)):
                 self.manual_backward(contribution * self.trainer.world_size)  # DDP averages; the token mean is a sum
             loss += contribution.detach()
-            if reading is not None:
-                self.readings.append(reading)
+            if probe is not None:
+                with self.timer("watch"):
+                    self.readings.append(probe.cpu())
         return loss
 
     def roll_out(self, requests: Sequence[RolloutRequest], sampling: Sampling, seed: int) -> list[Trajectory]:
@@ -272,50 +276,26 @@ class OnPolicyDistillation(L.LightningModule):
         batches += [without_tokens(self.collate.tasks)] * (most - len(batches))
         return [b.to(self.device) for b in with_global_tokens(batches, total)]
 
-    def score(self, batch: TokenBatch) -> tuple[SupportScores, Reading | None]:
-        """③ The teacher scores the support, its own or the student's choice; the student answers. Watchers read."""
-        needs, temperature = self.loss.needs, self.sampling.temperature
-        shared = self.teachers.shared_vocabulary
-        hidden = self.student.hidden(batch)
-        chosen = self.student.chosen(hidden, needs, shared=shared)
-        ask: dict[str, Any] = {"update": self.updates, "temperature": temperature, "shared": shared}
-        look = None
-        if any(isinstance(c, WatchesTokens) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
-            with self.timer("watch"):
-                look = self.reader.look(batch, hidden.detach(), self.student.head(), update=self.updates, shared=shared)
-        teacher = self.teachers.score(batch, needs=needs, chosen=chosen, temperature=temperature, look=look)
-        if needs.reference:
-            assert self.reference is not None
-            start = self.reference.score(batch, needs=Needs(sampled=True), chosen=None, temperature=temperature)
-            teacher = replace(teacher, reference=start.sampled)
-        scores = self.student.score(
-            hidden,
-            batch,
-            teacher=teacher,
-            needs=needs,
-            temperature=temperature,
+    def score(self, batch: TokenBatch) -> Scored:
+        """③ The teachers score the support, their own or the student's choice; the student is scored on it."""
+        request = self.score_request()
+        if any(isinstance(c, UsesProbe) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            request = replace(request, probe_at=self.probe.choose(batch.num_tokens, self.updates), probe_k=self.probe.k)
+        return self.scorer.score(batch, request)
+
+    def score_request(self) -> ScoreRequest:
+        """What the loss needs, as the rollouts were sampled."""
+        return ScoreRequest(
+            needs=self.loss.needs,
+            shared=self.teachers.shared_vocabulary,
+            temperature=self.sampling.temperature,
             top_p=self.sampling.top_p,
         )
-        if look is None or teacher.view is None:
-            return scores, None
-        with self.timer("watch"):
-            reading = read(batch, look, teacher.view, hidden.detach(), self.student.head(), **ask)
-            return scores, reading.cpu()
 
-    @torch.no_grad()
     def with_rollout_logprobs(self, batch: TokenBatch) -> TokenBatch:
         """The batch with the log-probs of its tokens under the student as it is now."""
         with self.timer("score"):
-            now = replace(self.loss.needs, support=None, normaliser=False)
-            scores = self.student.score(
-                self.student.hidden(batch),
-                batch,
-                teacher=TeacherScores(),
-                needs=now,
-                temperature=self.sampling.temperature,
-                top_p=self.sampling.top_p,
-            )
-        return replace(batch, rollout_logprobs=scores.student_sampled)
+            return replace(batch, rollout_logprobs=self.scorer.student_logprobs(batch, self.score_request()))
 
     def update(self, loss: Tensor, *, has_gradient: bool) -> None:
         """⑤ One optimizer step.

@@ -12,7 +12,7 @@ from opdlight.distillation.optim import make_optimizer
 from opdlight.errors import ConfigError
 from opdlight.evaluate.run import make_collector
 from opdlight.losses import ImportanceWeighted, Loss
-from opdlight.models import Student, Teacher, Teachers
+from opdlight.models import ScoreRequest, Student, Teacher, Teachers
 from opdlight.models.loading import load_tokenizer
 from opdlight.models.precision import BESIDE, check_engine_dtype, needs_float32_engine
 from opdlight.rollout import ChatRenderer, Collector, VLLMServerEngine
@@ -37,7 +37,14 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     optimizer = make_optimizer(cfg, student)
     check_engine_dtype(student, cfg.engine)
     loss: Loss = instantiate(cfg.loss)
-    teachers.check(loss.needs, temperature=cfg.sampling.temperature, look_k=cfg.reader.k)
+    teachers.check(
+        ScoreRequest(
+            needs=loss.needs,
+            shared=teachers.shared_vocabulary,
+            temperature=cfg.sampling.temperature,
+            probe_k=cfg.probe.k,
+        )
+    )
     reference = None
     if loss.needs.reference:
         own = partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code)
@@ -85,7 +92,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         evaluation=instantiate(cfg.evaluation),
         max_grad_norm=cfg.max_grad_norm,
         seed=cfg.seed,
-        reader=instantiate(cfg.reader),
+        probe=instantiate(cfg.probe),
         mini_batches=cfg.rollout.mini_batches,
         reference=reference,
         max_not_finite=cfg.max_not_finite,
