@@ -27,7 +27,7 @@ from opdlight.models.teachers import Teachers
 from opdlight.rollout.collector import Collector
 from opdlight.rollout.engines.base import Sampling
 from opdlight.rollout.prefetch import Ahead
-from opdlight.system.console import stage
+from opdlight.system.console import progress
 from opdlight.system.distributed import all_gather, full_tensor
 from opdlight.system.preemption import Preemption
 from opdlight.system.timer import Timer
@@ -110,7 +110,7 @@ class OnPolicyDistillation(L.LightningModule):
     def collector(self) -> Collector:
         """Environments × engine."""
         if self._collector is None:
-            with stage("starting the engine"):
+            with progress("starting the engine"):
                 self._collector = self.make_collector()
         return self._collector
 

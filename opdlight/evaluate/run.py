@@ -16,7 +16,7 @@ from opdlight.models.loading import load_tokenizer, resolve_model
 from opdlight.rollout import ChatRenderer, Collector, Engine, Limits, Sampling
 from opdlight.run_folder.folder import open_run
 from opdlight.system.closing import Closing
-from opdlight.system.console import say, show, stage, table
+from opdlight.system.console import progress, say, show, table
 from opdlight.system.files import write_text
 from opdlight.types import Status, Trajectory
 
@@ -53,7 +53,7 @@ def evaluate_tasks(
     results = {}
     for name, task in tasks.items():
         requests = held_out(name, task)
-        with stage(f"evaluate {whose}{name}", len(requests)) as bar:
+        with progress(f"evaluate {whose}{name}", len(requests)) as bar:
             results[name] = collector.collect(requests, sampling, sampling_seed=seed, progress=bar.update)
     return results
 
@@ -72,7 +72,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     chat_template = instantiate(cfg.model.student.get("chat_template") or {})
     ChatRenderer(tokenizer, chat_template)  # what is wrong is an error before the engine starts
     sampling.resolve(tokenizer)
-    with stage("starting the engine"):
+    with progress("starting the engine"):
         engine, closing = instantiate(cfg.engine, model=model), Closing()
     collector: Collector | None = None
     try:

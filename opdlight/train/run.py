@@ -23,7 +23,7 @@ from opdlight.run_folder.loggers import close_loggers, open_loggers
 from opdlight.run_folder.summary import Outcome, close_run, read_successes, timed
 from opdlight.system import threads
 from opdlight.system.closing import Closing
-from opdlight.system.console import is_first_process, say, stage
+from opdlight.system.console import is_first_process, progress, say
 from opdlight.system.preemption import Preempted, Preemption
 from opdlight.train.build import build
 from opdlight.train.resume import batches, check_steps, go_on
@@ -64,7 +64,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
-    with stage("loading student and teachers"):
+    with progress("loading student and teachers"):
         module = build(cfg, mixture)
     module.preemption = preemption
     if checkpoint:
@@ -155,7 +155,7 @@ def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[T
             continue
         by_model.setdefault(str(resolve_model(task.teacher)), []).append(name)
     for model, names in by_model.items():
-        with stage("starting the teacher's engine"):
+        with progress("starting the teacher's engine"):
             engine = instantiate(cfg.engine, model=model)
         tokenizer = load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code)
         sampling = instantiate(cfg.evaluation).resolve(tokenizer, skip_unknown=True)

@@ -15,8 +15,8 @@ from tests.end_to_end.runs import SMALL, metrics, processes, start
 
 SCRIPT = """
 import time
-from opdlight.interrupt import Interrupted, listening
-with listening():
+from opdlight.system.interrupt import Interrupted, stop_on_ctrl_c
+with stop_on_ctrl_c():
     try:
         print("ready", flush=True)  # who reads this may interrupt: it is heard from here on
         time.sleep(600)

@@ -77,9 +77,9 @@ def inside(terminal: str, module: str, arguments: list[str]) -> None:
         os.dup2(device, number)
     os.environ.pop("COLUMNS", None)
     os.environ["TERM"] = "xterm-256color"
-    importlib.reload(importlib.import_module("opdlight.console"))  # it was imported without a terminal
+    importlib.reload(importlib.import_module("opdlight.system.console"))  # it was imported without a terminal
     sys.argv = [module, *arguments]
-    importlib.import_module(module).main()
+    importlib.import_module(f"{module}.__main__").main()
 
 
 COMMANDS = {

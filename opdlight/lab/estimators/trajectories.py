@@ -17,7 +17,7 @@ from opdlight.lab.intervals import student_t
 from opdlight.losses import Loss
 from opdlight.models import Student, Teacher, Teachers
 from opdlight.rollout import Sampling
-from opdlight.system.console import stage, track
+from opdlight.system.console import progress, track
 from opdlight.types import Trajectory
 
 
@@ -35,7 +35,7 @@ class Real:
 
 def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[str, list[Trajectory]]:
     """`episodes` held-out episodes a task at temperature 1, top-p 1: the policy that the estimators assume."""
-    with stage("starting the engine"):
+    with progress("starting the engine"):
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
     try:
         collector = make_collector(engine, student.tokenizer, mixture.tasks, cfg.env_threads, student.chat_template)
@@ -43,7 +43,7 @@ def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[st
         found = {}
         for name in mixture.teachers:
             requests = held_out(name, replace(mixture.tasks[name], episodes=cfg.episodes, samples=1))
-            with stage(f"rolling out {name}", len(requests)) as bar:
+            with progress(f"rolling out {name}", len(requests)) as bar:
                 found[name] = collector.collect(requests, sampling, sampling_seed=cfg.seed, progress=bar.update)
         collector.close()
     finally:
