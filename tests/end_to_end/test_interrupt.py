@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from opdlight.run_folder.checkpoints import all_of, steps_of
+from opdlight.run_folder.checkpoints import list_checkpoints, steps_of
 from tests.end_to_end.runs import SMALL, metrics, processes, start
 
 SCRIPT = """
@@ -79,7 +79,7 @@ def test_a_run_writes_a_checkpoint_says_what_is_kept_and_goes_on(tmp_path: Path)
     said = said_when_interrupted(process, log, lambda: (folder / "metrics.csv").exists() and len(metrics(folder)) > 2)
     assert f"run folder: {folder}" in said.splitlines()  # known while it runs
     done = sum(bool(row["loss/train"]) for row in metrics(folder))
-    assert max(map(steps_of, all_of(folder))) == done > 0
+    assert max(map(steps_of, list_checkpoints(folder))) == done > 0
     lines = [line for line in said.splitlines() if not line.startswith("alarm ")]  # of the step that was still done
     stopping, kept, resume = lines[-3:]
     assert stopping == "Ctrl-C: stopping. Once more ends it at once."
@@ -91,7 +91,7 @@ def test_before_the_first_update_nothing_is_kept_and_it_is_said(tmp_path: Path) 
     folder, log = tmp_path / "run", tmp_path / "run.log"
     process = start(folder, "trainer.max_steps=3", "task.tasks.sums.episodes=2000")
     said = said_when_interrupted(process, log, lambda: log.exists() and "evaluate sums" in log.read_text())
-    assert f"Kept in {folder}: no checkpoint yet, it starts over." in said
+    assert f"Kept in {folder}: no checkpoint yet; a resume starts from the beginning." in said
     assert "Ctrl-C: stopped. To go on: " in said.splitlines()[-1]
     assert not (tmp_path / "latest").is_symlink()  # it did not get as far as training
 
@@ -141,5 +141,5 @@ def test_two_processes_that_a_terminal_interrupts_stop_at_the_same_step(tmp_path
     assert process.returncode == 130, out[-2000:] + error[-3000:]
     assert "Traceback" not in out + error
     done = sum(bool(row["loss/train"]) for row in metrics(tmp_path))
-    assert steps_of(all_of(tmp_path)[-1]) == done
+    assert steps_of(list_checkpoints(tmp_path)[-1]) == done
     assert out.count("Ctrl-C: stopping") == out.count("Ctrl-C: stopped. To go on: ") == 1
