@@ -104,7 +104,7 @@ def command(name: str, arguments: list[str], log: str) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.argv = [name, *arguments]
-    importlib.import_module(name).main()
+    importlib.import_module(f"{name}.__main__").main()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def command(name: str, arguments: list[str], log: str) -> None:
         ("opdlight.evaluate", ["task=sums", "task.tasks.sums.episodes=4000", SMALL[-2]], "evaluate sums"),
         ("opdlight.sft", ["task=sums", "trainer.max_steps=4000", "demonstrations.episodes=40"], "update 1/"),
         ("opdlight.lab.toy", ["seeds=[1]", "iterations=200000", "sensitivity=null"], "setting 1 of 1"),
-        ("opdlight.doctor.__main__", ["task=sums"], "loading the teachers"),
+        ("opdlight.doctor", ["task=sums"], "loading the teachers"),
     ],
 )
 def test_other_commands_end_with_one_line(name: str, arguments: list[str], sign: str, tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ COMMANDS = {
     ],
     "opdlight.evaluate": ["task=sums", "task.tasks.sums.episodes=200", SMALL[-2]],
     "opdlight.sft": ["task=sums", "trainer.max_steps=3", "demonstrations.episodes=8", "demonstrations.workers=1"],
-    "opdlight.doctor.__main__": ["task=sums"],
-    "opdlight.report.__main__": [],
+    "opdlight.doctor": ["task=sums"],
+    "opdlight.report": [],
     "opdlight.lab.toy": [
         "seeds=[1]", "gammas=[0.0,1.0]", "iterations=40", "sensitivity=null", "setting.teacher_iterations=2",
         "setting.walks=8",
