@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opdlight.callbacks.watch import by_task
-from opdlight.metrics.failures import quantiles_by_bucket
+from opdlight.metrics.tokens import quantiles_by_bucket
 from opdlight.models.probe import Reading
 
 COLUMNS = (

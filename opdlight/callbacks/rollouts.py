@@ -10,7 +10,7 @@ import lightning as L
 from opdlight.batch.collate import count_splits
 from opdlight.bounds import PositiveInt
 from opdlight.data.requests import OnPolicyData
-from opdlight.metrics.failures import repetition_rate
+from opdlight.metrics.tokens import repetition_rate
 from opdlight.system.distributed import all_gather
 from opdlight.types import Status, Trajectory
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 import opdlight.envs  # noqa: F401  (registers the environments)
 from opdlight.data.tasks import Task, TaskMixture, log
 from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.errors import ConfigError
+from opdlight.system.console import is_first_process
 from opdlight.system.lightning_internals import completed_steps
 from opdlight.types import RolloutRequest
 
@@ -121,8 +121,8 @@ def held_out(name: str, task: Task) -> list[RolloutRequest]:
 
 @lru_cache
 def _warn(text: str) -> None:
-    """Say it once, from the first process."""
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    """Log a warning once, from the first process."""
+    if is_first_process():
         log.warning(text)
 
 

@@ -19,7 +19,7 @@ from opdlight.lab.bootstrap import Interval, bootstrap
 from opdlight.lab.failure_modes.other_tokens import quiet_trainer
 from opdlight.lab.failure_modes.tokens import Tokens
 from opdlight.losses import Loss, SampledToken, SupportMatching
-from opdlight.metrics.failures import top_share
+from opdlight.metrics.tokens import top_share
 from opdlight.models import Student, Teacher, Teachers
 from opdlight.rollout import Collector, Sampling
 from opdlight.rollout.source import RolloutSource
