@@ -63,8 +63,8 @@ class Remembers(Protocol):
     def end_update(self, shared: Shared = alone) -> None:
         """An update is over; `shared` gives what each process has of a value."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""

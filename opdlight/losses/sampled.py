@@ -197,10 +197,10 @@ class SampledToken:
         """An update is over."""
         self.running.end_update(shared)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
         return {"total": self.running.total, "count": self.running.count}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back."""
         self.running.total, self.running.count = state["total"], state["count"]

@@ -67,14 +67,14 @@ class _Around:
         if isinstance(self.loss, Remembers):
             self.loss.end_update(shared)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
-        return self.loss.state() if isinstance(self.loss, Remembers) else {}
+        return self.loss.state_dict() if isinstance(self.loss, Remembers) else {}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back."""
         if isinstance(self.loss, Remembers):
-            self.loss.load_state(state)
+            self.loss.load_state_dict(state)
 
 
 @dataclass(frozen=True, kw_only=True)
