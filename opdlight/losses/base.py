@@ -69,8 +69,8 @@ class Remembers(Protocol):
     def end_update(self, shared: Shared = alone) -> None:
         """Called after each optimizer step; `shared` gathers a value from every process into a list."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint: numbers, strings, lists and dicts."""
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""

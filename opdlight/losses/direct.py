@@ -11,7 +11,7 @@ from opdlight.types import SupportScores, TokenBatch
 
 
 def k1(log_pi: Tensor, log_q: Tensor) -> Tensor:
-    """Log π(y)/q(y): unbiased for KL(student‖teacher) over y ~ π, often negative; [N] each (joschu.net/blog/kl-approx)."""
+    """Log π(y)/q(y): unbiased for KL(student‖teacher) over y ~ π, often negative (joschu.net/blog/kl-approx)."""
     return log_pi - log_q
 
 

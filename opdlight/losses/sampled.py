@@ -197,10 +197,10 @@ class SampledToken:
         """Let the running mean include this update."""
         self.running.end_update(shared)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The running mean, for a checkpoint."""
         return {"total": self.running.total, "count": self.running.count}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         self.running.total, self.running.count = state["total"], state["count"]

@@ -67,14 +67,14 @@ class _Around:
         if isinstance(self.loss, Remembers):
             self.loss.end_update(shared)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The state of the loss inside; empty if it has none."""
-        return self.loss.state() if isinstance(self.loss, Remembers) else {}
+        return self.loss.state_dict() if isinstance(self.loss, Remembers) else {}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         if isinstance(self.loss, Remembers):
-            self.loss.load_state(state)
+            self.loss.load_state_dict(state)
 
 
 @dataclass(frozen=True, kw_only=True)
