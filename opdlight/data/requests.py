@@ -14,6 +14,7 @@ from opdlight.data.tasks import Task, TaskMixture, log
 from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.errors import ConfigError
 from opdlight.system.console import is_first_process
+from opdlight.system.lightning_internals import completed_steps
 from opdlight.types import RolloutRequest
 
 
@@ -192,7 +193,7 @@ class OnPolicyData(L.LightningDataModule):
         """The training batches, from the first one that has not been trained on."""
         trainer = self.trainer
         assert trainer is not None
-        return Batches(self.train_set, lambda: trainer.fit_loop.epoch_loop.batch_progress.current.completed)
+        return Batches(self.train_set, lambda: completed_steps(trainer))
 
     def val_dataloader(self) -> DataLoader[list[RolloutRequest]]:
         """One batch per task."""

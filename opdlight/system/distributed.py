@@ -14,9 +14,9 @@ def all_gather(value: T) -> list[T]:
 
     Collective: every rank must call it. The value is pickled, so tensors in it should be on the CPU.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return [value]
-    found = [value] * dist.get_world_size()  # all_gather_object overwrites each entry
+    found = [value] * world_size()  # all_gather_object overwrites each entry
     dist.all_gather_object(found, value)
     return found
 
@@ -24,6 +24,11 @@ def all_gather(value: T) -> list[T]:
 def rank() -> int:
     """This process's rank in the process group; 0 where there is none."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes in the process group; 1 where there is none."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

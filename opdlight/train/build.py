@@ -16,6 +16,7 @@ from opdlight.models import Student, Teacher, Teachers
 from opdlight.models.loading import load_tokenizer
 from opdlight.models.precision import BESIDE, check_engine_dtype, needs_float32_engine
 from opdlight.rollout import ChatRenderer, Collector, VLLMServerEngine
+from opdlight.rollout.source import RolloutSource
 
 
 def check_server_dtype(student: Student, engine: VLLMServerEngine) -> None:
@@ -72,7 +73,13 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         student=student,
         teachers=teachers,
         loss=loss,
-        collector=collector,
+        source=RolloutSource(
+            collector,
+            sampling=instantiate(cfg.sampling),
+            evaluation=instantiate(cfg.evaluation),
+            seed=cfg.seed,
+            staleness=cfg.staleness,
+        ),
         collate=Collate(
             tasks=tuple(mixture.teachers),
             shared=teachers.shared_vocabulary,
@@ -81,16 +88,12 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         ),
         optimizer=optimizer,
         schedule=instantiate(cfg.schedule),
-        sampling=instantiate(cfg.sampling),
-        evaluation=instantiate(cfg.evaluation),
         max_grad_norm=cfg.max_grad_norm,
-        seed=cfg.seed,
         reader=instantiate(cfg.reader),
         mini_batches=cfg.rollout.mini_batches,
         reference=reference,
         max_not_finite=cfg.max_not_finite,
         teacher_placement=cfg.teacher_placement,
-        staleness=cfg.staleness,
     )
 
 
