@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 
 from opdlight.batch.collate import Collate
 from opdlight.callbacks import StageProgress
-from opdlight.config import instantiate
+from opdlight.config import instantiate, make_trainer
 from opdlight.data.tasks import TaskMixture
-from opdlight.distillation.optim import make_optimizer
+from opdlight.distillation.optim import check_optimizer
 from opdlight.models import Student
 from opdlight.rollout import ChatRenderer
 from opdlight.run_folder.folder import link_latest, open_run
@@ -44,7 +44,8 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     with stage("loading the student"):
         student: Student = instantiate(cfg.model.student)
     student.check_saving()
-    optimizer = make_optimizer(cfg, student)
+    optimizer = instantiate(cfg.optimizer)
+    check_optimizer(optimizer, student, warn=True)
     want = cfg.demonstrations
     if want.file is None:
         found = collect_demonstrations(
@@ -67,7 +68,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
         schedule=instantiate(cfg.schedule),
         max_grad_norm=cfg.max_grad_norm,
     )
-    trainer: L.Trainer = instantiate(
+    trainer = make_trainer(
         cfg.trainer,
         logger=MetricsFile(folder),
         default_root_dir=str(folder),

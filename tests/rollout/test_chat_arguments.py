@@ -14,7 +14,7 @@ from opdlight.models.loading import LAB, load_tokenizer
 from opdlight.rollout import ChatRenderer
 from opdlight.sft import run as supervised
 from opdlight.train.build import build
-from opdlight.train.run import evaluate_teachers
+from opdlight.train.teachers import evaluate_teachers
 from tests.fakes import RecordingEngine
 from tests.tiny_models import CHATML, tiny_tokenizer
 
