@@ -23,7 +23,7 @@ LAYERS = (
     ("rollout",),
     ("distillation",),
     ("callbacks", "doctor", "sft", "evaluate"),
-    ("train", "lab"),
+    ("train", "lab", "api"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 OPTIONAL = {

@@ -69,7 +69,11 @@ def help_text(
         f"Every key: {command} --cfg job",
         f"One run a value: {command} -m key=a,b",
         *(["A key that the config does not list: +trainer.max_time=00:01:00:00"] if "trainer" in chosen else []),
-        *([f"Options of your own: --config-dir <folder>, with {next(iter(chosen))}/<name>.yaml in it"] if chosen else []),
+        *(
+            [f"Options of your own: --config-dir <folder>, with {next(iter(chosen))}/<name>.yaml in it"]
+            if chosen
+            else []
+        ),
         "Hydra itself: --hydra-help",
     ]
     return "\n".join(line.rstrip() for line in lines)
