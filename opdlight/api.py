@@ -23,7 +23,6 @@ from opdlight.callbacks import (
 from opdlight.data import Task, TaskMixture
 from opdlight.data.requests import OnPolicyData
 from opdlight.distillation.module import OnPolicyDistillation
-from opdlight.distillation.publish import PublishWeights
 from opdlight.distillation.schedules import learning_rate
 from opdlight.distillation.sharded import ShardedStrategy
 from opdlight.envs.base import TextEnv
@@ -55,6 +54,7 @@ from opdlight.rollout import (
     make_collector,
     open_collector,
 )
+from opdlight.rollout.source import RolloutSource
 from opdlight.run_folder.checkpoints import CheckpointFolder
 from opdlight.run_folder.records import MetricsFile
 from opdlight.sft.module import SupervisedFineTuning
@@ -83,11 +83,11 @@ __all__ = [
     "OnPolicyData",
     "OnPolicyDistillation",
     "OpdError",
-    "PublishWeights",
     "RayEngine",
     "Result",
     "RolloutMetrics",
     "RolloutRequest",
+    "RolloutSource",
     "Rule",
     "SampledToken",
     "Sampling",

@@ -125,7 +125,7 @@ class Collate:
 
     tasks: tuple[str, ...]
     shared: SharedVocabulary  # positions whose token the teacher lacks, or takes for another, carry no loss
-    micro_batch_tokens: int
+    micro_batch_tokens: int = 8192
     loss_mask: Callable[[list[int]], list[bool]] = keep_all  # completion ids [C] → which of them are trained on [C]
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[TokenBatch]:

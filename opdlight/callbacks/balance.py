@@ -1,7 +1,7 @@
 """How evenly the sampled-token signal lies on the tokens (the paper's first failure mode)."""
 
 from opdlight.callbacks.watch import TokenWatch
-from opdlight.metrics.failures import top_share
+from opdlight.metrics.tokens import top_share
 from opdlight.models.probe import Reading
 
 

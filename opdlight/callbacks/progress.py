@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from opdlight.bounds import PositiveInt
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.system.console import Stage, say
+from opdlight.system.lightning_internals import completed_steps
 
 
 class StageProgress(ProgressBar):
@@ -38,7 +39,7 @@ class StageProgress(ProgressBar):
         """Listen to the rollouts."""
         super().setup(trainer, pl_module, stage)
         if isinstance(pl_module, OnPolicyDistillation):
-            pl_module.on_progress = lambda finished, total: self._progress(pl_module.timer.name, finished, total)
+            pl_module.source.on_progress = lambda finished, total: self._progress(pl_module.timer.name, finished, total)
             pl_module.timer.on_change = self._changed
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -46,7 +47,7 @@ class StageProgress(ProgressBar):
         total = int(trainer.num_training_batches)
         if self.updates is None:
             self.updates = Stage("updates", total, log=False)
-        self.updates.update(min(trainer.fit_loop.epoch_loop.batch_progress.current.completed, total), total)
+        self.updates.update(min(completed_steps(trainer), total), total)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -10,7 +10,7 @@ import lightning as L
 from opdlight.batch.collate import count_splits
 from opdlight.bounds import PositiveInt
 from opdlight.data.requests import OnPolicyData
-from opdlight.metrics.failures import repetition_rate
+from opdlight.metrics.tokens import repetition_rate
 from opdlight.system.distributed import all_gather
 from opdlight.types import Status, Trajectory
 
@@ -32,7 +32,7 @@ class RolloutMetrics(L.Callback):
     ) -> None:
         """Log the trajectories of this step."""
         values: dict[str, list[float]] = defaultdict(list)
-        for rank in all_gather(self.values(outputs["trajectories"], outputs["version"])):
+        for rank in all_gather(self.values(outputs["step"].trajectories, outputs["step"].version)):
             for key, found in rank.items():
                 values[key] += found
         for key, found in values.items():

@@ -71,8 +71,8 @@ class TrajectoryRecorder(L.Callback):
     ) -> None:
         """Record the whole batch of an update that was skipped because its loss or gradient was not finite."""
         assert isinstance(pl_module, OnPolicyDistillation)
-        if outputs["not_finite"]:
-            found = [t for rank in all_gather(outputs["trajectories"]) for t in rank]
+        if outputs["step"].not_finite:
+            found = [t for rank in all_gather(outputs["step"].trajectories) for t in rank]
             self._write(pl_module, batch_idx, "not finite", found)
 
     def _write(self, module: OnPolicyDistillation, step: int, stage: str, chosen: Sequence[Trajectory]) -> None:
@@ -165,7 +165,7 @@ def read_whole(module: OnPolicyDistillation, trajectory: Trajectory) -> Reading 
     if not batches:
         return None
     batch = batches[0].to(module.device)
-    shared, temperature = module.teachers.shared_vocabulary, module.sampling.temperature
+    shared, temperature = module.teachers.shared_vocabulary, module.source.sampling.temperature
     hidden, head = module.student.hidden(batch), module.student.head()
     at: Tensor = torch.arange(batch.num_tokens, device=hidden.device)
     look = look_at(at, hidden, head, k=module.reader.k, shared=shared)

@@ -7,13 +7,14 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 import opdlight.envs  # noqa: F401  (registers the environments)
 from opdlight.data.tasks import Task, TaskMixture, log
 from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.errors import ConfigError
+from opdlight.system.console import is_first_process
+from opdlight.system.lightning_internals import completed_steps
 from opdlight.types import RolloutRequest
 
 
@@ -120,8 +121,8 @@ def held_out(name: str, task: Task) -> list[RolloutRequest]:
 
 @lru_cache
 def _warn(text: str) -> None:
-    """Say it once, from the first process."""
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    """Log a warning once, from the first process."""
+    if is_first_process():
         log.warning(text)
 
 
@@ -172,7 +173,7 @@ class OnPolicyData(L.LightningDataModule):
         """Batches in order."""
         trainer = self.trainer
         assert trainer is not None
-        return Batches(self.train_set, lambda: trainer.fit_loop.epoch_loop.batch_progress.current.completed)
+        return Batches(self.train_set, lambda: completed_steps(trainer))
 
     def val_dataloader(self) -> DataLoader[list[RolloutRequest]]:
         """One batch a task."""

@@ -1,11 +1,8 @@
 """The trained model."""
 
 import copy
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from opdlight.models.loading import contradiction, load_model, load_tokenizer, s
 from opdlight.models.lora import add_lora, lora_layers, merged_weights
 from opdlight.models.randomness import check_no_dropout
 from opdlight.system.distributed import full_tensor, rank
+from opdlight.system.files import replacing_folder
 from opdlight.types import SharedVocabulary, SupportScores, TeacherScores, TokenBatch
 
 
@@ -153,7 +151,7 @@ class Student(nn.Module):
                 weights[name] = full if full is weight else full.cpu()
         if not first:
             return
-        with _written_whole(Path(folder)) as temporary:
+        with replacing_folder(Path(folder)) as temporary:
             save_model(self.model, self.tokenizer, temporary, weights)
             if self.has_adapter:
                 config = copy.deepcopy(self.model.config)
@@ -184,7 +182,7 @@ class Student(nn.Module):
             if isinstance(chosen := getattr(config, name), set):
                 setattr(config, name, sorted(chosen))
         weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
-        with _written_whole(Path(folder)) as temporary:
+        with replacing_folder(Path(folder)) as temporary:
             config.save_pretrained(temporary)
             # peft saves under the names of its wrapper, which an injected adapter has not
             named = {f"base_model.model.{name}": weight.contiguous() for name, weight in weights.items()}
@@ -202,15 +200,3 @@ class Student(nn.Module):
         for layer, module in layers.items():
             weights |= {f"{layer}.{name}": weight for name, weight in merged_weights(module).items()}
         return weights
-
-
-@contextmanager
-def _written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder to write to, which takes the place of `folder` at the end."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)

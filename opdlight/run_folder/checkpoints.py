@@ -1,4 +1,4 @@
-"""Checkpoints of a run: folders that appear whole or not at all, are verified when loaded, and run no code of theirs.
+"""Checkpoints of a run: folders that are written atomically, verified when loaded, and never execute code.
 
 `checkpoints/step-00000020/` is the run after twenty steps: `weights.safetensors` (what is trained), `state.pt`
 (optimizer, schedule, loops, callbacks; read by torch's weights-only loader) and `manifest.json` (size and SHA-256 of
@@ -7,7 +7,6 @@ both, and how long the records of the run folder were).
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from opdlight.errors import CheckpointError
+from opdlight.system.files import replacing_folder
 
 FOLDER = "checkpoints"
 ASIDE = "damaged-"  # begins the name of a damaged one
@@ -28,34 +28,25 @@ WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 
 
 class CheckpointFolder(CheckpointIO):
-    """How Lightning writes and reads a checkpoint: a folder that is complete and on disk before it has its name."""
+    """How Lightning writes and reads a checkpoint: as a folder, atomically."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write to a hidden folder beside `path`, flush it to the disk, rename it.
+        """Write the folder `path`.
 
-        A full disk leaves a message and no folder: an error here, on the one rank that writes, would let the others
-        wait for ever.
+        If the disk is full, this prints a message and leaves no folder. It does not raise: Lightning calls it on one
+        rank only, and the others would wait for that rank forever.
         """
         folder = Path(path)
         try:
-            self._write(checkpoint, folder)
+            with replacing_folder(folder) as temporary:
+                save_file(_unshared(checkpoint["state_dict"]), temporary / WEIGHTS)
+                torch.save({k: v for k, v in checkpoint.items() if k != "state_dict"}, temporary / STATE)
+                files = {name: _fingerprint(temporary / name) for name in (WEIGHTS, STATE)}
+                records = checkpoint.get("records", {})
+                manifest = {"updates": checkpoint.get("updates"), "records": records, "files": files}
+                (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         except OSError as error:
-            self.remove_checkpoint(_hidden(folder))
             print(f"Checkpoint {folder} could not be written ({error}); the older ones are kept.")
-
-    def _write(self, checkpoint: dict[str, Any], folder: Path) -> None:
-        temporary = _hidden(folder)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(_apart(checkpoint["state_dict"]), temporary / WEIGHTS)
-        torch.save({k: v for k, v in checkpoint.items() if k != "state_dict"}, temporary / STATE)
-        files = {name: _fingerprint(temporary / name) for name in (WEIGHTS, STATE)}
-        manifest = {"updates": checkpoint.get("updates"), "records": checkpoint.get("records", {}), "files": files}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        for place in (*(temporary / name for name in (*files, MANIFEST)), temporary):
-            _to_disk(place)
-        temporary.rename(folder)
-        _to_disk(folder.parent)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Verify, then read; tensors arrive on the CPU.
@@ -69,7 +60,7 @@ class CheckpointFolder(CheckpointIO):
         return {**state, "state_dict": load_file(folder / WEIGHTS)}
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete the folder; its manifest goes first, so that a half-deleted one is known as such."""
+        """Delete the folder, its manifest first: without one, a folder that is deleted in part is never loaded."""
         (Path(path) / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)
 
@@ -157,12 +148,8 @@ def check_fits(checkpoint: Path, module: nn.Module) -> None:
             )
 
 
-def _hidden(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}")
-
-
-def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each weight in memory of its own, as safetensors wants it: of tied ones the second is a copy."""
+def _unshared(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with copies where tied ones share memory, because safetensors refuses shared memory."""
     seen: set[int] = set()
     found = {}
     for name, weight in weights.items():
@@ -175,11 +162,3 @@ def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _fingerprint(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -32,7 +32,13 @@ _bars: list[Progress] = []  # none, or the one on the screen
 
 
 def is_first_process() -> bool:
-    """The one process of several that writes files and talks; Lightning says which as soon as it knows."""
+    """Whether this is the process that writes files and prints; the only one in a run of one process.
+
+    Right from the start of a command on: Lightning sets the rank when it launches the processes, and before that the
+    launcher's environment variables tell it. In a callback, `trainer.is_global_zero` is the same; a method of a
+    Lightning logger carries `@rank_zero_only`, as Lightning's own loggers do. `distributed.rank()` is for what belongs
+    to collective work in a process group.
+    """
     return getattr(rank_zero_only, "rank", _RANK) == 0
 
 

@@ -14,9 +14,9 @@ def all_gather(value: T) -> list[T]:
 
     Every rank must call it, in the same order as other collective work. Tensors should be on the CPU.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return [value]
-    found = [value] * dist.get_world_size()  # each place is overwritten
+    found = [value] * world_size()  # each place is overwritten
     dist.all_gather_object(found, value)
     return found
 
@@ -24,6 +24,11 @@ def all_gather(value: T) -> list[T]:
 def rank() -> int:
     """This process's number; 0 in a process alone."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are; 1 for a process alone."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

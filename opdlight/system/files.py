@@ -1,5 +1,7 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes: a file or a folder is there complete, or as it was before."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,10 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well.
+    """Write a file to a temporary path beside `path`; when the block succeeds, it replaces `path`.
 
-    Where the block fails, the temporary file is removed and `path` is as it was. Its suffix is `.tmp`: name the format
-    to libraries that go by the suffix.
+    If the block fails, the temporary file is deleted and `path` stays as it was. The temporary name ends in `.tmp`, so
+    a library that infers the file format from the suffix has to be given the format.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -20,7 +22,39 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Write a folder to a temporary one beside `path`; when the block succeeds, it replaces `path`.
+
+    Its files are flushed to the disk before it is renamed, so not even a power failure leaves a folder of this name
+    with half of its files. If the block fails, the temporary folder is deleted and `path` stays as it was. A killed
+    process leaves `.<name>` behind, which the next write to the same path deletes.
+    """
+    temporary = path.with_name(f".{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for written in (*temporary.rglob("*"), temporary):
+            _flush(written)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, line ends as they are, whole or not at all."""
+    """Write `text` as UTF-8, with its line ends unchanged, by `replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def _flush(path: Path) -> None:
+    """Make the operating system write a file's contents, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -43,6 +45,23 @@ class Preemption:
         if threading.current_thread() is threading.main_thread():
             for number in STOPPING:
                 signal.signal(number, self._hear)
+
+    @contextmanager
+    def window(self, *, rolling_out: bool, alone: bool) -> Iterator[None]:
+        """Within, nothing is half done: the signal need not wait. One that came just before ends the block at once.
+
+        Args:
+            rolling_out: the block is the rollout of a step, which has changed nothing yet.
+            alone: no other process would wait for this one.
+        """
+        before = self.busy, self.rolling_out
+        self.busy, self.rolling_out = not alone, rolling_out
+        try:
+            if self.asked and alone:
+                raise Preempted(between_steps=rolling_out, number=self.number)
+            yield
+        finally:
+            self.busy, self.rolling_out = before
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

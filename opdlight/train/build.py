@@ -15,6 +15,7 @@ from opdlight.losses import ImportanceWeighted, Loss
 from opdlight.models import Student, Teacher, Teachers
 from opdlight.models.precision import check_engine_dtype
 from opdlight.rollout import Collector, make_collector
+from opdlight.rollout.source import RolloutSource
 from opdlight.train.checks import check_chats, check_server_dtype
 
 
@@ -53,7 +54,13 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         student=student,
         teachers=teachers,
         loss=loss,
-        collector=collector,
+        source=RolloutSource(
+            collector,
+            sampling=instantiate(cfg.sampling),
+            evaluation=instantiate(cfg.evaluation),
+            seed=cfg.seed,
+            staleness=cfg.staleness,
+        ),
         collate=Collate(
             tasks=tuple(mixture.teachers),
             shared=teachers.shared_vocabulary,
@@ -62,14 +69,10 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         ),
         optimizer=optimizer,
         schedule=instantiate(cfg.schedule),
-        sampling=instantiate(cfg.sampling),
-        evaluation=instantiate(cfg.evaluation),
         max_grad_norm=cfg.max_grad_norm,
-        seed=cfg.seed,
         reader=instantiate(cfg.reader),
         mini_batches=cfg.rollout.mini_batches,
         reference=reference,
         max_not_finite=cfg.max_not_finite,
         teacher_placement=cfg.teacher_placement,
-        staleness=cfg.staleness,
     )

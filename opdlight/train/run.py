@@ -21,6 +21,7 @@ from opdlight.run_folder.summary import Outcome, close_run, read_successes, time
 from opdlight.system import threads
 from opdlight.system.closing import Closing
 from opdlight.system.console import is_first_process, say, stage
+from opdlight.system.lightning_internals import completed_steps
 from opdlight.system.preemption import Preempted, Preemption
 from opdlight.train.build import build
 from opdlight.train.resume import batches, check_steps, go_on
@@ -64,7 +65,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     mixture.check_envs()
     with stage("loading student and teachers"):
         module = build(cfg, mixture)
-    module.preemption = preemption
+    module.source.preemption = preemption
     if checkpoint:
         checkpoints.check_fits(checkpoint, module)
     module.student.check_saving()
@@ -86,7 +87,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         mixture, updates=batches(cfg), groups=cfg.rollout.groups, group_size=cfg.rollout.group_size, seed=cfg.seed
     )
     if trainer.world_size == 1:
-        _ = module.collector  # its engine starts now; with several processes only once they have found each other
+        module.source.start()  # with several processes only once they have found each other
     seconds = {"set-up": time.perf_counter() - started}
     try:
         examine_quickly(cfg, mixture, module)
@@ -105,7 +106,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
             module.student.save(folder / "student")
     finally:
         with closing.part("stop the engine"):
-            module.close()
+            module.source.close()
         close_loggers(loggers, closing)
     teachers: dict[str, list[Trajectory]] = {}
     if cfg.evaluate_teachers and first:
@@ -138,7 +139,7 @@ def fit(
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     except Exception as error:
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        done = completed_steps(trainer)
         if trainer.world_size > 1 or done < data.train_set.updates:
             raise
         closing.note(AFTER, error)

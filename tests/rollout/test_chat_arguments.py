@@ -77,7 +77,7 @@ def test_training_and_its_teachers_render_with_their_own(thinker: str, prompts: 
     cfg = compose("train", TrainConfig, [*common, f"model.student.chat_template={OFF}"])
     mixture = instantiate(cfg.task)
     module = build(cfg, mixture)
-    assert module.collector.renderer.arguments == {"enable_thinking": False}
+    assert module.source.collector.renderer.arguments == {"enable_thinking": False}
     module.close()
     evaluate_teachers(cfg, mixture)
     assert all(p.endswith("<|assistant|>") for p in prompts)

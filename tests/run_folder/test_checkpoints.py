@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from opdlight.callbacks import Checkpoints
-from opdlight.distillation.publish import PublishWeights
 from opdlight.errors import CheckpointError
 from opdlight.run_folder.checkpoints import (
     CheckpointFolder,
@@ -175,7 +174,7 @@ def test_a_checkpoint_that_cannot_be_written_is_counted_and_the_run_goes_on(
 
     monkeypatch.setattr(torch, "save", sometimes_full)
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=1, callbacks=[PublishWeights(), Checkpoints(str(tmp_path), every=1, keep=9)],
+        accelerator="cpu", max_epochs=1, callbacks=[Checkpoints(str(tmp_path), every=1, keep=9)],
         logger=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
         plugins=[CheckpointFolder()],
     )  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from opdlight.lab.bootstrap import Interval, bootstrap
 from opdlight.lab.failure_modes.tokens import Tokens
-from opdlight.metrics.failures import quantiles_by_bucket, repetition_rate, top_share
+from opdlight.metrics.tokens import quantiles_by_bucket, repetition_rate, top_share
 from opdlight.types import Status, Trajectory
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from opdlight.batch.collate import Collate
 from opdlight.data.requests import held_out
 from opdlight.data.tasks import Task
 from opdlight.losses import Needs
-from opdlight.metrics.failures import matching_gradient_norm, repeated, sampled_token_gradient_norm
+from opdlight.metrics.tokens import matching_gradient_norm, repeated, sampled_token_gradient_norm
 from opdlight.models import Student, Teachers
 from opdlight.rollout import Collector, Sampling
 from opdlight.types import Trajectory

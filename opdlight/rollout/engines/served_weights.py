@@ -12,6 +12,7 @@ from torch import Tensor
 from opdlight.errors import EngineError, ServerError
 from opdlight.rollout.engines.model_folder import checkpoint_shapes, complete_weights
 from opdlight.system.distributed import full_tensor
+from opdlight.system.files import replacing
 from opdlight.system.vllm_http import Unavailable, VLLMServer
 
 REFUSED = "collective_rpc method failed"  # how vLLM words that its worker raised; the server dies of it
@@ -47,8 +48,8 @@ class ServedWeights:
         folder.mkdir(parents=True, exist_ok=True)
         # copies: a file cannot hold one tensor under two names
         copies = {name: full_tensor(w).to("cpu", copy=True).contiguous() for name, w in named.items()}
-        save_file(copies, folder / "unfinished", metadata={"format": "pt"})
-        (folder / "unfinished").replace(folder / "model.safetensors")
+        with replacing(folder / "model.safetensors") as temporary:
+            save_file(copies, temporary, metadata={"format": "pt"})
         self._current, self.label = folder, f"{self._run}-{version}"
         self.push()
         if before is not None and before != folder:

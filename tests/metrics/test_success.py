@@ -1,16 +1,12 @@
-"""Intervals against scipy-free references, coverage against loops."""
+"""Success rates and their intervals against slow obvious references."""
 
 import itertools
 import math
 
 import pytest
-import torch
 
-from opdlight.metrics.__main__ import main
-from opdlight.metrics.glossary import GLOSSARY, describe, search
 from opdlight.metrics.success import Result, pass_at_k, success_interval, wilson_interval
-from opdlight.metrics.tokens import overlap, sampled_in_support, student_mass, subsample, teacher_mass
-from opdlight.types import Status, Support, Trajectory
+from opdlight.types import Status, Trajectory
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (3, 7), (50, 100), (1, 1000)])
@@ -74,73 +70,3 @@ def test_a_result_counts_each_episode_once_however_often_it_was_tried() -> None:
     assert copies.high - copies.low == pytest.approx(
         wilson_interval(30, 100)[1] - wilson_interval(30, 100)[0], abs=0.02
     )
-
-
-def test_coverage_figures_against_loops() -> None:
-    torch.manual_seed(0)
-    n, k, v = 9, 4, 11
-    q, z = torch.randn(n, v).log_softmax(-1), torch.randn(n, v)
-    ids = q.topk(k).indices
-    valid = torch.rand(n, k) > 0.3
-    support = Support(
-        token_ids=ids,
-        teacher_logits=q.gather(1, ids),
-        teacher_normaliser=torch.zeros(len(q)),
-        valid=valid,
-        kind="teacher_top_k",
-    )
-    target, other = torch.randint(v, (n,)), z.topk(k).indices
-    for i in range(n):
-        inside = [int(ids[i, j]) for j in range(k) if valid[i, j]]
-        assert teacher_mass(support)[i] == pytest.approx(sum(math.exp(q[i, j]) for j in inside), abs=1e-6)
-        got = student_mass(z.gather(1, ids), z.logsumexp(-1), valid)[i]
-        assert got == pytest.approx(sum(float(z[i].softmax(-1)[j]) for j in inside), abs=1e-6)
-        assert sampled_in_support(support, target)[i] == (int(target[i]) in inside)
-        shared = set(ids[i].tolist()) & set(other[i].tolist())
-        assert overlap(ids, other)[i] == pytest.approx(len(shared) / k)
-
-
-def test_subsample() -> None:
-    assert subsample(5, 10).tolist() == [0, 1, 2, 3, 4]
-    chosen = subsample(100, 10, torch.Generator().manual_seed(0)).tolist()
-    assert len(set(chosen)) == 10
-    assert chosen == sorted(chosen)
-
-
-def test_the_glossary_finds_patterns() -> None:
-    assert describe("coverage/overlap/alfworld") is not None
-    assert describe("coverage/overlap") is None
-    assert describe("nonsense") is None
-
-
-@pytest.mark.parametrize(
-    ("words", "keys"),
-    [
-        (["coverage/"], ["coverage/teacher_mass/{task}", "coverage/student_mass/{task}"]),
-        (["mass"], ["coverage/student_mass/{task}", "signal/negative_mass/{task}"]),
-        (["GRAD_NORM"], ["optimizer/grad_norm"]),
-        (["clipping"], ["optimizer/grad_norm"]),  # a word of the meaning
-        (["2-norm", "gradient"], ["optimizer/grad_norm"]),
-        (["rollout/success/sums"], ["rollout/success/{task}"]),  # a key as it is logged
-    ],
-)
-def test_the_glossary_is_searched_by_any_part_of_a_name_or_meaning(words: list[str], keys: list[str]) -> None:
-    found = search(words)
-    assert set(keys) <= set(found)
-    assert len(found) < 12
-    assert search([]) == GLOSSARY
-
-
-def test_the_glossary_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["metrics"])
-    main()
-    whole = capsys.readouterr().out
-    assert all(key in whole for key in GLOSSARY)
-    monkeypatch.setattr("sys.argv", ["metrics", "student", "support"])
-    main()
-    some = capsys.readouterr().out
-    assert [key for key in GLOSSARY if key in some] == list(search(["student", "support"]))
-    monkeypatch.setattr("sys.argv", ["metrics", "nothing", "at all"])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert "nothing has 'nothing' and 'at all' in its key or meaning" in capsys.readouterr().err

@@ -1,0 +1,45 @@
+"""The glossary finds and prints its entries."""
+
+import pytest
+
+from opdlight.metrics.__main__ import main
+from opdlight.metrics.glossary import GLOSSARY, describe, search
+
+
+def test_the_glossary_finds_patterns() -> None:
+    assert describe("coverage/overlap/alfworld") is not None
+    assert describe("coverage/overlap") is None
+    assert describe("nonsense") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        (["coverage/"], ["coverage/teacher_mass/{task}", "coverage/student_mass/{task}"]),
+        (["mass"], ["coverage/student_mass/{task}", "signal/negative_mass/{task}"]),
+        (["GRAD_NORM"], ["optimizer/grad_norm"]),
+        (["clipping"], ["optimizer/grad_norm"]),  # a word of the meaning
+        (["2-norm", "gradient"], ["optimizer/grad_norm"]),
+        (["rollout/success/sums"], ["rollout/success/{task}"]),  # a key as it is logged
+    ],
+)
+def test_the_glossary_is_searched_by_any_part_of_a_name_or_meaning(words: list[str], keys: list[str]) -> None:
+    found = search(words)
+    assert set(keys) <= set(found)
+    assert len(found) < 12
+    assert search([]) == GLOSSARY
+
+
+def test_the_glossary_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["metrics"])
+    main()
+    whole = capsys.readouterr().out
+    assert all(key in whole for key in GLOSSARY)
+    monkeypatch.setattr("sys.argv", ["metrics", "student", "support"])
+    main()
+    some = capsys.readouterr().out
+    assert [key for key in GLOSSARY if key in some] == list(search(["student", "support"]))
+    monkeypatch.setattr("sys.argv", ["metrics", "nothing", "at all"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "nothing has 'nothing' and 'at all' in its key or meaning" in capsys.readouterr().err
