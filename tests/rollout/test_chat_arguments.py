@@ -78,7 +78,7 @@ def test_training_and_its_teachers_render_with_their_own(thinker: str, prompts: 
     mixture = instantiate(cfg.task)
     module = build(cfg, mixture)
     assert module.source.collector.renderer.arguments == {"enable_thinking": False}
-    module.close()
+    module.source.close()
     evaluate_teachers(cfg, mixture)
     assert all(p.endswith("<|assistant|>") for p in prompts)
     prompts.clear()
