@@ -1,5 +1,8 @@
 """Errors that opdlight raises. Each is also an instance of the standard exception that a caller would expect."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class OpdError(Exception):
     """Base of every error that opdlight raises on purpose; its message says what to do."""
@@ -7,6 +10,15 @@ class OpdError(Exception):
 
 class ConfigError(OpdError, ValueError):
     """A config key is unknown, or its value is of the wrong type, out of bounds, or contradicts another one."""
+
+    @classmethod
+    @contextmanager
+    def instead(cls, before: str = "") -> Iterator[None]:
+        """Within, a ValueError of code that knows no config becomes a ConfigError, with `before` before its text."""
+        try:
+            yield
+        except ValueError as error:
+            raise cls(f"{before}{error}") from error
 
     @classmethod
     def wrong(cls, key: str, *, expected: str, got: object) -> "ConfigError":
