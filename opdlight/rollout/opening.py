@@ -41,7 +41,7 @@ def make_collector(
 @contextmanager
 def open_engine(start: Callable[[], Engine], title: str = "starting the engine") -> Iterator[Engine]:
     """An engine that is closed at the end of the block, after an error too; `title` is shown while it starts."""
-    with stage(title):
+    with progress(title):
         engine = start()
     with closing(engine):
         yield engine
