@@ -8,6 +8,7 @@ from opdlight.data.tasks import Task
 from opdlight.rollout.collector import Collector, Limits
 from opdlight.rollout.engines.base import Engine
 from opdlight.rollout.rendering import ChatRenderer
+from opdlight.system.console import progress
 
 
 def make_collector(
