@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from rich.console import Console
 from rich.table import Table
 
-from opdlight.config import TrainConfig, compose, instantiate
+from opdlight.config import TrainConfig, compose, instantiate, make_trainer
 from opdlight.data.requests import OnPolicyData
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.errors import OpdError
@@ -49,14 +49,13 @@ class Record(L.Callback):
     def watch(self, callbacks: Iterable[L.Callback]) -> None:
         """Time what the watching callbacks do at the end of a step, and what the teacher does for them."""
         for callback in callbacks:
-            if type(callback).__name__ != "PublishWeights":
-                callback.on_train_batch_end = self.timed(callback.on_train_batch_end)  # type: ignore[method-assign]
+            callback.on_train_batch_end = self.timed(callback.on_train_batch_end)  # type: ignore[method-assign]
         teacher.probe_scores = self.timed(teacher.probe_scores)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After publication, so that its time is in."""
         assert isinstance(pl_module, OnPolicyDistillation)
-        tasks = " + ".join(dict.fromkeys(t.task for t in outputs["trajectories"]))
+        tasks = " + ".join(dict.fromkeys(t.task for t in outputs["step"].trajectories))
         seconds = dict(pl_module.timer.seconds)
         seconds["watching in all"] = self.hidden + seconds.get("watch", 0.0)
         self.hidden = 0.0
@@ -98,10 +97,10 @@ def run(updates: int, overrides: list[str]) -> Record:
         record.watch(callbacks)
         callbacks.append(record)
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        trainer = instantiate(cfg.trainer, callbacks=callbacks, default_root_dir=str(Path(folder)), **quiet)
+        trainer = make_trainer(cfg.trainer, callbacks=callbacks, default_root_dir=str(Path(folder)), **quiet)
         sizes = {"groups": cfg.rollout.groups, "group_size": cfg.rollout.group_size}
         trainer.fit(module, datamodule=OnPolicyData(mixture, updates=updates, seed=cfg.seed, **sizes))
-        module.close()
+        module.source.close()
     return record
 
 

@@ -11,6 +11,7 @@ import lightning as L
 
 from opdlight.bounds import FiniteFloat, PositiveInt
 from opdlight.system.console import say
+from opdlight.system.lightning_internals import logged_in_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +74,7 @@ class Alarms(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Judge what this step has logged."""
-        results = trainer.fit_loop._results  # of this step alone; `trainer.logged_metrics` keeps what older ones logged
-        logged = {key: float(value) for key, value in results.metrics(on_step=True)["callback"].items()}
+        logged = logged_in_step(trainer)
         lines: list[dict[str, Any]] = []
         for name, rule in self.rules.items():
             for key, value in ((k, v) for k, v in logged.items() if fnmatchcase(k, rule.key)):

@@ -10,12 +10,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from opdlight.bounds import PositiveInt
 from opdlight.distillation.module import OnPolicyDistillation
-from opdlight.distillation.state import follow_config
+from opdlight.distillation.resumed_optimizer import follow_config
 from opdlight.errors import ConfigError
 from opdlight.models.student import Student
 from opdlight.run_folder import records
-from opdlight.run_folder.checkpoints import FOLDER, LAST, CheckpointFolder, all_of
+from opdlight.run_folder.checkpoints import FOLDER, LAST, CheckpointFolder, list_checkpoints
 from opdlight.system.distributed import all_gather
+from opdlight.system.lightning_internals import completed_steps
 from opdlight.system.preemption import Preempted
 
 
@@ -58,13 +59,13 @@ class Checkpoints(Checkpoint):
         """From here on something may be half done."""
         assert isinstance(pl_module, OnPolicyDistillation)
         follow_config(pl_module)
-        pl_module.preemption.busy = True
-        pl_module.preemption.listen()
+        pl_module.source.preemption.busy = True
+        pl_module.source.preemption.listen()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen in validation, too, and write what precedes it: it may last."""
         assert isinstance(pl_module, OnPolicyDistillation)
-        pl_module.preemption.listen()
+        pl_module.source.preemption.listen()
         if trainer.state.fn == TrainerFn.FITTING:
             self.save(trainer)
 
@@ -73,7 +74,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Write the state after `batch_idx` steps; stop if someone was asked to."""
         assert isinstance(pl_module, OnPolicyDistillation)
-        if asked := max(all_gather(pl_module.preemption.number if pl_module.preemption.asked else 0)):
+        if asked := max(all_gather(pl_module.source.preemption.number if pl_module.source.preemption.asked else 0)):
             raise Preempted(between_steps=True, number=asked)
         if batch_idx % self.every == 0:
             self.save(trainer)
@@ -87,7 +88,7 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the end of training, the figures after it included."""
         assert isinstance(pl_module, OnPolicyDistillation)
-        pl_module.preemption.busy = False
+        pl_module.source.preemption.busy = False
         self.save(trainer, LAST)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -101,7 +102,7 @@ class Checkpoints(Checkpoint):
 
     def save(self, trainer: L.Trainer, suffix: str = "") -> None:
         """Write a checkpoint, unless this very one is there; forget the oldest."""
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        done = completed_steps(trainer)
         path = self.run / FOLDER / f"step-{done:08d}{suffix}"
         if path.exists():
             return
@@ -113,5 +114,5 @@ class Checkpoints(Checkpoint):
             self._tidy()
 
     def _tidy(self) -> None:
-        for left in [*(self.run / FOLDER).glob(".step-*"), *all_of(self.run)[: -self.keep]]:
+        for left in [*(self.run / FOLDER).glob(".step-*"), *list_checkpoints(self.run)[: -self.keep]]:
             CheckpointFolder().remove_checkpoint(left)

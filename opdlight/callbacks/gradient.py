@@ -56,7 +56,7 @@ class GradientNoise(L.Callback):
     ) -> None:
         """Log the mean over the updates of this step."""
         sums, self.sums, found = self.sums, [], []
-        for shares in outputs["shares"] if trainer.world_size == 1 else []:  # update by update
+        for shares in outputs["step"].shares if trainer.world_size == 1 else []:  # update by update
             if not shares:  # without a single loss position
                 continue
             while len(sums[0]) != len(shares):  # begun, and begun again in more micro-batches

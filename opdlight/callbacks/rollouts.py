@@ -32,7 +32,7 @@ class RolloutMetrics(L.Callback):
     ) -> None:
         """Log the trajectories of this step."""
         values: dict[str, list[float]] = defaultdict(list)
-        for rank in all_gather(self.values(outputs["trajectories"], outputs["version"])):
+        for rank in all_gather(self.values(outputs["step"].trajectories, outputs["step"].version)):
             for key, found in rank.items():
                 values[key] += found
         for key, found in values.items():

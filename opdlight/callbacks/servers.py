@@ -15,7 +15,10 @@ class ServerFaults(L.Callback):
     ) -> None:
         """Log the counters after this step."""
         assert isinstance(pl_module, OnPolicyDistillation)
-        for role, stats in (("teacher", pl_module.teachers.stats()), ("engine", pl_module.collector.engine.stats())):
+        for role, stats in (
+            ("teacher", pl_module.teachers.stats()),
+            ("engine", pl_module.source.collector.engine.stats()),
+        ):
             if "waited" not in stats:  # no server; other engines count restarts of another kind
                 continue
             for name in ("retries", "waited", "restarts", "resent"):

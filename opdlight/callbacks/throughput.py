@@ -9,7 +9,7 @@ from opdlight.system.distributed import all_gather
 
 
 class Throughput(L.Callback):
-    """Logs `time/{stage}` in seconds and `throughput/*` in tokens per second; keeps the totals of the whole run."""
+    """Logs `time/{part}` in seconds and `throughput/*` in tokens per second; keeps the totals of the whole run."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -27,11 +27,13 @@ class Throughput(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log this step. Runs after publication, so that its time is in."""
+        """Log this step."""
         assert isinstance(pl_module, OnPolicyDistillation)
         seconds = dict(pl_module.timer.seconds)
-        generated = sum(all_gather(sum(len(turn.completion_ids) for t in outputs["trajectories"] for turn in t.turns)))
-        trained = int(outputs["loss_tokens"])
+        generated = sum(
+            all_gather(sum(len(turn.completion_ids) for t in outputs["step"].trajectories for turn in t.turns))
+        )
+        trained = int(outputs["step"].loss_tokens)
         for stage, value in seconds.items():
             pl_module.log(f"time/{stage}", value)
             self.seconds[stage] = self.seconds.get(stage, 0.0) + value

@@ -70,8 +70,8 @@ class TrajectoryRecorder(L.Callback):
     ) -> None:
         """Record the whole batch of an update that was skipped because its loss or gradient was not finite."""
         assert isinstance(pl_module, OnPolicyDistillation)
-        if outputs["not_finite"]:
-            found = [t for rank in all_gather(outputs["trajectories"]) for t in rank]
+        if outputs["step"].not_finite:
+            found = [t for rank in all_gather(outputs["step"].trajectories) for t in rank]
             self._write(pl_module, batch_idx, "not finite", found)
 
     def _write(self, module: OnPolicyDistillation, step: int, stage: str, chosen: Sequence[Trajectory]) -> None:

@@ -16,6 +16,11 @@ def learning_rate(
     return partial({"constant": _constant, "cosine": _cosine}[kind], warmup, updates)
 
 
+def constant(update: int) -> float:
+    """The learning rate as it is, without warm-up."""
+    return 1.0
+
+
 def _constant(warmup: int, updates: int, step: int) -> float:
     return min(1.0, (step + 1) / (warmup + 1))
 

@@ -13,6 +13,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from opdlight.system.lightning_internals import shard_over_all, unwrapped
+
 
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 whose checkpoints are those of one process: put together on the first rank, divided when they are loaded.
@@ -28,7 +30,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Every process of every machine takes a share."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        shard_over_all(self)
         super().setup_environment()
 
     @property
@@ -40,7 +42,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """The whole state, on the first rank, by the parameters' numbers as without sharding."""
         assert self.model is not None
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state = get_optimizer_state_dict(self.model, getattr(optimizer, "_optimizer", optimizer), options=whole)
+        state = get_optimizer_state_dict(self.model, unwrapped(optimizer), options=whole)
         return _renamed(state, {name: i for i, name in enumerate(self._trained())}) if state else {}
 
     def _trained(self) -> list[str]:

@@ -69,7 +69,7 @@ class ServedModel:
         Raises:
             ServerError: also if another model answers than at the start.
         """
-        now, *answers = self.server.each(self.ask, [self.sample, *questions])
+        now, *answers = self.server.map(self.ask, [self.sample, *questions])
         difference = self._first.difference(now)
         if difference > OTHER_MODEL:
             raise ServerError(

@@ -82,7 +82,7 @@ class Tokens(L.Callback):
         self.seen: list[tuple[int, int]] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.seen.append((outputs["loss_tokens"], sum(r.loss_tokens for r in outputs["readings"])))
+        self.seen.append((outputs["step"].loss_tokens, sum(r.loss_tokens for r in outputs["step"].readings)))
 
 
 @pytest.mark.parametrize("ends_at", [1, 2, 3])  # in the first micro-batch, in the second, in the next update
@@ -97,19 +97,16 @@ def test_training_goes_on_with_half_the_budget(
         return [p.detach().clone() for p in module.student.parameters()], module, trainer
 
     plain, module, _ = weights(SupportMatching(k=8))
-    assert module.out_of_memory == 0
+    assert module.out_of_memory.count == 0
     loss = Narrow(ends_at)
     narrow, module, trainer = weights(loss)
-    assert loss.failed == module.out_of_memory == 1  # the smaller budget holds in the steps that follow
+    assert loss.failed == module.out_of_memory.count == 1  # the smaller budget holds in the steps that follow
     assert float(trainer.callback_metrics["optimizer/out_of_memory"]) == 1
     assert module.updates == 3
     assert loss.calls > 8
     assert len(tokens.seen) == 6
     assert all(there == read > 0 for there, read in tokens.seen)
-    assert (
-        f"out of memory: micro_batch_tokens is {module.collate.micro_batch_tokens} from now on"
-        in capsys.readouterr().out
-    )
+    assert f"out of memory: micro_batch_tokens is {module.out_of_memory.budget} from now on" in capsys.readouterr().out
     for one, other in zip(plain, narrow, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
@@ -118,11 +115,11 @@ def test_the_smaller_budget_is_that_of_a_run_that_goes_on(folders: tuple[str, st
     module, data, _ = parts(folders, loss=Narrow(1))
     trainer = fit(module, data, tmp_path)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    for budget, expected in ((10**6, module.collate.micro_batch_tokens), (16, 16)):
+    for budget, expected in ((10**6, module.out_of_memory.budget), (16, 16)):
         again, _, _ = parts(folders, micro_batch_tokens=budget)
         again.trainer = trainer
         again.on_load_checkpoint(torch.load(tmp_path / "last.ckpt", weights_only=True))
-        assert (again.collate.micro_batch_tokens, again.out_of_memory) == (expected, 1)
+        assert (again.out_of_memory.budget, again.out_of_memory.count) == (expected, 1)
 
 
 def test_other_errors_are_errors(folders: tuple[str, str], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from opdlight.callbacks import (
 )
 from opdlight.callbacks.profile import COLUMNS
 from opdlight.callbacks.token_gaps import token_table
+from opdlight.distillation.step import Step
 from opdlight.metrics.glossary import describe
 from opdlight.models.probe import ProbeResult
 from tests.callbacks.probe_results import Logged, made_up
@@ -36,7 +37,7 @@ ALONE: Any = SimpleNamespace(world_size=1)
 
 def logged(callback: ProbeCallback, *results: ProbeResult) -> dict[str, float]:
     module = Logged()
-    callback.on_train_batch_end(FIRST, module, {"readings": results}, None, 0)  # type: ignore[arg-type]
+    callback.on_train_batch_end(FIRST, module, {"step": Step(readings=results)}, None, 0)  # type: ignore[arg-type]
     assert all(describe(key) for key in module.values), module.values.keys()
     return module.values
 
@@ -117,7 +118,7 @@ def student_module(monkeypatch: pytest.MonkeyPatch) -> Logged:
 def test_token_gaps_are_written_by_name(student_module: Logged, tmp_path: Path) -> None:
     watch = TokenGaps(str(tmp_path), every=2, rows=1)
     for step in range(3):
-        outputs = {"readings": [made_up([1, 1, 5])]}
+        outputs = {"step": Step(readings=[made_up([1, 1, 5])])}
         watch.on_train_batch_end(FIRST, student_module, outputs, None, step)  # type: ignore[arg-type]
     lines = [json.loads(line) for line in (tmp_path / "token_gaps.jsonl").read_text().splitlines()]
     assert [line["update"] for line in lines] == [0, 2]
@@ -132,7 +133,7 @@ def test_profile_has_a_line_a_bucket(tmp_path: Path) -> None:
     watch = DepthProfile(str(tmp_path))
     both = made_up([0, 1, 5], position=torch.tensor([0, 5, 6]), turn=torch.tensor([0, 0, 2]))
     for step in (0, 1):
-        watch.on_train_batch_end(FIRST, Logged(), {"readings": [both]}, None, step)  # type: ignore[arg-type]
+        watch.on_train_batch_end(FIRST, Logged(), {"step": Step(readings=[both])}, None, step)  # type: ignore[arg-type]
     with (tmp_path / "profile.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
@@ -175,7 +176,7 @@ def test_gradient_noise_is_the_variance_between_micro_batches() -> None:
                 so_far = torch.zeros(4000) if module.weight.grad is None else module.weight.grad
                 module.weight.grad = so_far + n / 100 * each
                 watch.on_after_backward(ALONE, module)  # type: ignore[arg-type]
-        outputs = {"shares": [[n / 100 for n in tokens]]}
+        outputs = {"step": Step(shares=[[n / 100 for n in tokens]])}
         watch.on_train_batch_end(ALONE, module, outputs, None, update)  # type: ignore[arg-type]
         estimates.append(module.values["optimizer/gradient_variance"])
     assert sum(estimates) / 40 == pytest.approx(exact, rel=0.05)
@@ -191,7 +192,7 @@ def test_gradient_noise_needs_two_micro_batches_of_one_update() -> None:
         watch.on_before_backward(ALONE, module, torch.zeros(()))  # type: ignore[arg-type]
         module.weight.grad = torch.ones(10)
         watch.on_after_backward(ALONE, module)  # type: ignore[arg-type]
-    watch.on_train_batch_end(ALONE, module, {"shares": [[1.0], [1.0]]}, None, 0)  # type: ignore[arg-type]
+    watch.on_train_batch_end(ALONE, module, {"step": Step(shares=[[1.0], [1.0]])}, None, 0)  # type: ignore[arg-type]
     assert module.values == {}
 
 
@@ -203,7 +204,7 @@ class Own(L.LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(3))
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> dict[str, Any]:
-        return {"loss": (self.weight * batch).sum(), "readings": [made_up([0, 1, 5])]}
+        return {"loss": (self.weight * batch).sum(), "step": Step(readings=[made_up([0, 1, 5])])}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -11,9 +11,11 @@ from rich.console import Console
 from opdlight.batch.collate import Collate
 from opdlight.callbacks import StageProgress, Throughput
 from opdlight.distillation.module import OnPolicyDistillation
+from opdlight.distillation.step import Step
 from opdlight.losses import SampledToken
 from opdlight.models import Student, Teachers
 from opdlight.rollout import Sampling
+from opdlight.rollout.source import RolloutSource
 from opdlight.system.console import _bars, _Pairs
 from opdlight.types import Status, Trajectory, Turn
 from tests.terminal_screen import Screen
@@ -42,9 +44,9 @@ def module_of(folders: tuple[str, str]) -> OnPolicyDistillation:
     student = Student(folders[0])
     teachers = Teachers({"a": folders[1], "b": folders[1]}, student)
     module = OnPolicyDistillation(
-        student=student, teachers=teachers, loss=SampledToken(), collector=None, optimizer=None, schedule=None,  # type: ignore[arg-type]
+        student=student, teachers=teachers, loss=SampledToken(),
+        source=RolloutSource(None, sampling=Sampling()), optimizer=None, schedule=None,  # type: ignore[arg-type]
         collate=Collate(tasks=("a", "b"), shared=teachers.shared_vocabulary, micro_batch_tokens=999),
-        sampling=Sampling(), evaluation=Sampling(), max_grad_norm=1.0, seed=0,
     )  # fmt: skip
     module.logged = {}  # type: ignore[assignment]
     module.log = lambda key, value, **_: module.logged.__setitem__(key, float(value))  # type: ignore[method-assign, assignment, operator]
@@ -54,7 +56,7 @@ def module_of(folders: tuple[str, str]) -> OnPolicyDistillation:
 def test_throughput_divides_tokens_by_the_seconds_of_their_stage(folders: tuple[str, str]) -> None:
     module, watch = module_of(folders), Throughput()
     module.timer.seconds = {"rollout": 2.0, "score": 0.5, "backward": 1.5}
-    outputs = {"trajectories": [trajectory("a", [1], [1] * 10)], "loss_tokens": 8}
+    outputs = {"step": Step(trajectories=[trajectory("a", [1], [1] * 10)], loss_tokens=8)}
     for _ in range(2):
         watch.on_train_batch_end(None, module, outputs, None, 0)  # type: ignore[arg-type]
     assert module.logged["throughput/rollout"] == 5.0  # type: ignore[index]
@@ -88,10 +90,10 @@ def test_progress_without_a_terminal_prints_plain_lines(
     bar.on_train_start(trainer, module)
     for batch_idx in range(3):
         with module.timer("rollout"):
-            module.on_progress(1, 2)  # type: ignore[misc]
+            module.source.on_progress(1, 2)  # type: ignore[misc]
         bar.on_train_batch_end(trainer, module, {}, None, batch_idx)
     with module.timer("evaluate sums"):
-        module.on_progress(1, 2)  # type: ignore[misc]
+        module.source.on_progress(1, 2)  # type: ignore[misc]
     bar.teardown(trainer, module, "fit")
     figures = "loss/train 0.250  rollout/reward/sums 0.500"
     assert capsys.readouterr().out.splitlines() == [f"update 1/3  {figures}", f"update 3/3  {figures}", "evaluate sums"]
@@ -111,7 +113,7 @@ def test_progress_on_a_terminal_shows_stage_and_trajectories(
     trainer.num_training_batches = 3  # Lightning knows it only now
     bar.on_train_start(trainer, module)
     with module.timer("rollout"):
-        module.on_progress(3, 8)  # type: ignore[misc]
+        module.source.on_progress(3, 8)  # type: ignore[misc]
         bar.on_train_batch_end(trainer, module, {}, None, 0)
         _bars[0].refresh()
         updates, rollout = (line for line in screen.lines if line.strip())

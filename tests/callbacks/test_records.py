@@ -12,10 +12,12 @@ import torch
 from opdlight.batch.collate import Collate
 from opdlight.callbacks import RolloutMetrics, TrajectoryRecorder
 from opdlight.distillation.module import OnPolicyDistillation
+from opdlight.distillation.step import Step
 from opdlight.losses import SpecialTokenMask, SupportMatching
 from opdlight.metrics.glossary import describe
 from opdlight.models import Student, Teachers
 from opdlight.rollout import ChatRenderer, Sampling
+from opdlight.rollout.source import RolloutSource
 from opdlight.types import SharedVocabulary, Status, Trajectory, Turn
 from tests.tiny_models import save_tiny
 
@@ -46,10 +48,10 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> OnPolicyDistillation:
     teachers = Teachers(dict.fromkeys("ab", str(save_tiny(folder / "teacher", 2))), student)
     mask = SpecialTokenMask(tokens=[21])
     made = OnPolicyDistillation(
-        student=student, teachers=teachers, loss=SupportMatching(k=4), collector=None, optimizer=None, schedule=None,  # type: ignore[arg-type]
+        student=student, teachers=teachers, loss=SupportMatching(k=4),
+        source=RolloutSource(None, sampling=Sampling()), optimizer=None, schedule=None,  # type: ignore[arg-type]
         collate=Collate(tasks=("a", "b"), shared=teachers.shared_vocabulary, micro_batch_tokens=999,
                         loss_mask=mask.loss_mask),
-        sampling=Sampling(), evaluation=Sampling(), max_grad_norm=1.0, seed=0,
     )  # fmt: skip
     made.trainer = SimpleNamespace(is_global_zero=True)  # type: ignore[assignment]
     return made
@@ -136,7 +138,7 @@ def test_rollout_metrics_by_hand(module: OnPolicyDistillation) -> None:
     logged: dict[str, float] = {}
     module.log = lambda key, value, **_: logged.__setitem__(key, float(value))  # type: ignore[method-assign, assignment]
     again = replace(MADE, turns=[turn([1], [7, 7, 7, 7, 7, 7])], status=Status.FAILURE, reward=0.0, metrics={})
-    outputs = {"trajectories": [MADE, again], "version": 5}
+    outputs = {"step": Step(trajectories=[MADE, again], version=5)}
     RolloutMetrics().on_train_batch_end(None, module, outputs, None, 0)  # type: ignore[arg-type]
     assert all(describe(key) for key in logged)
     assert logged["rollout/reward/a"] == 0.75

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import lightning as L
@@ -15,12 +15,12 @@ from opdlight.callbacks import RolloutMetrics, TeacherSupportCoverage, Throughpu
 from opdlight.data.requests import OnPolicyData
 from opdlight.data.tasks import Task, TaskMixture
 from opdlight.distillation.module import OnPolicyDistillation
-from opdlight.distillation.publish import PublishWeights
 from opdlight.distillation.schedules import learning_rate
 from opdlight.envs.base import TextEnv
 from opdlight.losses import SupportMatching
 from opdlight.models import Student, Teachers
 from opdlight.rollout import ChatRenderer, Collector, Limits, Sampling, ScriptedEngine
+from opdlight.rollout.source import RolloutSource
 
 
 class Count(TextEnv):
@@ -54,6 +54,8 @@ def parts(
     breaks: bool = False,
     answer: Any = None,
     mini_batches: int = 1,
+    staleness: Literal[0, 1] = 0,
+    max_not_finite: int = 5,
     student: Mapping[str, Any] | None = None,
     **collate: Any,
 ) -> tuple[OnPolicyDistillation, OnPolicyData, ScriptedEngine]:
@@ -70,16 +72,19 @@ def parts(
         student=trained,
         teachers=teachers,
         loss=loss or SupportMatching(k=8),
-        collector=lambda: Collector(
-            engine, ChatRenderer(trained.tokenizer), lambda task: Count(breaks), limits, env_threads=1
+        source=RolloutSource(
+            lambda: Collector(
+                engine, ChatRenderer(trained.tokenizer), lambda task: Count(breaks), limits, env_threads=1
+            ),
+            sampling=Sampling(),
+            seed=0,
+            staleness=staleness,
         ),
         collate=Collate(tasks=mixture.names, **settings),
         optimizer=partial(torch.optim.SGD, lr=0.1),
         schedule=learning_rate("constant", warmup=0, updates=3),
-        sampling=Sampling(),
-        evaluation=Sampling(),
         max_grad_norm=1e9,
-        seed=0,
+        max_not_finite=max_not_finite,
         mini_batches=mini_batches,
         reference=Teachers(dict.fromkeys(mixture.names, folders[0]), trained),
     )
@@ -92,7 +97,7 @@ def fit(
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
-        callbacks=[PublishWeights(), TeacherSupportCoverage(), RolloutMetrics(), Throughput(), *watch],
+        callbacks=[TeacherSupportCoverage(), RolloutMetrics(), Throughput(), *watch],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -14,7 +14,6 @@ from lightning.pytorch.loggers import CSVLogger
 from opdlight.batch.split import in_parts
 from opdlight.callbacks import TrajectoryRecorder
 from opdlight.data.tasks import TaskMixture
-from opdlight.distillation.publish import PublishWeights
 from opdlight.distillation.schedules import learning_rate
 from opdlight.errors import TrainingError
 from opdlight.losses import SampledToken, SupportMatching
@@ -34,17 +33,18 @@ def test_every_rollout_is_made_by_the_newest_weights(folders: tuple[str, str], t
 
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            versions.append((batch_idx, {t.policy_version for tr in outputs["trajectories"] for t in tr.turns}))
+            versions.append((batch_idx, {t.policy_version for tr in outputs["step"].trajectories for t in tr.turns}))
 
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=1, callbacks=[PublishWeights(), Watch()], logger=False,
+        accelerator="cpu", max_epochs=1, callbacks=[Watch()], logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     assert versions == [(0, {0}), (1, {1}), (2, {2})]
     updates = [e for e in engine.events if e[0] == "update"]
-    assert updates == [("update", 1), ("update", 2), ("update", 3)]
+    assert updates == [("update", 1), ("update", 2)]  # before the rollouts that need them
+    module.source.publish(module.student, module.updates)
     newest = dict(module.student.named_weights())
     assert newest.keys() == engine.weights.keys()
     assert all(torch.equal(engine.weights[name], newest[name]) for name in newest)
@@ -73,7 +73,7 @@ def test_update_is_the_token_mean_over_the_whole_batch(folders: tuple[str, str],
 
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            seen.extend(outputs["trajectories"])
+            seen.extend(outputs["step"].trajectories)
 
     L.Trainer(
         accelerator="cpu", max_epochs=1, callbacks=[Watch()], logger=False, enable_checkpointing=False,
@@ -188,8 +188,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(folders: tuple[str,
 
 
 def test_too_many_updates_that_are_not_finite_end_the_run(folders: tuple[str, str], tmp_path: Path) -> None:
-    module, data, _ = parts(folders, loss=Broken({1, 2}))
-    module.max_not_finite = 2
+    module, data, _ = parts(folders, loss=Broken({1, 2}), max_not_finite=2)
     with pytest.raises(TrainingError, match="2 updates had a loss or a gradient that is not finite"):
         fit(module, data, tmp_path)
     assert module.updates == 1
@@ -197,8 +196,7 @@ def test_too_many_updates_that_are_not_finite_end_the_run(folders: tuple[str, st
 
 
 def test_a_batch_that_was_not_finite_is_kept_for_the_inspector(folders: tuple[str, str], tmp_path: Path) -> None:
-    module, data, _ = parts(folders, loss=Broken({1, 2}))
-    module.max_not_finite = 2
+    module, data, _ = parts(folders, loss=Broken({1, 2}), max_not_finite=2)
     seen: list[list[Trajectory]] = []
 
     class Watch(TrajectoryRecorder):
@@ -206,7 +204,7 @@ def test_a_batch_that_was_not_finite_is_kept_for_the_inspector(folders: tuple[st
             seen.append(trajectories)
 
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=1, callbacks=[PublishWeights(), Watch(str(tmp_path))], logger=False,
+        accelerator="cpu", max_epochs=1, callbacks=[Watch(str(tmp_path))], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
     with pytest.raises(TrainingError, match=r"its trajectories are in trajectories.jsonl"):
@@ -259,7 +257,7 @@ def test_what_a_loss_remembers_is_in_the_checkpoint(folders: tuple[str, str], tm
     again.trainer = trainer
     again.on_load_checkpoint(checkpoint)
     assert isinstance(again.loss, SampledToken)
-    assert again.loss.state() == module.loss.state()
+    assert again.loss.state_dict() == module.loss.state_dict()
     assert again.updates == 3
 
 

@@ -13,7 +13,6 @@ import torch
 from opdlight.config import TrainConfig, compose, instantiate
 from opdlight.data.requests import OnPolicyData
 from opdlight.distillation.module import OnPolicyDistillation
-from opdlight.distillation.publish import PublishWeights
 from opdlight.errors import ConfigError
 from opdlight.losses import ImportanceWeighted, SupportMatching
 from opdlight.rollout import ScriptedEngine
@@ -26,9 +25,7 @@ def ahead(
     folders: tuple[str, str], loss: Any = None, answer: Any = None
 ) -> tuple[OnPolicyDistillation, OnPolicyData, ScriptedEngine]:
     loss = loss or ImportanceWeighted(loss=SupportMatching(k=8))
-    module, data, engine = parts(folders, loss=loss, answer=answer)
-    module.staleness = 1
-    return module, data, engine
+    return parts(folders, loss=loss, answer=answer, staleness=1)
 
 
 class Steps(L.Callback):
@@ -39,15 +36,15 @@ class Steps(L.Callback):
         self.versions: list[tuple[int, set[int]]] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        found = outputs["trajectories"]
+        found = outputs["step"].trajectories
         self.trajectories.append(found)
-        self.versions.append((outputs["version"], {t.policy_version for tr in found for t in tr.turns}))
+        self.versions.append((outputs["step"].version, {t.policy_version for tr in found for t in tr.turns}))
 
 
 def fit_watched(module: OnPolicyDistillation, data: OnPolicyData, folder: Path, **settings: Any) -> Steps:
     steps = Steps()
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=1, callbacks=[PublishWeights(), steps], logger=False, enable_checkpointing=False,
+        accelerator="cpu", max_epochs=1, callbacks=[steps], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=str(folder), num_sanity_val_steps=0,
         **settings,
     )  # fmt: skip
@@ -60,7 +57,7 @@ def test_each_batch_but_the_first_is_one_update_old(folders: tuple[str, str], tm
     steps = fit_watched(module, data, tmp_path, limit_val_batches=0)
     #                          trained at version, rolled out by version
     assert steps.versions == [(0, {0}), (1, {0}), (2, {1})]
-    assert [e[1] for e in engine.events if e[0] == "update"] == [1, 2]  # the last one has no rollout to follow
+    assert [e[1] for e in engine.events if e[0] == "update"] == [1]  # a last one has no rollout to follow
     on_policy, data, _ = parts(folders)
     others = fit_watched(on_policy, data, tmp_path, limit_val_batches=0)
     seeds = [[(t.task, t.seed) for t in batch] for batch in steps.trajectories]
@@ -132,11 +129,11 @@ def test_a_run_that_ends_does_not_wait_for_the_next_batch(folders: tuple[str, st
                         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0)  # fmt: skip
     with pytest.raises(KeyError):
         trainer.fit(module, datamodule=data)
-    assert module.ahead.going_on
-    module.close()
-    assert not module.ahead.going_on
+    assert module.source.prefetch.running
+    module.source.close()
+    assert not module.source.prefetch.running
     with pytest.raises(CancelledError):
-        module.ahead.take()
+        module.source.prefetch.take()
 
 
 def test_importance_weights_are_on(tmp_path: Path) -> None:

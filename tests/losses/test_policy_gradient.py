@@ -256,13 +256,13 @@ def test_running_mean_counts_from_the_next_update_on_and_survives_a_checkpoint()
     loss.end_update()
     assert loss.running.value() == 2.0
     again = SampledToken(baseline="running_mean")
-    again.load_state(loss.state())
+    again.load_state_dict(loss.state_dict())
     assert again.running.value() == 2.0
     around = TurnWeighted(loss=again)
     around(scores, batch)
     around.end_update()
     assert again.running.count == 4
-    assert around.state() == again.state()
+    assert around.state_dict() == again.state_dict()
 
 
 def test_running_mean_is_that_of_every_process() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 from made_up import make_run
+from PIL import Image
 from test_page import HOSTILE, make_hostile
 
 from opdlight.report.build import report
 
+ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.browser,
@@ -275,6 +278,14 @@ def test_a_thousand_trajectories_draw_only_what_is_in_sight(large: Path, visit: 
     assert seen.page.is_visible(f"#option-{index}")  # scrolled along
     assert seen.page.evaluate(nodes) < 1500
     assert seen.errors == []
+
+
+def test_the_pictures_of_the_readme(small: Path, browser: Any, tmp_path: Path) -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "make_pictures.py"))
+    tool["take"](browser, small, tmp_path, "sums")
+    with Image.open(tmp_path / "report.webp") as report, Image.open(tmp_path / "inspector.webp") as inspector:
+        assert (report.width, *inspector.size) == (2600, 2600, 1600)
+        assert report.height > 1600  # down to the first curves
 
 
 def test_hostile_text_does_not_execute(tmp_path: Path, visit: Any) -> None:

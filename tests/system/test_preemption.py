@@ -14,7 +14,7 @@ import torch
 from opdlight.callbacks import Checkpoints
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.losses import ImportanceWeighted, SupportMatching
-from opdlight.run_folder.checkpoints import CheckpointFolder, all_of
+from opdlight.run_folder.checkpoints import CheckpointFolder, list_checkpoints
 from opdlight.system.preemption import Preempted, Preemption
 from tests.distillation.one_update import parts
 
@@ -38,7 +38,7 @@ class Stop(L.Callback):
 def lost(module: OnPolicyDistillation, data: L.LightningDataModule, folder: Path, *watch: L.Callback) -> bool:
     """Whether a run that is stopped by a signal says that a rollout is done again."""
     with Preemption() as preemption:
-        module.preemption = preemption
+        module.source.preemption = preemption
         trainer = L.Trainer(
             accelerator="cpu", max_epochs=1, callbacks=[*watch, Checkpoints(str(folder))], logger=False,
             enable_progress_bar=False, enable_model_summary=False, default_root_dir=str(folder), limit_val_batches=0,
@@ -73,8 +73,7 @@ def test_between_two_steps_and_after_the_last(folders: tuple[str, str], tmp_path
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_the_rollout_ahead_is_kept_if_it_has_finished(finished: bool, folders: tuple[str, str], tmp_path: Path) -> None:
-    module, data, engine = parts(folders, loss=ImportanceWeighted(loss=SupportMatching(k=8)))
-    module.staleness = 1
+    module, data, engine = parts(folders, loss=ImportanceWeighted(loss=SupportMatching(k=8)), staleness=1)
     last = threading.Event()
 
     def steps(request: object) -> int:
@@ -82,15 +81,15 @@ def test_the_rollout_ahead_is_kept_if_it_has_finished(finished: bool, folders: t
         return 10**9 if slow and not finished else 1
 
     engine.steps = steps
-    begin = module.next_trajectories
+    roll_out = module.roll_out
 
-    def next_trajectories(requests: Any, step: int) -> Any:
+    def watched(requests: Any, step: int) -> Any:
         if step == 1:
             last.set()  # the one that follows does not end
-        return begin(requests, step)
+        return roll_out(requests, step)
 
-    module.next_trajectories = next_trajectories  # type: ignore[method-assign]
-    assert lost(module, data, tmp_path, Stop(module.ahead.rest if finished else lambda: None)) is not finished
-    state = torch.load(all_of(tmp_path)[-1] / "state.pt", weights_only=True)
-    assert ("ahead" in state) is finished
-    module.close()
+    module.roll_out = watched  # type: ignore[method-assign]
+    assert lost(module, data, tmp_path, Stop(module.source.prefetch.wait if finished else lambda: None)) is not finished
+    state = torch.load(list_checkpoints(tmp_path)[-1] / "state.pt", weights_only=True)
+    assert ("prefetched" in state["source"]) is finished
+    module.source.close()

@@ -72,6 +72,7 @@ MISTAKES = {  # tool and arguments, what the one error names
     "build_lab.py tokeniser": "'tokeniser'",
     "build_lab.py --scale 0": "--scale",
     "check_layers.py --fix": "--fix",
+    "make_pictures.py nowhere": "'nowhere'",
     "play_env.py opdlight/Chess-v0": "opdlight/Chess-v0",
     "play_env.py opdlight/ToyText-v0 gaem=Taxi-v4": "gaem",
     "play_env.py opdlight/ToyText-v0 game=Taxi-v4 --seed -1": "--seed",
@@ -95,7 +96,11 @@ def test_a_mistake_is_one_error_that_names_it(
 
 def test_each_tool_is_run_by_a_test() -> None:
     here = Path(__file__).read_text()
-    elsewhere = {"check_layers.py": "test_layers.py", "update_constraints.py": "tools/test_setup.py"}
+    elsewhere = {
+        "check_layers.py": "tools/test_layers.py",
+        "make_pictures.py": "report/test_browser.py",
+        "update_constraints.py": "tools/test_setup.py",
+    }
     for tool in TOOLS:
         text = (ROOT / "tests" / elsewhere[tool]).read_text() if tool in elsewhere else here
         assert f'run("{tool}"' in text or f'"tools" / "{tool}"' in text, tool

@@ -14,7 +14,6 @@ from opdlight.batch.collate import Collate, keep_all
 from opdlight.data.requests import OnPolicyData, held_out
 from opdlight.data.tasks import TaskMixture
 from opdlight.distillation.module import OnPolicyDistillation
-from opdlight.distillation.publish import PublishWeights
 from opdlight.distillation.schedules import learning_rate
 from opdlight.lab.bootstrap import Interval, bootstrap
 from opdlight.lab.failure_modes.other_tokens import quiet_trainer
@@ -23,6 +22,7 @@ from opdlight.losses import Loss, SampledToken, SupportMatching
 from opdlight.metrics.tokens import top_share
 from opdlight.models import Student, Teacher, Teachers
 from opdlight.rollout import Collector, Sampling
+from opdlight.rollout.source import RolloutSource
 from opdlight.types import Status
 
 Keeps = Callable[[list[int]], list[bool]]
@@ -122,7 +122,12 @@ def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Colle
                 student=student,
                 teachers=teachers,
                 loss=make(),
-                collector=lambda: collector,
+                source=RolloutSource(
+                    lambda: collector,
+                    sampling=Sampling(temperature=1.0, top_p=1.0),
+                    evaluation=Sampling(temperature=1.0, top_p=cfg.top_p),
+                    seed=cfg.seed,
+                ),
                 collate=Collate(
                     tasks=(name,),
                     shared=teachers.shared_vocabulary,
@@ -133,16 +138,12 @@ def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Colle
                     weights, lr=cfg.model.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
                 ),
                 schedule=learning_rate("constant", warmup=3, updates=special.opd_updates),
-                sampling=Sampling(temperature=1.0, top_p=1.0),
-                evaluation=Sampling(temperature=1.0, top_p=cfg.top_p),
                 max_grad_norm=1.0,
-                seed=cfg.seed,
             )
             data = OnPolicyData(
                 mixture, updates=special.opd_updates, groups=special.groups, group_size=1, seed=cfg.seed
             )
             trainer = quiet_trainer(cfg, special.opd_updates)
-            trainer.callbacks.append(PublishWeights())  # type: ignore[attr-defined]
             trainer.fit(module, datamodule=data)
             arms.append(_judged(cfg, mixture, collector, title, masked=masked))
     return arms

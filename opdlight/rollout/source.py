@@ -1,0 +1,168 @@
+"""The trajectories of each step: which this rank rolls out, when, and by which weights."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import asdict
+from typing import Any, Literal, Protocol, TypeVar
+
+from torch import Tensor
+
+from opdlight.rollout.collector import Collector
+from opdlight.rollout.engines.base import Sampling
+from opdlight.rollout.prefetch import Prefetch
+from opdlight.system.console import progress
+from opdlight.system.distributed import all_gather, rank, world_size
+from opdlight.system.preemption import Preemption
+from opdlight.system.timer import Timer
+from opdlight.types import RolloutRequest, Status, Trajectory, Turn
+
+OfGroup = TypeVar("OfGroup", RolloutRequest, Trajectory)
+
+
+class Policy(Protocol):
+    """What rolls out: a student's weights, by their Hugging Face checkpoint names."""
+
+    def named_weights(self) -> Iterable[tuple[str, Tensor]]:
+        """Each weight once, detached."""
+
+
+class RolloutSource:
+    """Rolls out this rank's share of each step. One rule for the weights: they are published before any rollout.
+
+    Args:
+        collector: makes environments × engine, when the first trajectory or `start` asks for it: with several
+            processes that is once they have found each other.
+        sampling: the rollout policy of training.
+        evaluation: that of held-out episodes; by default the same.
+        seed: makes the sampling seeds.
+        staleness: 0 rolls out when a step asks; 1 rolls the next step out in a thread while this one trains, by a
+            student that is one update older.
+        preemption: what listens to SIGTERM; while a rollout runs it need not wait, because nothing is half done.
+
+    `on_progress` is called with (finished, wanted) trajectories.
+    """
+
+    def __init__(
+        self,
+        collector: Callable[[], Collector],
+        *,
+        sampling: Sampling,
+        evaluation: Sampling | None = None,
+        seed: int = 1,
+        staleness: Literal[0, 1] = 0,
+        preemption: Preemption | None = None,
+    ) -> None:
+        self.make_collector, self.sampling, self.evaluation = collector, sampling, evaluation or sampling
+        self.seed, self.staleness = seed, staleness
+        self.preemption, self.timer = preemption or Preemption(), Timer()
+        self.on_progress: Callable[[int, int], None] | None = None
+        self.prefetch = Prefetch()
+        self._collector: Collector | None = None
+
+    @property
+    def collector(self) -> Collector:
+        """Environments × engine; starts the engine at the first call."""
+        if self._collector is None:
+            with progress("starting the engine"):
+                self._collector = self.make_collector()
+        return self._collector
+
+    def start(self) -> None:
+        """Start the engine now."""
+        _ = self.collector
+
+    def close(self) -> None:
+        """Give up a rollout in the background; stop the environments and the engine."""
+        if self._collector is not None:
+            self._collector.cancel()
+            self.prefetch.wait()
+            with closing(self._collector.engine), closing(self._collector):
+                pass  # the engine ends too where an environment does not
+
+    def train(
+        self,
+        requests: Sequence[RolloutRequest],
+        following: Sequence[RolloutRequest] | None,
+        *,
+        step: int,
+        policy: Policy,
+        version: int,
+    ) -> list[Trajectory]:
+        """This rank's trajectories of a step; those of the `following` one are begun, or their environments prepared.
+
+        Args:
+            requests: of all ranks.
+            following: of the next step; None if this is the last.
+            step: number of this step, from 0; part of the sampling seeds.
+            policy: the student.
+            version: its update count.
+        """
+        if self.prefetch:
+            with self.timer("rollout"), self._window(rolling_out=True):
+                trajectories = self.prefetch.take()
+        else:
+            self.publish(policy, version)
+            with self.timer("rollout"), self._window(rolling_out=True):
+                trajectories = self._roll_out(share(requests), self.sampling, seed=self.seed + 1 + step)
+        if following is not None and self.staleness:
+            self.publish(policy, version)
+            coming, seed = share(following), self.seed + 2 + step
+            self.prefetch.start(lambda: self._roll_out(coming, self.sampling, seed=seed))
+        elif following is not None:
+            self.collector.prepare(share(following))
+        return trajectories
+
+    def evaluate(self, requests: Sequence[RolloutRequest], *, policy: Policy, version: int) -> list[Trajectory]:
+        """This rank's trajectories of held-out episodes of one task, by the newest weights."""
+        self.publish(policy, version)
+        with self.timer(f"evaluate {requests[0].task}"), self._window(rolling_out=False):
+            return self._roll_out(share(requests), self.evaluation, seed=0)
+
+    def publish(self, policy: Policy, version: int) -> None:
+        """⑤ Send the weights to the engine if it has others, once no rollout runs."""
+        self.prefetch.wait()
+        engine = self.collector.engine
+        if engine.policy_version != version:
+            with self.timer("publish"):
+                engine.update_weights(policy.named_weights(), version)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was rolled out for the next step, by all ranks, as plain values; every rank must call it.
+
+        A process that was asked to stop does not wait for a rollout: it is lost, and done again after a resume by a
+        student that is newer by one update.
+        """
+        lost = any(all_gather(self.preemption.asked and self.prefetch.running))
+        if not all(all_gather(bool(self.prefetch))):
+            return {}
+        self.preemption.rollout_lost = lost
+        if lost:
+            return {}
+        return {"prefetched": [_plain(t) for part in all_gather(self.prefetch.peek()) for t in part]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take this rank's share of what was rolled out before; without `staleness` it is rolled out again."""
+        if self.staleness and "prefetched" in state:
+            self.prefetch.put(share([_trajectory(t) for t in state["prefetched"]]))
+
+    def _roll_out(self, requests: Sequence[RolloutRequest], sampling: Sampling, seed: int) -> list[Trajectory]:
+        return self.collector.collect(requests, sampling, sampling_seed=seed, progress=self.on_progress)
+
+    def _window(self, *, rolling_out: bool) -> AbstractContextManager[None]:
+        return self.preemption.window(rolling_out=rolling_out, alone=world_size() == 1)
+
+
+def share(batch: Sequence[OfGroup]) -> list[OfGroup]:
+    """This rank's share of requests or trajectories: whole groups, dealt in turn."""
+    groups = list(dict.fromkeys((r.task, r.group) for r in batch))
+    mine = set(groups[rank() :: world_size()])
+    return [r for r in batch if (r.task, r.group) in mine]
+
+
+def _plain(trajectory: Trajectory) -> dict[str, Any]:
+    return {**asdict(trajectory), "status": str(trajectory.status)}
+
+
+def _trajectory(plain: Mapping[str, Any]) -> Trajectory:
+    turns = [Turn(**turn) for turn in plain["turns"]]
+    return Trajectory(**{**plain, "turns": turns, "status": Status(plain["status"])})

@@ -1,0 +1,77 @@
+"""Which trajectories a rank rolls out, by which weights, and when a signal may end it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from opdlight.rollout import Sampling, ScriptedEngine, source
+from opdlight.rollout.source import RolloutSource, share
+from opdlight.system.preemption import Preempted
+from opdlight.types import RolloutRequest
+from tests.rollout.walking import GO, collector
+
+
+class Weights:
+    """A policy of one weight; reading it may set off something."""
+
+    def __init__(self, on_read: Any = lambda: None) -> None:
+        self.on_read = on_read
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        self.on_read()
+        yield "w", torch.zeros(1)
+
+
+@pytest.fixture
+def made() -> Iterator[tuple[RolloutSource, ScriptedEngine]]:
+    engine = ScriptedEngine(lambda prompt: GO)
+    found = RolloutSource(lambda: collector(engine), sampling=Sampling(), seed=3)
+    yield found, engine
+    found.close()
+
+
+def requests(groups: int) -> list[RolloutRequest]:
+    return [RolloutRequest(task="walk", seed=g, group=g, sample=s) for g in range(groups) for s in range(2)]
+
+
+def test_weights_are_published_before_the_rollout_that_needs_them(made: Any) -> None:
+    rolls, engine = made
+    rolls.train(requests(1), None, step=0, policy=Weights(), version=0)
+    rolls.train(requests(1), None, step=1, policy=Weights(), version=1)
+    rolls.train(requests(1), None, step=2, policy=Weights(), version=1)  # an update that was skipped
+    rolls.evaluate(requests(1), policy=Weights(), version=2)
+    kinds = [kind for kind, *_ in engine.events]
+    assert [e for e in engine.events if e[0] == "update"] == [("update", 1), ("update", 2)]
+    steps = "".join({"add": "a", "update": "U"}.get(kind, "") for kind in kinds)
+    first, second, third = steps.split("U")
+    assert first and len(second) == 2 * len(first) and len(third) == len(first)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_shares_of_the_ranks_are_whole_groups_and_all_of_them(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = requests(4)
+    monkeypatch.setattr(source, "world_size", lambda: ranks)
+    found = []
+    for rank in range(ranks):
+        monkeypatch.setattr(source, "rank", lambda rank=rank: rank)
+        found.append(share(batch))
+    assert sorted((r.group, r.sample) for part in found for r in part) == [(r.group, r.sample) for r in batch]
+    groups = [{r.group for r in part} for part in found]
+    assert sum(map(len, groups)) == 4
+    assert max(map(len, groups)) - min(map(len, groups)) <= 1
+
+
+def test_a_signal_during_publication_ends_the_step_before_its_rollout(made: Any) -> None:
+    rolls, engine = made
+    rolls.preemption.busy = True  # as while training
+
+    def signal() -> None:
+        rolls.preemption.asked = True
+
+    with pytest.raises(Preempted) as stop:
+        rolls.train(requests(1), None, step=1, policy=Weights(signal), version=1)
+    assert stop.value.between_steps
+    assert [kind for kind, *_ in engine.events] == ["update"]
+    assert rolls.preemption.busy
