@@ -1,5 +1,8 @@
 """Errors raised at opdlight's boundaries. Each is also the standard type a caller would expect."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class OpdError(Exception):
     """Base of every error that opdlight raises on purpose. Its text says what to do next."""
@@ -7,6 +10,15 @@ class OpdError(Exception):
 
 class ConfigError(OpdError, ValueError):
     """A configuration value is unknown, of the wrong type, or contradicts another one."""
+
+    @classmethod
+    @contextmanager
+    def instead(cls, before: str = "") -> Iterator[None]:
+        """Within, a ValueError of code that knows no config becomes a ConfigError, with `before` before its text."""
+        try:
+            yield
+        except ValueError as error:
+            raise cls(f"{before}{error}") from error
 
     @classmethod
     def wrong(cls, key: str, *, expected: str, got: object) -> "ConfigError":

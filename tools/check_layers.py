@@ -23,7 +23,7 @@ LAYERS = (
     ("rollout",),
     ("distillation",),
     ("callbacks", "doctor", "sft", "evaluate"),
-    ("train", "lab"),
+    ("train", "lab", "api"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 OPTIONAL = {
@@ -121,10 +121,10 @@ def _file_of(root: Path, name: str) -> list[Path]:
 
 
 def _room_of_file(file: Path) -> str | None:
-    """The room of a file; None where no layer holds (tools/, opdlight/__init__.py)."""
+    """The room of a file; None where no layer holds (tools/, opdlight/__init__.py and __main__.py)."""
     if file.parts[0] == "opdlight":
         room = file.with_suffix("").parts[1]
-        return None if room == "__init__" else room
+        return None if room in ("__init__", "__main__") else room
     return "envs" if file.parts[0] == "envs" else None
 
 

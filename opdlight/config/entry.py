@@ -164,15 +164,17 @@ def hydra_entry(
         def start() -> None:
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is first imported
             choose_wait_policy()
-            args = get_args_parser().parse_args()
+            parser = get_args_parser()
+            parser.prog = f"python -m {module or f'opdlight.{config_name}'}"
+            args = parser.parse_args()
             name, extra = args.config_name or config_name, Path(args.config_dir) if args.config_dir else None
-            if args.help:
-                print(help_text(conf, name, args.overrides, module=module))
-                return
             own = not (args.hydra_help or args.shell_completion or args.experimental_rerun or args.config_path)
             try:
                 if extra is not None and not extra.is_dir():
                     raise ConfigError.wrong("--config-dir", expected="a folder that exists", got=str(extra))
+                if args.help:
+                    print(help_text(conf, name, args.overrides, module=module, extra=extra))
+                    return
                 if any(field.name == "resume" for field in fields(schema)):
                     searched = extra is not None
                     _retype(args, _resumed(args.overrides, multirun=args.multirun, searched=searched))

@@ -1,4 +1,4 @@
-"""Check a run before it starts: `python -m opdlight.doctor model=… task=… loss=…`."""
+"""Check models, task, loss and machine before a run: `python -m opdlight.doctor task=… loss=…`."""
 
 from typing import Any
 

@@ -24,9 +24,9 @@ from opdlight.doctor.special_tokens import check_special_tokens
 from opdlight.doctor.templates import check_history, check_plain_text, check_template
 from opdlight.doctor.vocabularies import check_vocabulary
 from opdlight.errors import ConfigError, OpdError
-from opdlight.evaluate.run import make_collector
 from opdlight.losses import Loss
 from opdlight.models import Student, Teacher, resolve_model
+from opdlight.rollout import open_collector
 from opdlight.system.console import say, show, stage, track
 from opdlight.system.files import write_text
 from opdlight.system.quiet import quiet_libraries
@@ -82,10 +82,8 @@ def patient_of(
     cfg: DictConfig, mixture: TaskMixture, student: Student, loss: Loss, teachers: Mapping[str, Teacher]
 ) -> Patient:
     """The parts of a run and the numbers of its config."""
-    try:
+    with ConfigError.instead():  # losses know nothing of config errors
         mask = instantiate(cfg.mask).resolve(student.tokenizer)
-    except ValueError as error:  # losses know nothing of config errors
-        raise ConfigError(str(error)) from error
     return Patient(
         student=student,
         teachers=teachers,
@@ -186,21 +184,15 @@ def _answers(cfg: DictConfig, patient: Patient) -> list[Finding]:
             return [f for pair, run in pairs for f in attempt("greedy answers", pair.name, run)]
 
     def play() -> list[Finding]:
-        engine = instantiate(cfg.engine, model=cfg.model.student.model)
-        try:
-            student = patient.student
-            threads = cfg.rollout.env_threads
-            collector = make_collector(engine, student.tokenizer, patient.tasks, threads, student.chat_template)
+        student, start = patient.student, partial(instantiate, cfg.engine, model=cfg.model.student.model)
+        threads, template = cfg.rollout.env_threads, student.chat_template
+        with open_collector(start, student.tokenizer, patient.tasks, threads, template) as collector:
             episodes = whole_episodes(collector)
-            found = [
+            return [
                 f
                 for pair in patient.pairs
                 for f in attempt("greedy answers", pair.name, partial(check_answers, patient, pair, episodes))
             ]
-            collector.close()
-            return found
-        finally:
-            engine.close()
 
     return attempt("greedy answers", str(cfg.engine.get("_target_", "engine")), play)
 

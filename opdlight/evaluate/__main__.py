@@ -1,4 +1,4 @@
-"""Measure a model: `python -m opdlight.evaluate task=sums model.student.model=runs/latest/student`."""
+"""Measure a model on held-out episodes: `python -m opdlight.evaluate task=sums model.student.model=<folder>`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The glossary on the screen: `python -m opdlight.metrics [words]`."""
+"""Explain the logged keys: `python -m opdlight.metrics [words]`."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""The page on one or more runs: `python -m opdlight.report run=runs/latest`."""
+"""Draw the page on one or more runs, with an inspector of single tokens: `python -m opdlight.report run=…`."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """The trajectories of each step: which this rank rolls out, when, and by which weights."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -76,8 +76,8 @@ class RolloutSource:
         if self._collector is not None:
             self._collector.cancel()
             self.prefetch.wait()
-            self._collector.close()
-            self._collector.engine.close()
+            with closing(self._collector.engine), closing(self._collector):
+                pass  # the engine ends too where an environment does not
 
     def train(
         self,

@@ -1,4 +1,4 @@
-"""Cold start on expert demonstrations: `python -m opdlight.sft task=sums model=smollm2`."""
+"""Fine-tune a student on expert demonstrations, before it is distilled: `python -m opdlight.sft task=… model=…`."""
 
 from typing import Any
 

@@ -7,16 +7,13 @@ import lightning as L
 from omegaconf import DictConfig
 
 from opdlight.callbacks import Checkpoints, StageProgress, Throughput
-from opdlight.config import instantiate, resume_command
+from opdlight.config import instantiate, make_trainer, resume_command
 from opdlight.data.requests import OnPolicyData
 from opdlight.data.tasks import TaskMixture
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.doctor.examination import examine_quickly
 from opdlight.errors import ConfigError
-from opdlight.evaluate.run import evaluate_tasks, make_collector
 from opdlight.metrics.success import Result
-from opdlight.models import resolve_model
-from opdlight.models.loading import load_tokenizer
 from opdlight.run_folder import checkpoints
 from opdlight.run_folder.folder import kept, link_latest, open_run
 from opdlight.run_folder.loggers import close_loggers, open_loggers
@@ -28,6 +25,7 @@ from opdlight.system.lightning_internals import completed_steps
 from opdlight.system.preemption import Preempted, Preemption
 from opdlight.train.build import build
 from opdlight.train.resume import batches, check_steps, go_on
+from opdlight.train.teachers import evaluate_teachers
 from opdlight.types import Trajectory
 
 AFTER = "evaluate after"  # the part of the end of a run that measures the trained student
@@ -76,7 +74,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         keeper.check_space(module.student)
     closing = Closing(resume_command(cfg.run_dir))
     loggers = open_loggers(cfg, folder, closing, step=checkpoints.steps_of(checkpoint) if checkpoint else None)
-    trainer: L.Trainer = instantiate(
+    trainer = make_trainer(
         cfg.trainer,
         callbacks=callbacks,
         enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),  # none of Lightning's own instead
@@ -145,28 +143,3 @@ def fit(
         if trainer.world_size > 1 or done < data.train_set.updates:
             raise
         closing.note(AFTER, error)
-
-
-def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[Trajectory]]:
-    """Each teacher on the held-out episodes of its tasks, one engine a checkpoint."""
-    found: dict[str, list[Trajectory]] = {}
-    by_model: dict[str, list[str]] = {}
-    for name, task in mixture.tasks.items():
-        if task.teacher is None:
-            continue
-        by_model.setdefault(str(resolve_model(task.teacher)), []).append(name)
-    for model, names in by_model.items():
-        with stage("starting the teacher's engine"):
-            engine = instantiate(cfg.engine, model=model)
-        tokenizer = load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code)
-        sampling = instantiate(cfg.evaluation).resolve(tokenizer, skip_unknown=True)
-        try:
-            for name in names:  # each has its own arguments of the chat template
-                tasks = {name: mixture.tasks[name]}
-                arguments = mixture.tasks[name].teacher_chat_template
-                collector = make_collector(engine, tokenizer, tasks, cfg.rollout.env_threads, arguments)
-                found |= evaluate_tasks(collector, tasks, sampling, whose="teacher of ")
-                collector.close()
-        finally:
-            engine.close()
-    return found

@@ -25,7 +25,7 @@ from tests.end_to_end.runs import (
     train,
 )
 
-STEPS = ["trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.check_val_every_n_epoch=null"]
+STEPS = ["trainer.max_steps=6", "trainer.val_check_interval=3"]
 
 
 @pytest.fixture(scope="module")

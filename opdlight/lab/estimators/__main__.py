@@ -1,4 +1,4 @@
-"""Bias and variance of every estimator: `python -m opdlight.lab.estimators`."""
+"""Study of the bias and variance of every estimator: `python -m opdlight.lab.estimators`."""
 
 from typing import Any
 

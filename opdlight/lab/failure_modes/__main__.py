@@ -1,4 +1,4 @@
-"""The three failure modes of the sampled token, and what the fixes change: `python -m opdlight.lab.failure_modes`."""
+"""Study of the sampled token's three failure modes and their fixes: `python -m opdlight.lab.failure_modes`."""
 
 from typing import Any
 

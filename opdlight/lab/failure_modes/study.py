@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 from opdlight.config import instantiate
 from opdlight.data.tasks import Task, TaskMixture
 from opdlight.errors import ConfigError
-from opdlight.evaluate.run import make_collector
 from opdlight.lab.bootstrap import Interval
 from opdlight.lab.failure_modes.figures import draw_depth, draw_imbalance, draw_special
 from opdlight.lab.failure_modes.mismatch import Spoken, arm_figures, by_token, distil, listed_shares, spoken
@@ -25,7 +24,7 @@ from opdlight.lab.failure_modes.tables import print_depth, print_imbalance, prin
 from opdlight.lab.failure_modes.tokens import Tokens, measure, roll_out
 from opdlight.losses import SpecialTokenMask
 from opdlight.models import Student, Teacher, Teachers
-from opdlight.rollout import Collector
+from opdlight.rollout import Collector, open_collector
 from opdlight.run_folder.folder import open_run
 from opdlight.system.console import say, stage
 from opdlight.system.files import write_text
@@ -45,17 +44,11 @@ class Other:
     arms: dict[str, Interval]
 
 
-@contextmanager
-def collecting(cfg: DictConfig, model: str, student: Student, tasks: Mapping[str, Task]) -> Iterator[Collector]:
-    """A collector with its own engine, which ends with the block."""
-    with stage("starting the engine"):
-        engine = instantiate(cfg.engine, model=model)
-    try:
-        collector = make_collector(engine, student.tokenizer, tasks, cfg.env_threads, student.chat_template)
-        yield collector
-        collector.close()
-    finally:
-        engine.close()
+def _collecting(
+    cfg: DictConfig, model: str, student: Student, tasks: Mapping[str, Task]
+) -> AbstractContextManager[Collector]:
+    start = partial(instantiate, cfg.engine, model=model)
+    return open_collector(start, student.tokenizer, tasks, cfg.env_threads, student.chat_template)
 
 
 def study(cfg: DictConfig) -> dict[str, float]:
@@ -75,7 +68,7 @@ def study(cfg: DictConfig) -> dict[str, float]:
         partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code),
     )
     policies = {"top-p 1": 1.0, f"top-p {cfg.top_p:g}": cfg.top_p}
-    with stage("rolling out"), collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
+    with stage("rolling out"), _collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
         rolled = {p: roll_out(collector, tasks, cfg.episodes, v, cfg.seed) for p, v in policies.items()}
     ordinary = _own_mask(cfg, student)
     with stage("scoring"):
@@ -147,7 +140,7 @@ def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, fol
     )
     mask: SpecialTokenMask = instantiate(other.mask).resolve(student.tokenizer)
     status = f"{title}: rolling out and distilling"
-    with stage(status), collecting(cfg, str(model), student, alone.tasks) as collector:
+    with stage(status), _collecting(cfg, str(model), student, alone.tasks) as collector:
         made = roll_out(collector, alone.tasks, cfg.episodes, 1.0, cfg.seed)[name]
         tokens = measure(student, teachers, made, k=cfg.k, ngram=cfg.ngram, loss_mask=mask.loss_mask)
         arms = distil(cfg, alone, model, collector, mask.loss_mask) if cfg.special.opd_updates else []

@@ -1,4 +1,4 @@
-"""Gradient variance against the discount γ on a walk on a line: `python -m opdlight.lab.toy` (PAPER, toy study)."""
+"""Study of the gradient variance against the discount γ on a walk on a line: `python -m opdlight.lab.toy`."""
 
 from typing import Any
 
