@@ -74,8 +74,10 @@ def check_command(module: str, arguments: list[str], monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(hydra, "main", hand_over)
     monkeypatch.setattr(sys, "argv", [module, *arguments])
+    code = None
     try:
         with contextlib.suppress(_Handed):
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
-        assert not end.code, shlex.join(["python", "-m", module, *arguments])
+        code = end.code
+    assert not code, shlex.join(["python", "-m", module, *arguments])
