@@ -1,10 +1,33 @@
-"""On-policy distillation of language models with PyTorch Lightning."""
+"""On-policy distillation of language models with PyTorch Lightning.
 
+`from opdlight import OnPolicyDistillation, Student, …`: `opdlight.api` has the names. It is imported when the first of
+them is asked for, so that a command can say something before torch and Lightning are there.
+"""
+
+import importlib
+import importlib.util
+import os
 import signal
 import sys
+from typing import TYPE_CHECKING, Any
 
-if sys.argv[:1] == ["-m"] and any(a.removeprefix("-m").startswith("opdlight.") for a in sys.orig_argv):
+if TYPE_CHECKING:
+    from opdlight.api import *  # noqa: F403
+
+_module = [a.removeprefix("-m") for a in sys.orig_argv] if sys.argv[:1] == ["-m"] else []
+_script = [os.path.basename(a) for a in sys.argv[:1]]
+if "opdlight" in _script or any(a == "opdlight" or a.startswith("opdlight.") for a in _module):
     # a command begins; until it has imported what handles Ctrl-C, that ends it without a word
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("_") and importlib.util.find_spec(f"opdlight.{name}") is None:  # a module is no such name
+        return getattr(importlib.import_module("opdlight.api"), name)
+    raise AttributeError(f"module 'opdlight' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *importlib.import_module("opdlight.api").__all__})

@@ -119,7 +119,7 @@ def test_what_does_not_is_one_message(value: object, annotation: Any, message: s
     [
         "rollout.groups=-1", "rollout.group_size=0", "rollout.mini_batches=0", "rollout.env_threads=0", "seed=-1",
         "seed=4294967296", "micro_batch_tokens=-1", "trainer.max_steps=-5", "trainer.max_steps=0", "trainer.devices=0",
-        "trainer.max_epochs=0", "+trainer.num_nodes=0", "+trainer.limit_val_batches=-1", "optimizer.lr=0",
+        "+trainer.max_epochs=0", "+trainer.num_nodes=0", "+trainer.limit_val_batches=-1", "optimizer.lr=0",
         "optimizer.lr=nan", "optimizer.weight_decay=-1", "max_grad_norm=inf", "max_grad_norm=0", "max_not_finite=0",
         "sampling.top_p=0", "sampling.top_p=1.5", "sampling.temperature=-1", "reader.every=0", "schedule.warmup=-1",
         "callbacks.checkpoints.keep=0", "callbacks.alarms.patience=0", "callbacks.alarms.rules.entropy.below=nan",

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,17 @@ def test_it_works_beside_a_users_own_envs_and_conf(installed: Path, tmp_path: Pa
     assert python("-c", code).startswith(str(installed))
     assert "alfworld" in python("-m", "opdlight.train", "--help")
     assert "_target_: opdlight.data.TaskMixture" in python("-m", "opdlight.train", "task=sums", "--cfg", "job")
+
+
+def test_it_brings_the_command(installed: Path, tmp_path: Path) -> None:
+    (metadata,) = installed.glob("*.dist-info")
+    (script,) = [e for e in PathDistribution(metadata).entry_points if e.group == "console_scripts"]
+    assert (script.name, script.value) == ("opdlight", "opdlight.__main__:main")
+    command = tmp_path / "opdlight"  # as pip writes it
+    command.write_text(f"import sys\nfrom {script.module} import {script.attr}\nsys.exit({script.attr}())\n")
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, command, "train", "task=sums", "--cfg", "job"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "_target_: opdlight.data.TaskMixture" in done.stdout, done.stderr

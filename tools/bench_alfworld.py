@@ -84,7 +84,7 @@ def growth(games: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--games", type=int, default=2000, help="games of the memory measurement")
-    parser.add_argument("--resets", type=int, default=20, help="games of the speed measurement, of either size")
+    parser.add_argument("--resets", type=int, default=20, help="games of the speed measurement, of each size")
     parser.add_argument("--no-stock", action="store_true", help="leave TextWorld's engine out")
     arguments = parser.parse_args()
     if min(arguments.games, arguments.resets) < 1:

@@ -79,9 +79,9 @@ def main() -> None:
     parser.add_argument("--d", type=int, default=128, help="hidden size")
     parser.add_argument("--k", type=int, default=32, help="support size")
     parser.add_argument("--distinct", type=int, default=3000, help="distinct ids over all supports")
-    parser.add_argument("--vocabularies", type=int, nargs="+", default=[32_768, 131_072, 262_144], help="sizes")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="the last one is the unit of time")
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=[32_768, 131_072, 262_144], help="their sizes")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="times are relative to the last one")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--repeat", type=int, default=2, help="steps of each way; the fastest counts")
     args = parser.parse_args()
     if min(args.n, args.d, args.k, args.threads, args.repeat) < 1:

@@ -1,7 +1,9 @@
 """What `staleness=1` gains: `python tools/bench_overlap.py [Hydra overrides]`, the same run with 0 and with 1 in turn.
 
-Seconds a step are those of training without the evaluations around it. The ratio is of runs that follow each other, so
-that a machine that others share slows both. Example: python tools/bench_overlap.py --pairs 3 task=sums engine=ray
+Seconds of a step are those of training, without the evaluations before and after. The ratio is of two runs one after
+the other, so that other work on the machine slows both.
+
+Example: python tools/bench_overlap.py --pairs 3 task=sums engine=ray
 """
 
 import argparse

@@ -29,7 +29,7 @@ from opdlight.types import RolloutRequest
 
 
 class LockStep:
-    """An engine with a barrier: requests wait until all `live` trajectories have one, completions for the last one."""
+    """An engine with a barrier: all live trajectories send a request, then all completions return together."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.max_model_len, self.policy_version = engine, engine.max_model_len, engine.policy_version
@@ -38,15 +38,15 @@ class LockStep:
         self._finished: list[Completion] = []
 
     def add_request(self, request: Request) -> None:
-        """Hold the request back."""
+        """Keep the request until every live trajectory has sent one."""
         self._waiting.append(request)
 
     def has_unfinished(self) -> bool:
-        """True while a turn is being decoded or the next one is complete."""
+        """True while a turn is decoded, or all requests of the next turn are there."""
         return self.engine.has_unfinished() or 0 < len(self._waiting) == self.live
 
     def step(self) -> list[Completion]:
-        """One decoding step; nothing is finished before everything is."""
+        """One decoding step; no completion is returned before all are finished."""
         if not self.engine.has_unfinished():
             for request in self._waiting:
                 self.engine.add_request(request)
@@ -58,16 +58,16 @@ class LockStep:
         return finished
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Of the engine behind."""
+        """Update the wrapped engine."""
         self.engine.update_weights(weights, policy_version)
         self.policy_version = policy_version
 
     def stats(self) -> dict[str, float]:
-        """Of the engine behind."""
+        """Figures of the wrapped engine."""
         return self.engine.stats()
 
     def close(self) -> None:
-        """The engine behind is closed by its owner."""
+        """Does nothing: the caller closes the wrapped engine."""
 
 
 def arguments() -> argparse.Namespace:
@@ -75,15 +75,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="opdlight/assets/lab/student", help="Hugging Face folder")
     parser.add_argument("--env", default="opdlight/ALFWorld-v0", help="Gymnasium id of a text environment")
     parser.add_argument(
-        "--env-args", nargs="+", default=[], metavar="KEY=VALUE", help="its arguments, such as max_turns=15"
+        "--env-args", nargs="+", default=[], metavar="KEY=VALUE", help="the environment's arguments, as max_turns=15"
     )
-    parser.add_argument("--episodes", type=int, default=64, help="of one run")
+    parser.add_argument("--episodes", type=int, default=64, help="episodes of one run")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each way")
     parser.add_argument("--turn-tokens", type=int, default=64, help="longest completion")
     parser.add_argument("--trajectory-tokens", type=int, default=2048, help="longest context")
-    parser.add_argument("--max-num-seqs", type=int, default=64, help="sequences that are decoded at a time")
-    parser.add_argument("--env-threads", type=int, default=4, help="environments that step at a time")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the engine")
+    parser.add_argument("--max-num-seqs", type=int, default=64, help="sequences decoded at the same time")
+    parser.add_argument("--env-threads", type=int, default=4, help="environments that step at the same time")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="dtype of the engine")
     parser.add_argument("--threads", type=int, help="CPU threads of the engine")
     args = parser.parse_args()
     if not Path(args.model, "config.json").is_file():

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from rich.console import Console
 from rich.table import Table
 
-from opdlight.config import TrainConfig, compose, instantiate
+from opdlight.config import TrainConfig, compose, instantiate, make_trainer
 from opdlight.data.requests import OnPolicyData
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.errors import OpdError
@@ -97,7 +97,7 @@ def run(updates: int, overrides: list[str]) -> Record:
         record.watch(callbacks)
         callbacks.append(record)
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        trainer = instantiate(cfg.trainer, callbacks=callbacks, default_root_dir=str(Path(folder)), **quiet)
+        trainer = make_trainer(cfg.trainer, callbacks=callbacks, default_root_dir=str(Path(folder)), **quiet)
         sizes = {"groups": cfg.rollout.groups, "group_size": cfg.rollout.group_size}
         trainer.fit(module, datamodule=OnPolicyData(mixture, updates=updates, seed=cfg.seed, **sizes))
         module.source.close()

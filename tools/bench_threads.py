@@ -1,7 +1,7 @@
 """How OpenMP's threads should wait: `python tools/bench_threads.py [Hydra overrides]`, the same run with each setting.
 
-The settings take turns, so that a machine that others share slows all of them. Seconds a step are the median over the
-updates of a run without its first two; the ratio is to the setting that opdlight chooses, of runs of the same turn.
+The settings take turns, so that other work on the machine slows all of them. Seconds of a step are the median over the
+updates of a run without its first two; the ratio is to the setting that opdlight chooses, within the same turn.
 Example: python tools/bench_threads.py --turns 3 task=sums
 """
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3, help="runs of each setting")
     parser.add_argument("--steps", type=int, default=10, help="updates of a run")
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="which ones")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="settings to compare")
     parser.epilog = "Everything else goes to opdlight.train."
     arguments, overrides = parser.parse_known_args()
     if min(arguments.turns, arguments.steps) < 1:

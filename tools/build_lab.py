@@ -3,8 +3,8 @@
 Recipe: one BPE tokenizer over both tasks' texts. The maths teacher is trained from scratch on worked sums. The ALFWorld
 teacher is trained from scratch as a language model of whole games (what a room answers teaches it to copy names), then
 on the expert's replies alone. The student starts from the maths teacher, becomes a language model of whole transcripts
-of both tasks, learns the experts' replies, and at last imitates bad ones: games in which three fifths of the actions
-are random, and sums that drop the carry. So it is weak but alive, and knows more than it does.
+of both tasks, learns the experts' replies, and finally imitates bad ones: games in which three fifths of the actions
+are random, and sums that drop the carry. So it solves some episodes, and knows more than it shows.
 """
 
 import argparse
@@ -238,7 +238,7 @@ def bundle(work: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Run the stages that are asked for."""
+    """Run the stages named on the command line."""
     stages = ["demonstrations", "tokenizer", *PASSES, "bundle"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", default=stages, help=f"which stages to run, of {', '.join(stages)}")

@@ -1,8 +1,8 @@
-"""A long run with faults: `python tools/soak.py --minutes 30` trains the lab models while things break, and reports.
+"""A long run with faults: `python tools/soak.py --minutes 30` trains the lab models while parts of it are killed.
 
 Environments raise and hang, actors of the rollout engine and the trainer are killed (kill -9), and SIGTERM comes; after
-each the run goes on with `resume=`. Every few seconds the memory and the open files of its processes are read. At the
-end: was any step lost or done twice, did memory or files grow, is any process left? Exit code 1 if so.
+each the run is resumed with `resume=`. Every few seconds the memory and the open files of its processes are read. The
+report says whether a step was lost or done twice, memory or open files grew, or a process is left; then exit code 1.
 
 Linux only. The report, its CSV and the run are in --folder.
 """
@@ -74,7 +74,7 @@ def faulty_tasks() -> list[str]:
 
 
 def start(folder: Path, updates: int, extra: list[str]) -> psutil.Popen:
-    """Start the run, or go on with it."""
+    """Start the run, or resume it."""
     begun = (folder / "overrides.json").exists()
     engine = [] if any(o.startswith("engine=") for o in extra) else POOL
     new = [*RUN, *engine, f"trainer.max_steps={updates}", *faulty_tasks(), *extra, f"hydra.run.dir={folder}"]
@@ -105,7 +105,7 @@ def measure(process: psutil.Popen) -> dict[str, float]:
 
 
 def break_something(kind: str, process: psutil.Popen, draw: random.Random) -> bool:
-    """Do it; False if there was nothing to break."""
+    """Cause one fault of this kind; False if there is no process to kill."""
     if kind == "SIGTERM":
         process.terminate()
     elif kind == "kill":
@@ -138,13 +138,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.epilog = "Everything else goes to opdlight.train: python tools/soak.py engine=vllm"
     parser.add_argument(
-        "--minutes", type=float, default=30.0, help="stop breaking things, and ask it to stop, after so many"
+        "--minutes", type=float, default=30.0, help="minutes until the faults end and the run is stopped"
     )
     parser.add_argument("--updates", type=int, default=500, help="trainer.max_steps")
     parser.add_argument("--between", type=float, default=150.0, help="mean seconds between two faults")
-    parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults")
     parser.add_argument(
-        "--folder", type=Path, default=Path("runs/soak"), help="of the run; <folder>.log, .csv and .json"
+        "--folder", type=Path, default=Path("runs/soak"), help="run folder; <folder>.log, .csv and .json lie beside it"
     )
     arguments, extra = parser.parse_known_args()
     if not (arguments.minutes > 0 and arguments.updates > 0 and arguments.between > 0):
@@ -157,7 +157,7 @@ def main() -> int:
     faults, samples, exits = dict.fromkeys(FAULTS, 0), list[dict[str, float]](), list[int]()
     segment, family, unexpected = 0, set[int](), 0
     process = start(folder, arguments.updates, extra)
-    due = begin + 20 * arguments.minutes  # a third of the time in peace, to see whether anything grows
+    due = begin + 20 * arguments.minutes  # the first third is without faults, to measure growth
     expected: int | None = None
     while True:
         time.sleep(2.0)
@@ -197,7 +197,7 @@ def main() -> int:
 
 
 def still_alive(family: set[int], seconds: float = 10.0) -> list[int]:
-    """Those of the processes that are not gone after so long."""
+    """The processes of `family` that are still running after `seconds`."""
     begin = time.monotonic()
     while True:
         left = [p for p in family if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]

@@ -1,9 +1,8 @@
 """Remake tools/constraints-cpu.txt and -gpu.txt, the versions that `make` installs: `make update-constraints`.
 
 Each is what pip chooses today for the ranges in pyproject.toml with every extra, on this machine's Python and without
-what is installed already; nothing is installed. No GPU is needed. What another Python or machine would not take is left
-out, for pip to choose there. Read the difference before you commit it: run
-`make check test` with it.
+what is installed already; nothing is installed. No GPU is needed. A version that another Python or machine could not
+install is left out, and pip chooses there. Read the difference and run `make check test` before you commit it.
 """
 
 import argparse
@@ -60,7 +59,7 @@ def resolve(project: str, options: list[str]) -> dict[str, str]:
 
 
 def misfits(packages: list[dict[str, Any]], versions: dict[str, str], here: dict[str, str]) -> dict[str, str]:
-    """Why a version does not do elsewhere, by name: its own Pythons, or what another package asks for there."""
+    """Package → why its version cannot be installed on another Python or machine."""
     found: dict[str, str] = {}
     for python, machine in itertools.product(PYTHONS, MACHINES):
         there = {**here, "python_version": python, "python_full_version": f"{python}.9", "platform_machine": machine}
@@ -76,7 +75,7 @@ def misfits(packages: list[dict[str, Any]], versions: dict[str, str], here: dict
 
 
 def write(file: Path, versions: dict[str, str]) -> None:
-    """One `name==version` a line, below what the file is."""
+    """Write one `name==version` a line, below a line that says what the file is."""
     where = f"Python {platform.python_version()}, {sys.platform} {platform.machine()}"
     lines = [f"{name}=={versions[name]}" for name in sorted(versions)]
     head = f"# what make installs; remade by make update-constraints ({where})"

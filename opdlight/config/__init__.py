@@ -15,6 +15,7 @@ from opdlight.config.schemas import (
     ToyConfig,
     TrainConfig,
 )
+from opdlight.config.trainer import make_trainer
 
 # plain lists, dicts and objects reach the constructors: by default Hydra would wrap dataclasses in configs of its own
 instantiate = functools.partial(hydra.utils.instantiate, _convert_="all")
@@ -32,5 +33,6 @@ __all__ = [
     "compose",
     "hydra_entry",
     "instantiate",
+    "make_trainer",
     "resume_command",
 ]

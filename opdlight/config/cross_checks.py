@@ -1,42 +1,11 @@
 """What no single class can check: values that are right by themselves and wrong where they stand."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from opdlight.config.trainer import check_trainer
 from opdlight.errors import ConfigError
-
-# Lightning's arguments that opdlight's own loop would ignore or be broken by: what each may be, and what to set instead
-TRAINER: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "precision": (
-        (None, "32-true", 32, "32"),
-        "the precision of weights and forward pass is `model.dtype`, and no autocast reaches the engine",
-    ),
-    "accumulate_grad_batches": ((1,), "an update is one rollout, cut to `micro_batch_tokens`; set `rollout.groups`"),
-    "gradient_clip_val": ((None,), "set `max_grad_norm`"),
-    "gradient_clip_algorithm": ((None,), "gradients are clipped to the 2-norm `max_grad_norm`"),
-    "max_epochs": ((1,), "a run is one epoch of `trainer.max_steps` updates"),
-    "min_epochs": ((None,), "set `trainer.max_steps`"),
-    "min_steps": ((None,), "set `trainer.max_steps`"),
-    "limit_train_batches": ((None, 1.0), "set `trainer.max_steps`, which the schedule of the learning rate knows"),
-    "limit_val_batches": (
-        (None, 0, 1.0),
-        "or 0 for no evaluation; a batch is a task: set `task.tasks.<name>.episodes`",
-    ),
-    "limit_test_batches": ((None, 1.0), "there is no test loop; `python -m opdlight.evaluate` measures a model"),
-    "limit_predict_batches": ((None, 1.0), "there is no prediction loop"),
-    "overfit_batches": ((0, 0.0), "a rollout is never seen twice; `task.tasks` says which questions there are"),
-    "fast_dev_run": ((False, 0), "set `trainer.max_steps=1`"),
-    "barebones": ((False,), "leave callbacks out by `~callbacks.<name>`"),
-    "inference_mode": ((False,), "the metrics live through evaluations inside and outside of training"),
-    "use_distributed_sampler": ((False,), "each process takes its share of a batch by itself"),
-    "reload_dataloaders_every_n_epochs": ((0,), "a run is one epoch"),
-    "enable_checkpointing": ((), "`~callbacks.checkpoints` leaves a run without them, the other commands write none"),
-    "enable_progress_bar": ((), "`~callbacks.progress` leaves a run without it"),
-    "logger": ((), "set `logger`, the group of that name"),
-    "callbacks": ((), "set `callbacks`, the group of that name"),
-    "default_root_dir": ((), "set `run_dir`"),
-}
 
 
 def check_together(config: Mapping[str, Any]) -> None:
@@ -47,7 +16,7 @@ def check_together(config: Mapping[str, Any]) -> None:
     """
     trainer = config.get("trainer")
     if isinstance(trainer, Mapping) and trainer.get("_target_") == "lightning.Trainer":
-        _check_trainer(trainer)
+        check_trainer(trainer)
         each = config["rollout"]["mini_batches"] if "rollout" in config else 1
         if trainer.get("max_steps", 0) % each:  # the last rollout would make more updates than that
             expected = f"a multiple of `rollout.mini_batches` ({each}), the updates of one rollout"
@@ -56,21 +25,51 @@ def check_together(config: Mapping[str, Any]) -> None:
         node = config.get(key)
         if isinstance(node, Mapping):
             _check_sampling(key, node, trains=key == "sampling" and "loss" in config)
+    if "staleness" in config:  # a distillation
+        nodes = list(_nodes(config["loss"]))
+        check_loss(
+            group_advantage=any(node.get("reward_weight") for node in nodes),
+            engine_logprobs=bool(config["staleness"])
+            or any(str(node.get("_target_")).endswith(".ImportanceWeighted") for node in nodes),
+            group_size=config["rollout"]["group_size"],
+            temperature=config["sampling"].get("temperature", 1.0),
+        )
+    if config.get("evaluate_teachers") and "url" in config["engine"]:
+        expected = "false beside engine=vllm_server, which holds the student"
+        raise ConfigError.wrong("evaluate_teachers", expected=expected, got=True)
 
 
-def _check_trainer(trainer: Mapping[str, Any]) -> None:
-    for name, (allowed, instead) in TRAINER.items():
-        if name in trainer and not any(_same(trainer[name], value) for value in allowed):
-            shown = " or ".join("null" if v is None else str(v).lower() for v in allowed[:1]) or "left out"
-            raise ConfigError.wrong(f"trainer.{name}", expected=f"{shown} ({instead})", got=trainer[name])
-    for plugin in trainer.get("plugins") or []:
-        if "precision" in str(plugin.get("_target_") if isinstance(plugin, Mapping) else plugin).lower():
-            raise ConfigError.wrong("trainer.plugins", expected="without precision: set `model.dtype`", got=plugin)
+def check_loss(*, group_advantage: bool, engine_logprobs: bool, group_size: int, temperature: float) -> None:
+    """Refuse rollouts that lack what a loss needs.
+
+    `check_together` knows by their names which losses of opdlight need something; for a loss of the user's own, its
+    `needs` say it once it is built.
+
+    Args:
+        group_advantage: the loss compares the rewards of a group.
+        engine_logprobs: it weights by the engine's log-probs.
+        group_size: trajectories of one group, `rollout.group_size`.
+        temperature: of the rollout policy, `sampling.temperature`.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if group_advantage and group_size < 2:
+        raise ConfigError.wrong("rollout.group_size", expected="at least 2 beside `loss.reward_weight`", got=group_size)
+    if engine_logprobs and temperature != 1:
+        raise ConfigError.wrong(
+            "sampling.temperature",
+            expected="1 for importance weights (the engine reports log-probs at temperature 1), as `staleness: 1` has",
+            got=temperature,
+        )
 
 
-def _same(value: object, allowed: object) -> bool:
-    """Equal and of one type: limit_val_batches=1 is one batch, 1.0 is all of them."""
-    return value == allowed and type(value) is type(allowed)
+def _nodes(value: object) -> Iterator[Mapping[str, Any]]:
+    """A mapping and those within it."""
+    if isinstance(value, Mapping):
+        yield value
+        for child in value.values():
+            yield from _nodes(child)
 
 
 def _check_sampling(key: str, node: Mapping[str, Any], *, trains: bool) -> None:

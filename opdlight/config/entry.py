@@ -39,8 +39,8 @@ from opdlight.errors import (
     UnfinishedError,
     VocabularyError,
 )
-from opdlight.system.console import say, stage
-from opdlight.system.interrupt import Interrupted, listening
+from opdlight.system.console import progress, say
+from opdlight.system.interrupt import Interrupted, stop_on_ctrl_c
 from opdlight.system.parents import follow_launcher
 from opdlight.system.threads import choose_wait_policy
 
@@ -158,27 +158,29 @@ def hydra_entry(
 
         def main() -> None:
             follow_launcher()
-            with listening():
+            with stop_on_ctrl_c():
                 start()
 
         def start() -> None:
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is first imported
             choose_wait_policy()
-            args = get_args_parser().parse_args()
+            parser = get_args_parser()
+            parser.prog = f"python -m {module or f'opdlight.{config_name}'}"
+            args = parser.parse_args()
             name, extra = args.config_name or config_name, Path(args.config_dir) if args.config_dir else None
-            if args.help:
-                print(help_text(conf, name, args.overrides, module=module))
-                return
             own = not (args.hydra_help or args.shell_completion or args.experimental_rerun or args.config_path)
             try:
                 if extra is not None and not extra.is_dir():
                     raise ConfigError.wrong("--config-dir", expected="a folder that exists", got=str(extra))
+                if args.help:
+                    print(help_text(conf, name, args.overrides, module=module, extra=extra))
+                    return
                 if any(field.name == "resume" for field in fields(schema)):
                     searched = extra is not None
                     _retype(args, _resumed(args.overrides, multirun=args.multirun, searched=searched))
                 look = bool(args.cfg or args.info)  # which needs no types, so no slow imports either, and no folder
                 jobs = _jobs(args.overrides, multirun=args.multirun) if own else []
-                with nullcontext() if look or not own else stage("checking the configuration", log=False):
+                with nullcontext() if look or not own else progress("checking the configuration", log=False):
                     full = [_composed(name, None if look else schema, job, conf=conf, extra=extra)[1] for job in jobs]
                 if full and not look:
                     with _hydra_config(full[0]):

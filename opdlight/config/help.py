@@ -10,33 +10,49 @@ from typing import Any
 from omegaconf import OmegaConf
 
 
-def help_text(conf: Path, config_name: str, overrides: Sequence[str] = (), *, module: str | None = None) -> str:
+def help_text(
+    conf: Path,
+    config_name: str,
+    overrides: Sequence[str] = (),
+    *,
+    module: str | None = None,
+    extra: Path | None = None,
+) -> str:
     """What a person needs to start: usage, groups with their options, options worth knowing, examples.
 
     - The first comment of conf/<config_name>.yaml describes the entry point; lines in it that start with `python`
       are the examples.
     - The first comment line of an option's file describes the option.
     - A key with a comment right above it is worth knowing, in the main file and in the options that are chosen.
+
+    Args:
+        conf: folder of the main file and of the groups.
+        config_name: of the main file.
+        overrides: of the command line; they choose options.
+        module: what `python -m` runs, if that is not opdlight.<config_name>.
+        extra: a folder of the user's (`--config-dir`), whose options are listed beside those of `conf`.
     """
-    main = conf / f"{config_name}.yaml"
+    folders = [conf] if extra is None else [conf, extra]
+    main = next((f for folder in folders if (f := folder / f"{config_name}.yaml").is_file()), conf / config_name)
     header = leading_comment(main)
     about = [line for line in header if not line.startswith("python")]
     examples = [line for line in header if line.startswith("python")]
-    chosen = chosen_options(conf, main, overrides)
+    chosen = chosen_options(folders, main, overrides)
     command = f"python -m {module or f'opdlight.{config_name}'}"
     groups = ["", "Groups (* = chosen):"] if chosen else []
     usage = f"Usage: {command} {'[group=option]... ' if chosen else ''}[key=value]..."
     lines = [*_wrap(" ".join(about), ""), "", usage, *groups]
-    options = {group: sorted((conf / group).glob("*.yaml")) for group in chosen}
+    options = {g: sorted(_files(folders, g).values(), key=lambda file: file.stem) for g in chosen}
     width = max((len(file.stem) for files in options.values() for file in files), default=0)
     for group, option in chosen.items():
         for i, file in enumerate(options[group]):
             mark = "*" if file.stem == option else " "
             start = f"  {group if i == 0 else '':<10} {mark} {file.stem:<{width}}  "
-            lines += _wrap(next(iter(leading_comment(file)), ""), start)
+            mine = "(yours) " if extra is not None and file.is_relative_to(extra) else ""
+            lines += _wrap(mine + next(iter(leading_comment(file)), ""), start)
     lines += ["", "Options worth knowing, as they are now:"]
     sources = [("", file) for file in reversed(_lineage(conf, main))]
-    sources += [(f"{g}.", conf / g / f"{o}.yaml") for g, o in chosen.items() if o]
+    sources += [(f"{g}.", _files(folders, g)[o]) for g, o in chosen.items() if o in _files(folders, g)]
     for prefix, path in sources:
         found = {key: comment for key, comment in commented_keys(path) if not key.startswith("hydra")}
         for key, comment in found.items():
@@ -52,7 +68,12 @@ def help_text(conf: Path, config_name: str, overrides: Sequence[str] = (), *, mo
         "",
         f"Every key: {command} --cfg job",
         f"One run a value: {command} -m key=a,b",
-        *(["A key that the config does not list: +trainer.min_steps=10"] if "trainer" in chosen else []),
+        *(["A key that the config does not list: +trainer.max_time=00:01:00:00"] if "trainer" in chosen else []),
+        *(
+            [f"Options of your own: --config-dir <folder>, with {next(iter(chosen))}/<name>.yaml in it"]
+            if chosen
+            else []
+        ),
         "Hydra itself: --hydra-help",
     ]
     return "\n".join(line.rstrip() for line in lines)
@@ -89,17 +110,22 @@ def commented_keys(path: Path) -> Iterator[tuple[str, str]]:
         comment = []
 
 
-def chosen_options(conf: Path, main: Path, overrides: Sequence[str]) -> dict[str, str | None]:
+def chosen_options(folders: Sequence[Path], main: Path, overrides: Sequence[str]) -> dict[str, str | None]:
     """Group → option: the defaults lists of the main file and of those it builds on, then the command line."""
     chosen: dict[str, str | None] = {}
-    for file in _lineage(conf, main):
+    for file in _lineage(folders[0], main):
         entries = [entry for entry in _load(file).get("defaults", []) if isinstance(entry, Mapping)]
         chosen |= {str(g): o for entry in entries for g, o in entry.items() if not str(g).startswith("override ")}
     for override in overrides:
         group, _, option = override.partition("=")
-        if group in chosen and (conf / group / f"{option}.yaml").is_file():
+        if group in chosen and option in _files(folders, group):
             chosen[group] = option
     return chosen
+
+
+def _files(folders: Sequence[Path], group: str) -> dict[str, Path]:
+    """Option → file; where folders have one of the same name, Hydra takes that of the first folder."""
+    return {file.stem: file for folder in reversed(folders) for file in (folder / group).glob("*.yaml")}
 
 
 def _lineage(conf: Path, main: Path) -> list[Path]:

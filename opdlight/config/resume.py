@@ -52,9 +52,10 @@ def with_resumed(overrides: Sequence[str], *, searched: bool = False) -> list[st
         return list(overrides)
     folder = Path(str(wanted[-1])).resolve()
     if not (folder / FILE).is_file():
-        raise ConfigError.wrong(
-            "resume", expected=f"the folder of a run of opdlight.train, which holds {FILE}", got=str(wanted[-1])
-        )
+        expected = f"the folder of a run of opdlight.train, which holds {FILE}"
+        if jobs := sorted(file.parent.name for file in folder.glob(f"*/{FILE}")):
+            expected = f"one run; this folder holds those of a sweep: {', '.join(jobs)}"
+        raise ConfigError.wrong("resume", expected=expected, got=str(wanted[-1]))
     given = {o.key_or_group for o in now} | ({SEARCH_PATH} if searched else set())
     if "run_dir" in given:
         raise ConfigError("Expected `resume` without `run_dir`: a run goes on in its own folder, which may be moved.")

@@ -24,10 +24,10 @@ from opdlight.doctor.special_tokens import check_special_tokens
 from opdlight.doctor.templates import check_history, check_plain_text, check_template
 from opdlight.doctor.vocabularies import check_vocabulary
 from opdlight.errors import ConfigError, OpdError
-from opdlight.evaluate.run import make_collector
 from opdlight.losses import Loss
 from opdlight.models import Student, Teacher, resolve_model
-from opdlight.system.console import say, show, stage, track
+from opdlight.rollout import open_collector
+from opdlight.system.console import progress, say, show, track
 from opdlight.system.files import write_text
 from opdlight.system.quiet import quiet_libraries
 
@@ -62,7 +62,7 @@ def examine(patient: Patient) -> list[Finding]:
         *((name, "", partial(of_run, patient)) for name, of_run in OF_RUN.items()),
     ]
     found: list[Finding] = []
-    with stage("doctor", len(checks), log=False) as bar:
+    with progress("doctor", len(checks), log=False) as bar:
         for done, (name, about, run) in enumerate(checks):
             bar.update(done, title=f"doctor: {name}")
             found += attempt(name, about, run)
@@ -82,10 +82,8 @@ def patient_of(
     cfg: DictConfig, mixture: TaskMixture, student: Student, loss: Loss, teachers: Mapping[str, Teacher]
 ) -> Patient:
     """The parts of a run and the numbers of its config."""
-    try:
+    with ConfigError.instead():  # losses know nothing of config errors
         mask = instantiate(cfg.mask).resolve(student.tokenizer)
-    except ValueError as error:  # losses know nothing of config errors
-        raise ConfigError(str(error)) from error
     return Patient(
         student=student,
         teachers=teachers,
@@ -112,7 +110,7 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
     loss: Loss = instantiate(cfg.loss)
-    with stage("loading the student"):
+    with progress("loading the student"):
         student, found = _student(cfg)
     if student is not None:
         teachers: dict[str, Teacher] = {}
@@ -123,7 +121,7 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
             for model in (student, *teachers.values()):
                 model.to("cuda")
         found += examine(patient)
-        with stage("greedy answers"):
+        with progress("greedy answers"):
             found += _answers(cfg, patient)
     found = said_once(found)
     show(table(found))
@@ -186,21 +184,15 @@ def _answers(cfg: DictConfig, patient: Patient) -> list[Finding]:
             return [f for pair, run in pairs for f in attempt("greedy answers", pair.name, run)]
 
     def play() -> list[Finding]:
-        engine = instantiate(cfg.engine, model=cfg.model.student.model)
-        try:
-            student = patient.student
-            threads = cfg.rollout.env_threads
-            collector = make_collector(engine, student.tokenizer, patient.tasks, threads, student.chat_template)
+        student, start = patient.student, partial(instantiate, cfg.engine, model=cfg.model.student.model)
+        threads, template = cfg.rollout.env_threads, student.chat_template
+        with open_collector(start, student.tokenizer, patient.tasks, threads, template) as collector:
             episodes = whole_episodes(collector)
-            found = [
+            return [
                 f
                 for pair in patient.pairs
                 for f in attempt("greedy answers", pair.name, partial(check_answers, patient, pair, episodes))
             ]
-            collector.close()
-            return found
-        finally:
-            engine.close()
 
     return attempt("greedy answers", str(cfg.engine.get("_target_", "engine")), play)
 

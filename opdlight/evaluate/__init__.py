@@ -1,1 +1,1 @@
-"""The command `python -m opdlight.evaluate`."""
+"""A model on held-out episodes: success with intervals, for the command and for both ends of a training run."""

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
-from typing import Any
+from functools import partial
 
 from omegaconf import DictConfig
 from rich.table import Table
@@ -13,32 +14,12 @@ from opdlight.data.requests import held_out
 from opdlight.data.tasks import Task, TaskMixture
 from opdlight.metrics.success import Result
 from opdlight.models.loading import load_tokenizer, resolve_model
-from opdlight.rollout import ChatRenderer, Collector, Engine, Limits, Sampling
+from opdlight.rollout import ChatRenderer, Collector, Sampling, open_collector
 from opdlight.run_folder.folder import open_run
 from opdlight.system.closing import Closing
-from opdlight.system.console import say, show, stage, table
+from opdlight.system.console import progress, say, show, table
 from opdlight.system.files import write_text
 from opdlight.types import Status, Trajectory
-
-
-def make_collector(
-    engine: Engine,
-    tokenizer: Any,
-    tasks: Mapping[str, Task],
-    env_threads: int,
-    chat_template: Mapping[str, Any] | None = None,
-) -> Collector:
-    """Environments × engine for these tasks; `chat_template` holds what the template is given beside the messages."""
-    return Collector(
-        engine=engine,
-        renderer=ChatRenderer(tokenizer, chat_template),
-        make_env=lambda task: tasks[task].make_env(),
-        limits={
-            n: Limits(turn_tokens=t.turn_tokens, trajectory_tokens=t.trajectory_tokens, env_seconds=t.env_seconds)
-            for n, t in tasks.items()
-        },
-        env_threads=env_threads,
-    )
 
 
 def evaluate_tasks(
@@ -53,7 +34,7 @@ def evaluate_tasks(
     results = {}
     for name, task in tasks.items():
         requests = held_out(name, task)
-        with stage(f"evaluate {whose}{name}", len(requests)) as bar:
+        with progress(f"evaluate {whose}{name}", len(requests)) as bar:
             results[name] = collector.collect(requests, sampling, sampling_seed=seed, progress=bar.update)
     return results
 
@@ -72,17 +53,14 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     chat_template = instantiate(cfg.model.student.get("chat_template") or {})
     ChatRenderer(tokenizer, chat_template)  # what is wrong is an error before the engine starts
     sampling.resolve(tokenizer)
-    with stage("starting the engine"):
-        engine, closing = instantiate(cfg.engine, model=model), Closing()
-    collector: Collector | None = None
+    closing, opened = Closing(), ExitStack()
     try:
-        collector = make_collector(engine, tokenizer, tasks, cfg.env_threads, chat_template)
+        start = partial(instantiate, cfg.engine, model=model)
+        collector = opened.enter_context(open_collector(start, tokenizer, tasks, cfg.env_threads, chat_template))
         found = evaluate_tasks(collector, tasks, sampling, seed=cfg.seed)
     finally:
         with closing.part("stop the environments and the engine"):
-            if collector is not None:
-                collector.close()
-            engine.close()
+            opened.close()
     results = {name: Result.of(trajectories) for name, trajectories in found.items()}
     with closing.part("write evaluation.json"):
         write_text(folder / "evaluation.json", json.dumps({n: asdict(r) for n, r in results.items()}, indent=2))

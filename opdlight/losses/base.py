@@ -1,4 +1,4 @@
-"""What every loss looks like."""
+"""The protocol of a loss, and what it may ask for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ SupportName = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a loss wants to be computed; nothing else is."""
+    """What a loss asks for; nothing else is computed."""
 
     support: SupportName | None = None  # on which tokens the two models are compared; None: on none
     k: int = 0  # size of a top-K support, and the upper limit of a nucleus
@@ -35,36 +35,42 @@ class Needs:
 
 
 class Loss(Protocol):
-    """A per-token objective: a frozen dataclass of hyper-parameters that is called on scores.
+    """A per-token objective: an object with hyper-parameters that is called on the scores of a micro-batch.
 
-    A loss never shifts, masks, pads or averages: that is done before (collate) and after (`reduce.token_mean`).
+    A loss never shifts, masks, pads or averages: that is done before it (`opdlight.batch.collate`) and after it
+    (`reduce.token_mean`).
     """
 
     @property
     def needs(self) -> Needs:
-        """What `scores` must hold."""
+        """What `scores` must hold; the same for every micro-batch."""
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
-        """Unreduced loss [N] in nats, with graph; smaller is better."""
+        """The loss of each of the N positions [N] in nats, not reduced; smaller is better.
+
+        Args:
+            scores: what was asked for; the student's numbers carry the graph, the teacher's are detached.
+            batch: the positions: tokens, turns, trajectories, the engine's log-probs.
+        """
 
 
 Shared = Callable[[Any], list[Any]]
 
 
 def alone(value: Any) -> list[Any]:
-    """What each process has of a value, where there is one process."""
+    """The `all_gather` of one process: a list of the one value."""
     return [value]
 
 
 @runtime_checkable
 class Remembers(Protocol):
-    """A loss that carries something from update to update."""
+    """A loss with a state that lasts from update to update, such as a running mean."""
 
     def end_update(self, shared: Shared = alone) -> None:
-        """An update is over; `shared` gives what each process has of a value."""
+        """Called after each optimizer step; `shared` gathers a value from every process into a list."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold."""
+        """The state for a checkpoint: numbers, strings, lists and dicts."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` returned."""

@@ -51,7 +51,7 @@ class DirectEstimate:
         return Needs(sampled=True)
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
-        """ℓ [N]."""
+        """ℓ [N] in nats; the gradient goes through the student's log-prob alone."""
         assert scores.student_sampled is not None
         assert scores.teacher_sampled is not None
         return {"k2": k2, "k3": k3}[self.estimate](scores.student_sampled, scores.teacher_sampled)

@@ -21,7 +21,7 @@ class Encodes(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpecialTokenMask:
-    """Which tokens of a response carry no loss (PAPER, failure mode 3).
+    """Which tokens of a response carry no loss (arXiv 2603.25562, third failure mode).
 
     Each entry of `tokens` is a token id, a string, or a sequence of ids and strings. A string that is one token of the
     vocabulary stands for its id, any other string for the ids it is tokenised to. `occurrence` says whether the first

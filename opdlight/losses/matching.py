@@ -8,7 +8,7 @@ from torch import Tensor
 
 from opdlight.bounds import Bounds, PositiveInt
 from opdlight.losses.base import Needs, SupportName
-from opdlight.losses.divergences import MIXED, DivergenceName, divergence
+from opdlight.losses.divergences import BY_NAME, MIXED, Divergence, DivergenceName, named
 from opdlight.losses.outside import OutsideName, absolute, renormalised, sampled_tail, with_tail
 from opdlight.types import SupportScores, TokenBatch
 
@@ -17,20 +17,23 @@ FOR_PARTS = ("stop_gradient", "generalised_kl")  # made for masses that differ
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportMatching:
-    """ℓ = D(p, q) on the tokens of a support. The defaults are local support matching (LSM, PAPER Eq. 4–8).
+    """ℓ = D(p, q) on the tokens of a support. The defaults are local support matching (LSM, arXiv 2603.25562 Eq. 4–8).
 
-    In that case S = the teacher's top-K, p = softmax(z_π[S]), q = softmax(log q[S]), ℓ = Σ_S p log(p/q),
-    ∂ℓ/∂z_j = p_j (log(p_j/q_j) − ℓ) on S and 0 outside. Where both models are one, value and gradient are exactly 0
-    (but for reverse_kl with `ignore` or `sampled_tail`, whose theory says otherwise). It needs K logits a position of
-    each model and no normaliser; student mass outside S gets no gradient (watch `coverage/student_mass`).
+    With them S = the teacher's top-K, p = softmax(z_π[S]), q = softmax(log q[S]), ℓ = Σ_S p log(p/q), and
+    ∂ℓ/∂z_j = p_j (log(p_j/q_j) − ℓ) on S and 0 outside. LSM needs K logits a position of each model and no normaliser;
+    student mass outside S gets no gradient (watch `coverage/student_mass`).
+
+    If teacher and student are equal, value and gradient are exactly 0, whatever the choices, but for reverse_kl with
+    `ignore` or `sampled_tail`: those leave the gradient of Σ_S p.
 
     Args:
-        support: which tokens are compared. The student's own choice carries no gradient.
-        k: size of a top-K support, upper limit of a nucleus; the full vocabulary has no use for it.
-        divergence: a function of `opdlight.losses.divergences`.
+        support: which tokens are compared. No gradient goes through the choice, even if the student makes it.
+        k: size of a top-K support, upper limit of a nucleus; unused by the full vocabulary.
+        divergence: the name of one in `opdlight.losses.divergences`, or a function of your own, log p [N, K] and log q
+            [N, K] of distributions → [N], in a config `{_target_: my_losses.hellinger, _partial_: true}`.
         outside: what becomes of the mass outside. `renormalise`: both models are renormalised on S. `tail_bucket`: it
-            is one more category, so that it is seen, but not which tokens hold it. `sampled_tail`: it is estimated by
-            the sampled token where that lies outside. `ignore`: it counts nothing.
+            is one more category, whichever tokens hold it. `sampled_tail`: it is estimated by the sampled token where
+            that lies outside. `ignore`: it is left out.
         mix: β of jsd, α of the skewed divergences, in (0, 1).
         nucleus: teacher mass that a nucleus holds, in (0, 1].
 
@@ -40,7 +43,7 @@ class SupportMatching:
 
     support: SupportName = "teacher_top_k"
     k: PositiveInt = 32
-    divergence: DivergenceName = "reverse_kl"
+    divergence: DivergenceName | Divergence = "reverse_kl"
     outside: OutsideName = "renormalise"
     mix: Annotated[float, Bounds(above=0, below=1)] | None = None
     nucleus: Annotated[float, Bounds(above=0, at_most=1)] | None = None
@@ -58,6 +61,11 @@ class SupportMatching:
             )
         if self.k < 1:
             return f"Expected `loss.k` to be at least 1, but got {self.k!r}."
+        if isinstance(self.divergence, str) and self.divergence not in BY_NAME:
+            return (
+                f"Expected `loss.divergence` to be one of {', '.join(BY_NAME)} or a function, but got "
+                f"{self.divergence!r}."
+            )
         if self.divergence in FOR_PARTS and self.outside == "renormalise":
             return (
                 f"Expected `loss.divergence` with `loss.outside=renormalise` to be one of distributions, but got "
@@ -122,7 +130,9 @@ class SupportMatching:
         support, logits = scores.support, scores.student_logits
         assert support is not None
         assert logits is not None
-        compare = divergence(self.divergence, self.mix, truncated=self.outside in ("ignore", "sampled_tail"))
+        compare = self.divergence
+        if isinstance(compare, str):
+            compare = named(compare, self.mix, truncated=self.outside in ("ignore", "sampled_tail"))
         wide = torch.promote_types(torch.promote_types(logits.dtype, support.teacher_logits.dtype), torch.float32)
         logits, teacher_logits = logits.to(wide), support.teacher_logits.to(wide)
         if self.outside == "renormalise":

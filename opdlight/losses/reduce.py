@@ -1,4 +1,4 @@
-"""From per-token losses to the number that is differentiated."""
+"""The mean over tokens that is differentiated."""
 
 from torch import Tensor
 

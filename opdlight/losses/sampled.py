@@ -1,4 +1,4 @@
-"""Policy gradient on the sampled token: the baseline that local support matching is compared with."""
+"""Policy gradient on the sampled token: what local support matching is compared with."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -22,7 +22,7 @@ def discounted_to_go(values: Tensor, trajectory: Tensor, position: Tensor, gamma
         position: t [N], distinct within a trajectory; gaps (tokens left out of the loss) keep their distance.
         gamma: discount in [0, 1]; 0 returns `values`.
 
-    Source: PAPER Eq. 1–3 and the discounted estimator ĝ_γ.
+    Source: arXiv 2603.25562 Eq. 1–3 and its discounted estimator ĝ_γ.
 
     >>> r, same, t = torch.tensor([1.0, 2.0, 4.0]), torch.zeros(3), torch.arange(3)
     >>> discounted_to_go(r, same, t, 0.5).tolist()
@@ -63,7 +63,7 @@ def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip: float, dual_clip: 
 
 @dataclass(slots=True)
 class RunningMean:
-    """The mean over everything seen in earlier updates: what it says never depends on the update it is used in."""
+    """The mean over the values of all earlier updates; those of the update that uses it are not in it yet."""
 
     total: float = 0.0
     count: int = 0
@@ -71,16 +71,16 @@ class RunningMean:
     new_count: int = 0
 
     def value(self) -> float:
-        """0 before the first update has ended."""
+        """The mean; 0 before the first update has ended."""
         return self.total / self.count if self.count else 0.0
 
     def add(self, values: Tensor) -> None:
-        """Take the values in; they count from the next update on."""
+        """Add values of any shape; they count from the next update on."""
         self.new_total += float(values.sum())
         self.new_count += values.numel()
 
     def end_update(self, shared: Shared = alone) -> None:
-        """What was added, by every process, becomes part of the mean."""
+        """Let the mean include what was added; `shared` gathers a value from every process."""
         added = shared((self.new_total, self.new_count))
         self.total += sum(total for total, _ in added)
         self.count += sum(count for _, count in added)
@@ -89,11 +89,11 @@ class RunningMean:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledToken:
-    """Reinforce on r = log π(y) − log q(y), discounted by `gamma` along the trajectory (PAPER Eq. 1–3).
+    """Policy gradient on r = log π(y) − log q(y), discounted by `gamma` along a trajectory (arXiv 2603.25562 Eq. 1–3).
 
     Gradient: −A_t ∇log π(y_t), A_t = b_t − R_t + w·Â, R_t = Σ_{t'≥t} γ^{t'−t} r_{t'} over all turns of the trajectory.
     Value: log π(y)/q(y), whose mean estimates KL(student‖teacher) per token on the student's rollouts (the k1
-    estimate): it can be compared with other losses, goes to 0, and is negative only by chance.
+    estimate), so that it can be compared with other losses; its mean is negative only by chance.
     γ = 0 is the token-level estimator (biased, low variance), γ = 1 the sequence-level one (unbiased).
 
     Args:
@@ -150,7 +150,7 @@ class SampledToken:
 
     @property
     def needs(self) -> Needs:
-        """The sampled token's log-probs of both models, and what the chosen terms look at."""
+        """The sampled token's log-probs of both models, and what baseline, reward and extrapolation add to them."""
         expected = self.baseline == "expected"
         return Needs(
             sampled=True,
@@ -162,7 +162,7 @@ class SampledToken:
         )
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
-        """Log π(y)/q(y) [N], with the gradient −A_t ρ_t ∇log π(y_t)."""
+        """Log π(y)/q(y) [N] in nats, with the gradient −A_t ρ_t ∇log π(y_t); A_t is detached."""
         assert scores.student_sampled is not None
         assert scores.teacher_sampled is not None
         log_pi, log_q = scores.student_sampled, scores.teacher_sampled
@@ -194,13 +194,13 @@ class SampledToken:
         return 0.0
 
     def end_update(self, shared: Shared = alone) -> None:
-        """An update is over."""
+        """Let the running mean include this update."""
         self.running.end_update(shared)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold."""
+        """The running mean, for a checkpoint."""
         return {"total": self.running.total, "count": self.running.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore what `state_dict` returned."""
         self.running.total, self.running.count = state["total"], state["count"]

@@ -1,4 +1,4 @@
-"""The tokens at which student and teacher are compared: the ids that a model names, completed and scored."""
+"""The tokens at which student and teacher are compared: from a top-K to the support that a loss asked for."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Losses made of other losses: an entropy gate, weights by turn, weights by importance."""
+"""Losses made of others: an entropy gate, weights by turn, importance weights."""
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from opdlight.types import SupportScores, TokenBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntropyAware:
-    """ℓ = sampled-token reverse KL + α · 1[H(q) ≥ τ] · Σ_S q̂ log(q̂/π): more of the forward KL where the teacher wavers.
+    """ℓ = sampled-token reverse KL + α · 1[H(q) ≥ τ] · Σ_S q̂ log(q̂/π): forward KL where the teacher is undecided.
 
     S is the teacher's top-K with the teacher renormalised on it and the student of the full vocabulary; H is the
     teacher's entropy over the full vocabulary in nats (arXiv 2603.07079; constants as in its public code).
@@ -44,7 +44,7 @@ class EntropyAware:
         return Needs(support="teacher_top_k", k=self.k, normaliser=True, sampled=True, teacher_entropy=True)
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
-        """ℓ [N]."""
+        """ℓ [N] in nats."""
         support, logits, normaliser = scores.support, scores.student_logits, scores.student_normaliser
         assert support is not None
         assert logits is not None
@@ -58,21 +58,21 @@ class EntropyAware:
 
 
 class _Around:
-    """A loss around another one passes on what that remembers."""
+    """A loss around another one, whose state it passes on."""
 
     loss: Loss
 
     def end_update(self, shared: Shared = alone) -> None:
-        """An update is over."""
+        """Tell the loss inside that an update has ended."""
         if isinstance(self.loss, Remembers):
             self.loss.end_update(shared)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold."""
+        """The state of the loss inside; empty if it has none."""
         return self.loss.state_dict() if isinstance(self.loss, Remembers) else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore what `state_dict` returned."""
         if isinstance(self.loss, Remembers):
             self.loss.load_state_dict(state)
 
@@ -102,7 +102,7 @@ class TurnWeighted(_Around):
         return replace(self.loss.needs, sampled=True)
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
-        """W ℓ [N]."""
+        """W ℓ [N] in nats; W is detached."""
         assert scores.student_sampled is not None
         assert scores.teacher_sampled is not None
         gap = (scores.student_sampled - scores.teacher_sampled).detach().abs()
@@ -110,7 +110,7 @@ class TurnWeighted(_Around):
 
 
 def turn_weights(gap: Tensor, trajectory: Tensor, turn: Tensor, limit: float) -> Tensor:
-    """W [N] of `TurnWeighted` from |log-ratio| [N].
+    """W [N] of `TurnWeighted` from |log π(y) − log q(y)| [N], trajectory [N] and turn [N].
 
     >>> gap, same = torch.tensor([1.0, 3.0, 4.0, 1.0]), torch.zeros(4, dtype=torch.long)
     >>> turn_weights(gap, same, torch.tensor([0, 0, 1, 2]), 0.2).round(decimals=3).tolist()
@@ -157,7 +157,7 @@ class ImportanceWeighted(_Around):
         return replace(self.loss.needs, sampled=True, engine_logprobs=True)
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
-        """W ℓ [N]."""
+        """W ℓ [N] in nats; W is detached."""
         assert scores.student_sampled is not None
         weight = (scores.student_sampled.detach() - batch.sampled_logprobs).exp().clamp(max=self.cap)
         return weight * self.loss(scores, batch)

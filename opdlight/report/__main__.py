@@ -1,16 +1,16 @@
-"""The page on one or more runs: `python -m opdlight.report run=runs/latest`."""
+"""Draw the page on one or more runs, with an inspector of single tokens: `python -m opdlight.report run=…`."""
 
 from typing import Any
 
 from omegaconf import DictConfig
 
 from opdlight.config import ReportConfig, hydra_entry
-from opdlight.system.console import stage
+from opdlight.system.console import progress
 
 
 def run(cfg: DictConfig) -> Any:
     """Hand the checked config over; a mistake in it was reported before the slow imports."""
-    with stage("loading libraries", log=False):
+    with progress("loading libraries", log=False):
         from opdlight.report.build import report
     return report(cfg.run, cfg.out, cfg.trajectories)
 

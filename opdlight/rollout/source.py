@@ -1,7 +1,7 @@
 """The trajectories of each step: which this rank rolls out, when, and by which weights."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from opdlight.rollout.collector import Collector
 from opdlight.rollout.engines.base import Sampling
 from opdlight.rollout.prefetch import Prefetch
-from opdlight.system.console import stage
+from opdlight.system.console import progress
 from opdlight.system.distributed import all_gather, rank, world_size
 from opdlight.system.preemption import Preemption
 from opdlight.system.timer import Timer
@@ -63,7 +63,7 @@ class RolloutSource:
     def collector(self) -> Collector:
         """Environments × engine; starts the engine at the first call."""
         if self._collector is None:
-            with stage("starting the engine"):
+            with progress("starting the engine"):
                 self._collector = self.make_collector()
         return self._collector
 
@@ -76,8 +76,8 @@ class RolloutSource:
         if self._collector is not None:
             self._collector.cancel()
             self.prefetch.wait()
-            self._collector.close()
-            self._collector.engine.close()
+            with closing(self._collector.engine), closing(self._collector):
+                pass  # the engine ends too where an environment does not
 
     def train(
         self,

@@ -1,16 +1,16 @@
-"""Cold start on expert demonstrations: `python -m opdlight.sft task=sums model=smollm2`."""
+"""Fine-tune a student on expert demonstrations, before it is distilled: `python -m opdlight.sft task=… model=…`."""
 
 from typing import Any
 
 from omegaconf import DictConfig
 
 from opdlight.config import SftConfig, hydra_entry
-from opdlight.system.console import stage
+from opdlight.system.console import progress
 
 
 def run(cfg: DictConfig) -> Any:
     """Hand the checked config over; a mistake in it was reported before the slow imports."""
-    with stage("loading libraries", log=False):
+    with progress("loading libraries", log=False):
         from opdlight.sft.run import sft
     return sft(cfg)
 

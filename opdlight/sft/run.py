@@ -1,18 +1,21 @@
 """Supervised fine-tuning on expert demonstrations."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from opdlight.batch.collate import Collate
 from opdlight.callbacks import StageProgress
-from opdlight.config import instantiate
+from opdlight.config import instantiate, make_trainer
+from opdlight.config.resume import SEARCH_PATH, made_by, quoted
 from opdlight.data.tasks import TaskMixture
-from opdlight.distillation.optim import make_optimizer
+from opdlight.distillation.optim import check_optimizer
 from opdlight.models import Student
 from opdlight.rollout import ChatRenderer
 from opdlight.run_folder.folder import link_latest, open_run
@@ -20,7 +23,7 @@ from opdlight.run_folder.records import MetricsFile
 from opdlight.sft.demonstrations import collect_demonstrations, read_demonstrations, tokens, write_demonstrations
 from opdlight.sft.module import SupervisedFineTuning
 from opdlight.system.closing import Closing
-from opdlight.system.console import is_first_process, say, stage, track
+from opdlight.system.console import is_first_process, progress, say, track
 from opdlight.types import SharedVocabulary, TokenBatch, Trajectory
 
 
@@ -41,10 +44,11 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
-    with stage("loading the student"):
+    with progress("loading the student"):
         student: Student = instantiate(cfg.model.student)
     student.check_saving()
-    optimizer = make_optimizer(cfg, student)
+    optimizer = instantiate(cfg.optimizer)
+    check_optimizer(optimizer, student, warn=True)
     want = cfg.demonstrations
     if want.file is None:
         found = collect_demonstrations(
@@ -67,7 +71,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
         schedule=instantiate(cfg.schedule),
         max_grad_norm=cfg.max_grad_norm,
     )
-    trainer: L.Trainer = instantiate(
+    trainer = make_trainer(
         cfg.trainer,
         logger=MetricsFile(folder),
         default_root_dir=str(folder),
@@ -81,9 +85,23 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     closing = Closing()
     with closing.part("save the student"):
         student.save(folder / "student")
-        say(f"saved {folder / 'student'}")
     if student.has_adapter:
         with closing.part("save the adapter"):
             student.save_adapter(folder / "adapter")
     closing.end()
-    return {"sft/loss": float(trainer.callback_metrics["sft/loss"])}
+    loss = float(trainer.callback_metrics["sft/loss"])
+    say(f"{updates} updates on {len(trajectories)} demonstrations; loss of the last: {loss:.3f} nats a token")
+    say(f"student: {folder / 'student'}" + (f"; adapter: {folder / 'adapter'}" if student.has_adapter else ""))
+    say(f"distil it: {train_command(folder / 'student')}")
+    return {"sft/loss": loss}
+
+
+def train_command(student: Path) -> str:
+    """What to type so that this student is distilled, on the tasks and beside the models of this command line."""
+    chosen: list[str] = []
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        chosen = [quoted(group, hydra.runtime.choices[group]) for group in ("task", "model")]
+        chosen += [override for override in made_by(hydra) if override.startswith(SEARCH_PATH)]
+    typed = [shlex.quote(override) for override in (*chosen, quoted("model.student.model", str(student)))]
+    return f"python -m opdlight.train {' '.join(typed)}"

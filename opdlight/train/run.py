@@ -7,27 +7,25 @@ import lightning as L
 from omegaconf import DictConfig
 
 from opdlight.callbacks import Checkpoints, StageProgress, Throughput
-from opdlight.config import instantiate, resume_command
+from opdlight.config import instantiate, make_trainer, resume_command
 from opdlight.data.requests import OnPolicyData
 from opdlight.data.tasks import TaskMixture
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.doctor.examination import examine_quickly
 from opdlight.errors import ConfigError
-from opdlight.evaluate.run import evaluate_tasks, make_collector
 from opdlight.metrics.success import Result
-from opdlight.models import resolve_model
-from opdlight.models.loading import load_tokenizer
 from opdlight.run_folder import checkpoints
-from opdlight.run_folder.folder import kept, link_latest, open_run
+from opdlight.run_folder.folder import describe_progress, link_latest, open_run
 from opdlight.run_folder.loggers import close_loggers, open_loggers
 from opdlight.run_folder.summary import Outcome, close_run, read_successes, timed
 from opdlight.system import threads
 from opdlight.system.closing import Closing
-from opdlight.system.console import is_first_process, say, stage
+from opdlight.system.console import is_first_process, progress, say
 from opdlight.system.lightning_internals import completed_steps
 from opdlight.system.preemption import Preempted, Preemption
 from opdlight.train.build import build
 from opdlight.train.resume import batches, check_steps, go_on
+from opdlight.train.teachers import evaluate_teachers
 from opdlight.types import Trajectory
 
 AFTER = "evaluate after"  # the part of the end of a run that measures the trained student
@@ -43,7 +41,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
             return _train(cfg, preemption)
         except Preempted as stop:
             again = " The rollout is done again." if preemption.rollout_lost else ""
-            say(f"{kept(Path(cfg.run_dir))}{again}")
+            say(f"{describe_progress(Path(cfg.run_dir))}{again}")
             say(f"{stop.why}: stopped. To go on: {resume_command(cfg.run_dir)}")
             raise
 
@@ -55,7 +53,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     if checkpoint:
         check_steps(cfg, checkpoint)  # before anything of this command line is written down
     folder = open_run(cfg)
-    if not cfg.resume and checkpoints.all_of(folder):
+    if not cfg.resume and checkpoints.list_checkpoints(folder):
         raise ConfigError.wrong("run_dir", expected="a folder without checkpoints, or `resume` it", got=str(folder))
     if cfg.resume and not go_on(cfg, folder, checkpoint, first=first):
         return {f"success/{name}": rate for name, rate in read_successes(folder).items()}
@@ -65,7 +63,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
-    with stage("loading student and teachers"):
+    with progress("loading student and teachers"):
         module = build(cfg, mixture)
     module.source.preemption = preemption
     if checkpoint:
@@ -76,7 +74,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         keeper.check_space(module.student)
     closing = Closing(resume_command(cfg.run_dir))
     loggers = open_loggers(cfg, folder, closing, step=checkpoints.steps_of(checkpoint) if checkpoint else None)
-    trainer: L.Trainer = instantiate(
+    trainer = make_trainer(
         cfg.trainer,
         callbacks=callbacks,
         enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),  # none of Lightning's own instead
@@ -145,28 +143,3 @@ def fit(
         if trainer.world_size > 1 or done < data.train_set.updates:
             raise
         closing.note(AFTER, error)
-
-
-def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[Trajectory]]:
-    """Each teacher on the held-out episodes of its tasks, one engine a checkpoint."""
-    found: dict[str, list[Trajectory]] = {}
-    by_model: dict[str, list[str]] = {}
-    for name, task in mixture.tasks.items():
-        if task.teacher is None:
-            continue
-        by_model.setdefault(str(resolve_model(task.teacher)), []).append(name)
-    for model, names in by_model.items():
-        with stage("starting the teacher's engine"):
-            engine = instantiate(cfg.engine, model=model)
-        tokenizer = load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code)
-        sampling = instantiate(cfg.evaluation).resolve(tokenizer, skip_unknown=True)
-        try:
-            for name in names:  # each has its own arguments of the chat template
-                tasks = {name: mixture.tasks[name]}
-                arguments = mixture.tasks[name].teacher_chat_template
-                collector = make_collector(engine, tokenizer, tasks, cfg.rollout.env_threads, arguments)
-                found |= evaluate_tasks(collector, tasks, sampling, whose="teacher of ")
-                collector.close()
-        finally:
-            engine.close()
-    return found

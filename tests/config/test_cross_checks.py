@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from opdlight.config import EvaluateConfig, SftConfig, TrainConfig, compose, instantiate
-from opdlight.config.cross_checks import TRAINER, check_together
+from opdlight.config.cross_checks import check_together
 from opdlight.config.schemas import DoctorConfig, FailureModesConfig
+from opdlight.config.trainer import REFUSED, make_trainer
 from opdlight.errors import ConfigError
 from opdlight.rollout import Sampling
 
@@ -71,9 +72,40 @@ def test_a_plugin_cannot_bring_precision_either() -> None:
         check_together({"trainer": {"_target_": "lightning.Trainer", "plugins": [plugin]}})
 
 
+def test_a_trainer_is_given_what_no_config_needs_to_say_and_a_config_that_says_it_wins() -> None:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = make_trainer(compose("train", TrainConfig, ["trainer.max_steps=5"]).trainer, **quiet)
+    assert (trainer.max_steps, trainer.max_epochs, trainer.num_sanity_val_steps) == (5, 1, 0)
+    assert (trainer.log_every_n_steps, trainer.validate_loop.inference_mode) == (1, False)  # type: ignore[attr-defined]
+    trainer = make_trainer(compose("train", TrainConfig, ["+trainer.log_every_n_steps=3"]).trainer, **quiet)
+    assert trainer.log_every_n_steps == 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["loss=sampled_token_reward"], "`rollout.group_size` to be at least 2 beside `loss.reward_weight`"),
+        (["loss=importance_weighted", "+loss.loss.reward_weight=0.5"], "`rollout.group_size` to be at least 2"),
+        (["loss=importance_weighted", "sampling.temperature=0.7"], "`sampling.temperature` to be 1 for importance"),
+        (["staleness=1", "sampling.temperature=0.7"], "`sampling.temperature` to be 1 for importance weights"),
+        (["engine=vllm_server", "engine.url=http://a:1"], "`evaluate_teachers` to be false beside engine=vllm_server"),
+    ],
+)
+def test_what_a_loss_and_an_engine_need_of_the_rest(overrides: list[str], expected: str) -> None:
+    for name, schema in (("train", TrainConfig), ("doctor", DoctorConfig)):
+        with pytest.raises(ConfigError, match=re.escape(f"Expected {expected}")):
+            compose(name, schema, overrides)
+
+
+def test_what_is_there_for_a_loss_is_not_refused() -> None:
+    compose("train", TrainConfig, ["loss=sampled_token_reward", "rollout.group_size=2"])
+    compose("train", TrainConfig, ["loss=sampled_token_reward", "loss.reward_weight=0.0"])
+    compose("train", TrainConfig, ["loss=k2", "sampling.temperature=0.7"])
+
+
 def test_every_refusal_is_of_an_argument_that_lightning_has() -> None:
-    assert set(TRAINER) <= set(inspect.signature(L.Trainer.__init__).parameters)
-    assert {override.partition("=")[0] for override, _ in WRONG} == {f"trainer.{name}" for name in TRAINER}
+    assert set(REFUSED) <= set(inspect.signature(L.Trainer.__init__).parameters)
+    assert {override.partition("=")[0] for override, _ in WRONG} == {f"trainer.{name}" for name in REFUSED}
 
 
 @pytest.mark.parametrize("trainer", ["cpu", "ddp", "fsdp", "gpu"])

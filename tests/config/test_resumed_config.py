@@ -74,3 +74,10 @@ def test_a_config_dir_given_again_takes_the_place_of_the_run_s(tmp_path: Path) -
 def test_what_is_no_run_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Expected `resume` to be the folder of a run of opdlight\.train"):
         with_resumed([f"resume={tmp_path}"])
+
+
+def test_of_a_sweep_it_names_the_runs_to_choose_from(tmp_path: Path) -> None:
+    for name in ("1_seed-2", "0_seed-1"):
+        run(tmp_path / "sweep" / name, "task=sums")
+    with pytest.raises(ConfigError, match=r"one run; this folder holds those of a sweep: 0_seed-1, 1_seed-2, but got"):
+        with_resumed([f"resume={tmp_path / 'sweep'}"])

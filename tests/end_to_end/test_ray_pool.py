@@ -12,9 +12,8 @@ from opdlight.config import TrainConfig, compose, instantiate
 from opdlight.data.requests import held_out
 from opdlight.data.tasks import TaskMixture
 from opdlight.errors import EngineError
-from opdlight.evaluate.run import make_collector
 from opdlight.models.loading import load_model, load_tokenizer
-from opdlight.rollout import Engine, Request, Sampling
+from opdlight.rollout import Engine, Request, Sampling, make_collector
 from opdlight.types import Trajectory
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("one_thread")]

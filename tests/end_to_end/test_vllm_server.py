@@ -19,10 +19,9 @@ from opdlight.config import TrainConfig, compose, instantiate
 from opdlight.data.requests import held_out
 from opdlight.data.tasks import TaskMixture
 from opdlight.errors import ConfigError, ServerError
-from opdlight.evaluate.run import make_collector
 from opdlight.models import ServerTeacher, Student, Teachers, resolve_model
 from opdlight.models.loading import load_model, load_tokenizer
-from opdlight.rollout import Engine, Sampling, VLLMServerEngine
+from opdlight.rollout import Engine, Sampling, VLLMServerEngine, make_collector
 from opdlight.system import vllm_http as module
 from opdlight.types import Trajectory
 from tests.models.score_cases import BATCH, NEEDS, assert_equal, chosen_for, look

@@ -1,6 +1,7 @@
 """bfloat16: which weights a step moves, and what the engine and the disk get of small adapters."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from opdlight.config import SftConfig, TrainConfig, compose
-from opdlight.distillation.optim import make_optimizer
+from opdlight.distillation.optim import check_optimizer
 from opdlight.errors import ConfigError
 from opdlight.models import Student
 from opdlight.models.lm_head import token_logprobs
@@ -56,24 +56,23 @@ def test_the_share_is_that_of_real_steps_of_adamw(dtype: str, learning_rate: flo
         assert (expected < 0.02) == (learning_rate == 2e-6)  # 1.0 % and 97 %
 
 
-@pytest.mark.parametrize(("name", "schema"), [("train", TrainConfig), ("sft", SftConfig)])
-def test_bfloat16_without_adapters_is_an_error_or_a_warning(
-    name: str, schema: type, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bfloat16_without_adapters_is_an_error_or_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     student = Student("lab/student", "bfloat16")
-    doctor = ["doctor=false"] if name == "train" else []
-    small = compose(name, schema, ["model.dtype=bfloat16", "optimizer.lr=2e-6", *doctor])
+    small, large, sgd = (
+        partial(torch.optim.AdamW, lr=2e-6),
+        partial(torch.optim.AdamW, lr=5e-4),
+        partial(torch.optim.SGD, lr=2e-6),
+    )  # whose steps are as large as the gradient
     with pytest.raises(
         ConfigError, match=r"`model\.dtype` to be float32, because one step .* 2e-06 can move 1\.1 % of"
     ):
-        make_optimizer(small, student)
-    large = compose(name, schema, ["model.dtype=bfloat16", "optimizer.lr=5e-4", *doctor])
-    make_optimizer(large, student)
+        check_optimizer(small, student, warn=True)
+    check_optimizer(large, student, warn=True)
     assert "warning: one step of the learning rate 0.0005 can move 97.2 %" in capsys.readouterr().out
-    sgd = ["optimizer._target_=torch.optim.SGD", "~optimizer.betas"]  # its steps are as large as the gradient
-    make_optimizer(compose(name, schema, ["model.dtype=bfloat16", "optimizer.lr=2e-6", *sgd, *doctor]), student)
+    check_optimizer(sgd, student, warn=True)
     assert "warning: one step" in capsys.readouterr().out
-    make_optimizer(small, Student("lab/student", "bfloat16", lora=LORA))
+    check_optimizer(large, student, warn=False)  # where the doctor warns
+    check_optimizer(small, Student("lab/student", "bfloat16", lora=LORA), warn=True)
     assert not capsys.readouterr().out
 
 

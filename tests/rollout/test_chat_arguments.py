@@ -14,7 +14,7 @@ from opdlight.models.loading import LAB, load_tokenizer
 from opdlight.rollout import ChatRenderer
 from opdlight.sft import run as supervised
 from opdlight.train.build import build
-from opdlight.train.run import evaluate_teachers
+from opdlight.train.teachers import evaluate_teachers
 from tests.fakes import RecordingEngine
 from tests.tiny_models import CHATML, tiny_tokenizer
 
@@ -78,7 +78,7 @@ def test_training_and_its_teachers_render_with_their_own(thinker: str, prompts: 
     mixture = instantiate(cfg.task)
     module = build(cfg, mixture)
     assert module.source.collector.renderer.arguments == {"enable_thinking": False}
-    module.close()
+    module.source.close()
     evaluate_teachers(cfg, mixture)
     assert all(p.endswith("<|assistant|>") for p in prompts)
     prompts.clear()

@@ -6,9 +6,8 @@ import pytest
 
 from opdlight.envs.base import read_action
 from opdlight.envs.question import extract_answer
-from opdlight.evaluate.run import make_collector
 from opdlight.models.loading import load_tokenizer
-from opdlight.rollout import ChatRenderer, Sampling, ScriptedEngine
+from opdlight.rollout import ChatRenderer, Sampling, ScriptedEngine, make_collector
 from opdlight.rollout.collector import Collector, Limits
 from opdlight.sft.demonstrations import Demonstration, Step, tokens
 from opdlight.types import RolloutRequest, Status

@@ -10,7 +10,7 @@ import torch
 from opdlight.errors import ConfigError, EngineError, OpdError, ServerError
 from opdlight.models import Student
 from opdlight.rollout import VLLMServerEngine
-from opdlight.train.build import check_server_dtype
+from opdlight.train.checks import check_server_dtype
 from tests.fake_server import FakeServer
 from tests.rollout.served import TOKENIZER, add, finish
 from tests.tiny_models import tiny_llama

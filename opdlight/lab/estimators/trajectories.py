@@ -12,12 +12,11 @@ from opdlight.batch.collate import Collate
 from opdlight.config import instantiate
 from opdlight.data.requests import held_out
 from opdlight.data.tasks import TaskMixture
-from opdlight.evaluate.run import make_collector
 from opdlight.lab.intervals import student_t
 from opdlight.losses import Loss
 from opdlight.models import Student, Teacher, Teachers
-from opdlight.rollout import Sampling
-from opdlight.system.console import stage, track
+from opdlight.rollout import Sampling, open_collector
+from opdlight.system.console import progress, track
 from opdlight.types import Trajectory
 
 
@@ -35,19 +34,14 @@ class Real:
 
 def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[str, list[Trajectory]]:
     """`episodes` held-out episodes a task at temperature 1, top-p 1: the policy that the estimators assume."""
-    with stage("starting the engine"):
-        engine = instantiate(cfg.engine, model=cfg.model.student.model)
-    try:
-        collector = make_collector(engine, student.tokenizer, mixture.tasks, cfg.env_threads, student.chat_template)
-        sampling = Sampling(temperature=1.0, top_p=1.0)
-        found = {}
+    start = partial(instantiate, cfg.engine, model=cfg.model.student.model)
+    sampling = Sampling(temperature=1.0, top_p=1.0)
+    found = {}
+    with open_collector(start, student.tokenizer, mixture.tasks, cfg.env_threads, student.chat_template) as collector:
         for name in mixture.teachers:
             requests = held_out(name, replace(mixture.tasks[name], episodes=cfg.episodes, samples=1))
-            with stage(f"rolling out {name}", len(requests)) as bar:
+            with progress(f"rolling out {name}", len(requests)) as bar:
                 found[name] = collector.collect(requests, sampling, sampling_seed=cfg.seed, progress=bar.update)
-        collector.close()
-    finally:
-        engine.close()
     return found
 
 

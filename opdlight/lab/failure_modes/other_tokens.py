@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from opdlight.batch.collate import Collate
-from opdlight.config import instantiate
+from opdlight.config import instantiate, make_trainer
 from opdlight.data.requests import episode_seed
 from opdlight.data.tasks import Task
 from opdlight.distillation.schedules import learning_rate
@@ -98,7 +98,7 @@ def taught_student(cfg: DictConfig, dropped: Sequence[str], name: str, task: Tas
 def quiet_trainer(cfg: DictConfig, updates: int) -> L.Trainer:
     """The configured trainer for a part of the study: it leaves nothing behind and shows nothing."""
     quiet_libraries()
-    trainer: L.Trainer = instantiate(
+    return make_trainer(
         cfg.trainer,
         max_steps=updates,
         limit_val_batches=0,
@@ -106,4 +106,3 @@ def quiet_trainer(cfg: DictConfig, updates: int) -> L.Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
-    return trainer

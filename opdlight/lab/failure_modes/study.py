@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 from opdlight.config import instantiate
 from opdlight.data.tasks import Task, TaskMixture
 from opdlight.errors import ConfigError
-from opdlight.evaluate.run import make_collector
 from opdlight.lab.bootstrap import Interval
 from opdlight.lab.failure_modes.figures import draw_depth, draw_imbalance, draw_special
 from opdlight.lab.failure_modes.mismatch import Spoken, arm_figures, by_token, distil, listed_shares, spoken
@@ -25,9 +24,9 @@ from opdlight.lab.failure_modes.tables import print_depth, print_imbalance, prin
 from opdlight.lab.failure_modes.tokens import Tokens, measure, roll_out
 from opdlight.losses import SpecialTokenMask
 from opdlight.models import Student, Teacher, Teachers
-from opdlight.rollout import Collector
+from opdlight.rollout import Collector, open_collector
 from opdlight.run_folder.folder import open_run
-from opdlight.system.console import say, stage
+from opdlight.system.console import progress, say
 from opdlight.system.files import write_text
 from opdlight.types import Status, Trajectory
 
@@ -45,17 +44,11 @@ class Other:
     arms: dict[str, Interval]
 
 
-@contextmanager
-def collecting(cfg: DictConfig, model: str, student: Student, tasks: Mapping[str, Task]) -> Iterator[Collector]:
-    """A collector with its own engine, which ends with the block."""
-    with stage("starting the engine"):
-        engine = instantiate(cfg.engine, model=model)
-    try:
-        collector = make_collector(engine, student.tokenizer, tasks, cfg.env_threads, student.chat_template)
-        yield collector
-        collector.close()
-    finally:
-        engine.close()
+def _collecting(
+    cfg: DictConfig, model: str, student: Student, tasks: Mapping[str, Task]
+) -> AbstractContextManager[Collector]:
+    start = partial(instantiate, cfg.engine, model=model)
+    return open_collector(start, student.tokenizer, tasks, cfg.env_threads, student.chat_template)
 
 
 def study(cfg: DictConfig) -> dict[str, float]:
@@ -75,16 +68,16 @@ def study(cfg: DictConfig) -> dict[str, float]:
         partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code),
     )
     policies = {"top-p 1": 1.0, f"top-p {cfg.top_p:g}": cfg.top_p}
-    with stage("rolling out"), collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
+    with progress("rolling out"), _collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
         rolled = {p: roll_out(collector, tasks, cfg.episodes, v, cfg.seed) for p, v in policies.items()}
     ordinary = _own_mask(cfg, student)
-    with stage("scoring"):
+    with progress("scoring"):
         ask: dict[str, Any] = {"k": cfg.k, "ngram": cfg.ngram, "loss_mask": ordinary.loss_mask}
         scored = {
             p: {task: measure(student, teachers, made, **ask) for task, made in found.items()}
             for p, found in rolled.items()
         }
-    with stage("intervals"):
+    with progress("intervals"):
         first = scored["top-p 1"]
         one = {task: imbalance(tokens, draws=cfg.draws, seed=cfg.seed) for task, tokens in first.items()}
         two = {task: _depth_of(cfg, task, scored, rolled) for task in tasks}
@@ -140,14 +133,14 @@ def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, fol
     alone = TaskMixture({name: mixture.tasks[name]})
     ask = {"draws": cfg.draws, "seed": cfg.seed}
     model = folder / f"other-student-{number + 1}"
-    with stage(f"{title}: teaching the student"):
+    with progress(f"{title}: teaching the student"):
         student = taught_student(cfg, other.dropped, name, alone.tasks[name], model)
     teachers = Teachers(
         alone.teachers, student, partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code)
     )
     mask: SpecialTokenMask = instantiate(other.mask).resolve(student.tokenizer)
     status = f"{title}: rolling out and distilling"
-    with stage(status), collecting(cfg, str(model), student, alone.tasks) as collector:
+    with progress(status), _collecting(cfg, str(model), student, alone.tasks) as collector:
         made = roll_out(collector, alone.tasks, cfg.episodes, 1.0, cfg.seed)[name]
         tokens = measure(student, teachers, made, k=cfg.k, ngram=cfg.ngram, loss_mask=mask.loss_mask)
         arms = distil(cfg, alone, model, collector, mask.loss_mask) if cfg.special.opd_updates else []

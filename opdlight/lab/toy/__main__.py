@@ -1,16 +1,16 @@
-"""Gradient variance against the discount γ on a walk on a line: `python -m opdlight.lab.toy` (PAPER, toy study)."""
+"""Study of the gradient variance against the discount γ on a walk on a line: `python -m opdlight.lab.toy`."""
 
 from typing import Any
 
 from omegaconf import DictConfig
 
 from opdlight.config import ToyConfig, hydra_entry
-from opdlight.system.console import stage
+from opdlight.system.console import progress
 
 
 def run(cfg: DictConfig) -> Any:
     """Hand the checked config over; a mistake in it was reported before the slow imports."""
-    with stage("loading libraries", log=False):
+    with progress("loading libraries", log=False):
         from opdlight.lab.toy.study import toy
     return toy(cfg)
 
