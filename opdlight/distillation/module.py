@@ -171,7 +171,7 @@ class OnPolicyDistillation(L.LightningModule):
                 scores, probe = self.score(batch)
             with self.timer("compare"):
                 contribution = token_mean(self.loss(scores, batch), batch.global_tokens)
-            with self.timer("backward"), self.no_sync(number + 1 < len(batches)):
+            with self.timer("backward"), self._gradients(shared=number + 1 == len(batches)):
                 self.manual_backward(contribution * self.trainer.world_size)  # DDP averages; the token mean is a sum
             loss += contribution.detach()
             if probe is not None:
@@ -232,10 +232,11 @@ class OnPolicyDistillation(L.LightningModule):
         self.log("loss/train", finite.mean(), prog_bar=True)
         return finite.mean()
 
-    def no_sync(self, wanted: bool) -> AbstractContextManager[None]:
-        """Within, if `wanted`, a backward pass keeps its gradient to this rank; else it adds up those of all."""
+    def _gradients(self, *, shared: bool) -> AbstractContextManager[None]:
+        """Within, a backward pass adds up the gradients of all ranks if `shared`, else this rank's alone."""
         strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if wanted and isinstance(strategy, ParallelStrategy) else nullcontext()
+        # not called `no_sync`: Lightning takes a model with a method of that name for one wrapped by DDP
+        return nullcontext() if shared or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
 
     def validation_step(self, requests: list[RolloutRequest], batch_idx: int) -> None:
         """Roll out the held-out episodes of one task."""
