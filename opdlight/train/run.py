@@ -65,7 +65,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     mixture.check_envs()
     with progress("loading student and teachers"):
         module = build(cfg, mixture)
-    module.source.preemption = preemption
+    module.source.preemption, results = preemption, module.evaluations
     if checkpoint:
         checkpoints.check_fits(checkpoint, module)
     module.student.check_saving()
@@ -94,12 +94,12 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
         if checkpoint is None:
             with timed(seconds, "evaluate before"):
                 trainer.validate(module, datamodule=data, verbose=False)
-            module.before, module.evaluated = module.evaluated, {}
+            results.keep_as_before()
         if first:
             link_latest(folder)
         with timed(seconds, "train"):
             fit(trainer, module, data, checkpoint, closing)  # its last validation loop: the figures after
-        if not module.evaluated and AFTER not in closing.failed:  # a limit such as trainer.max_time stopped it earlier
+        if not results.last and AFTER not in closing.failed:  # a limit such as trainer.max_time stopped it earlier
             with closing.part(AFTER):
                 trainer.validate(module, datamodule=data, verbose=False)
         with closing.part("save the student"):
@@ -116,12 +116,12 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     seconds |= {f"train: {name}": s for name, s in throughput.seconds.items()}
     outcome = {
         name: Outcome(
-            before=module.before[name],
-            after=module.evaluated[name],
+            before=results.before[name],
+            after=results.last[name],
             teacher=Result.of(teachers[name]) if name in teachers else None,
         )
         for name in mixture.names
-        if name in module.before and name in module.evaluated  # trainer.limit_val_batches=0 measures none
+        if name in results.before and name in results.last  # trainer.limit_val_batches=0 measures none
     }
     if first:
         close_run(folder, outcome, closing, seconds=seconds, generated=throughput.generated, trained=throughput.trained)
