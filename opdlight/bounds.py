@@ -1,4 +1,4 @@
-"""Annotations of numbers that a config can set. They import nothing, so that a config is checked before torch loads."""
+"""Annotations of numbers that a config can set. No slow imports: a config is checked before torch is imported."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -6,7 +6,9 @@ from typing import Annotated
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """Where a number of the config must lie, as metadata of `Annotated`; NaN and the infinities never do.
+    """The interval in which a number of the config must lie, as metadata of `Annotated`. NaN and ±∞ are never allowed.
+
+    Each of the four ends may be left out: `at_least` and `at_most` belong to the interval, `above` and `below` do not.
 
     >>> str(Bounds(at_least=1)), str(Bounds(above=0, at_most=1)), 0 in Bounds(above=0, at_most=1)
     ('≥ 1', 'in (0, 1]', False)
@@ -35,11 +37,11 @@ class Bounds:
         return "" if high is None else f"{'<' if self.at_most is None else '≤'} {high}"
 
 
-# Every number that a config can set is one of these, or an Annotated of its own: its annotation is its check.
+# Every number that a config can set is annotated with one of these or with an Annotated of its own.
 PositiveInt = Annotated[int, Bounds(at_least=1)]
 NonNegativeInt = Annotated[int, Bounds(at_least=0)]
 PositiveFloat = Annotated[float, Bounds(above=0)]
 NonNegativeFloat = Annotated[float, Bounds(at_least=0)]
 UnitFloat = Annotated[float, Bounds(at_least=0, at_most=1)]
 FiniteFloat = Annotated[float, Bounds()]
-Seed = Annotated[int, Bounds(at_least=0, at_most=2**32 - 1)]  # what NumPy takes
+Seed = Annotated[int, Bounds(at_least=0, at_most=2**32 - 1)]  # what NumPy accepts

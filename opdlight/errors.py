@@ -1,15 +1,15 @@
-"""Errors raised at opdlight's boundaries. Each is also the standard type a caller would expect."""
+"""Errors that opdlight raises. Each is also an instance of the standard exception that a caller would expect."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class OpdError(Exception):
-    """Base of every error that opdlight raises on purpose. Its text says what to do next."""
+    """Base of every error that opdlight raises on purpose; its message says what to do."""
 
 
 class ConfigError(OpdError, ValueError):
-    """A configuration value is unknown, of the wrong type, or contradicts another one."""
+    """A config key is unknown, or its value is of the wrong type, out of bounds, or contradicts another one."""
 
     @classmethod
     @contextmanager
@@ -22,7 +22,7 @@ class ConfigError(OpdError, ValueError):
 
     @classmethod
     def wrong(cls, key: str, *, expected: str, got: object) -> "ConfigError":
-        """Name the config `key`, what was `expected` and what came (`got`)."""
+        """The error for a config `key` that was `expected` to be something other than what it is (`got`)."""
         return cls(f"Expected `{key}` to be {expected}, but got {got!r}.")
 
 
@@ -31,16 +31,16 @@ class MissingDependencyError(OpdError, ImportError):
 
     @classmethod
     def extra(cls, what: str, extra: str) -> "MissingDependencyError":
-        """Say which `extra` of opdlight provides `what`."""
+        """The error for `what`, which the `extra` of opdlight would install."""
         return cls(f"{what} needs the extra `{extra}`: pip install 'opdlight[{extra}]'")
 
 
 class EnvError(OpdError, RuntimeError):
-    """An environment broke its contract."""
+    """An environment violated its contract (`envs/base.py`)."""
 
 
 class PlainTextError(EnvError):
-    """Text of an environment spells a control token, and the tokenizer cannot write it as ordinary text."""
+    """A text of an environment spells a control token, and the tokenizer cannot encode it as ordinary text."""
 
 
 class NoExpertError(EnvError, LookupError):
@@ -56,20 +56,25 @@ class CheckpointError(OpdError, OSError):
 
 
 class TrainingError(OpdError, ArithmeticError):
-    """Training cannot go on: too many updates were not finite."""
+    """Training cannot continue: too many updates were not finite, or one trajectory does not fit into memory."""
 
 
 class UnfinishedError(OpdError, RuntimeError):
-    """All that could be kept of a run was kept, but a part of its end failed."""
+    """A part of the end of a run failed; all other parts were done."""
 
 
 class EngineError(OpdError, RuntimeError):
-    """The rollout engine refused a request or answered with something unusable."""
+    """The rollout engine refused a request or returned an invalid completion."""
 
 
 class ServerError(OpdError, ConnectionError):
-    """A model server is away, refuses a request, or answers with something that nothing can be trained on."""
+    """A model server cannot be reached, refuses a request, or sends an invalid reply.
+
+    Args:
+        message: text of the error.
+        status: HTTP status, if the server refused the request.
+    """
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
-        self.status = status  # of HTTP, if the server refused
+        self.status = status

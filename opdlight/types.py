@@ -1,4 +1,4 @@
-"""The values that flow through opdlight: trajectories of token ids, flat batches, supports and scores.
+"""The data that flows through opdlight: trajectories of token ids, flat batches, supports and scores.
 
 Letters: B rows, T row length, N loss positions (the student's own tokens that are trained on), K support size,
 V vocabulary.
@@ -25,14 +25,14 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One prompt and what the student answered, as the engine saw and sampled them."""
+    """One prompt and the student's completion, as the engine received and sampled them."""
 
     prompt_ids: list[int]  # [P] every token before the completion, earlier turns included
     completion_ids: list[int]  # [C] sampled ids, the stop token included when it was sampled
     sampled_logprobs: list[float]  # [C] log π of the full distribution at temperature 1, before top-p (nats)
     finish_reason: Literal["stop", "length"]
     policy_version: int  # number of weight updates the engine had received
-    reward: float  # what the environment gave for this turn
+    reward: float  # of the environment, for this turn
 
     def __post_init__(self) -> None:
         if len(self.completion_ids) != len(self.sampled_logprobs):
@@ -52,13 +52,13 @@ class Trajectory:
     turns: list[Turn]
     reward: float  # sum over turns
     status: Status
-    metrics: Mapping[str, float] = field(default_factory=dict)  # the environment's own counters
-    spelled_control_tokens: int = 0  # that text of the environment spelled; they were encoded as ordinary text
+    metrics: Mapping[str, float] = field(default_factory=dict)  # counters that the environment reports
+    spelled_control_tokens: int = 0  # in texts of the environment; encoded as ordinary text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
-    """Rows of tokens and the N positions that carry loss. The shift is done: nothing downstream shifts or masks."""
+    """Rows of tokens and the N loss positions in them. They are shifted and masked: no later code does that again."""
 
     input_ids: Tensor  # [B, T] int64, right-padded
     attention_mask: Tensor  # [B, T] bool, False on padding
@@ -68,16 +68,16 @@ class TokenBatch:
     target_ids: Tensor  # [N] the student's token
     sampled_logprobs: Tensor  # [N] engine log-probs, float32
     turn_index: Tensor  # [N] turn within the trajectory, from 0
-    token_position: Tensor  # [N] how many tokens the student had produced before, over the whole trajectory
+    token_position: Tensor  # [N] number of student tokens before it in the trajectory
     trajectory_index: Tensor  # [N] trajectory within this batch; a trajectory never spans two batches
     task_index: Tensor  # [N] index into `tasks`
     group_advantage: (
         Tensor  # [N] (R − mean)/std of the trajectory's reward within its group, float32; 0 if all are equal
     )
     tasks: tuple[str, ...]
-    global_tokens: int  # loss positions of the whole step: every micro-batch, every rank
+    global_tokens: int  # loss positions of the step, over all micro-batches and ranks
     rollout_logprobs: Tensor | None = (
-        None  # [N] log π(y) of the student that rolled out; None: it has not changed since
+        None  # [N] log π(y) of the student that rolled out; None if it has not been updated since
     )
 
     @property
@@ -93,14 +93,14 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True)
 class SharedVocabulary:
-    """The ids at which models may be compared: both have a logit for them, and they mean the same token to both.
+    """The token ids at which models may be compared: all have a logit for the id, and it means the same token to all.
 
     >>> shared = SharedVocabulary(5, frozenset({2}))
     >>> len(shared), 1 in shared, 2 in shared, 7 in shared
     (4, True, False, False)
     """
 
-    size: int  # ids from here on (padding of a head, tokens that one model added) are never compared
+    size: int  # ids from `size` on (padding of a head, tokens that one model added) are not shared
     left_out: frozenset[int] = frozenset()  # ids below `size` that mean different tokens
 
     def __len__(self) -> int:
@@ -110,16 +110,16 @@ class SharedVocabulary:
         return token < self.size and token not in self.left_out
 
     def __and__(self, other: "SharedVocabulary") -> "SharedVocabulary":
-        """What is in both."""
+        """The ids that are in both."""
         size = min(self.size, other.size)
         return SharedVocabulary(size, frozenset(i for i in self.left_out | other.left_out if i < size))
 
     def holds(self, ids: Tensor) -> Tensor:
-        """For each id: may it be compared?"""
+        """Whether each of `ids` is shared; the same shape, bool."""
         return (ids < self.size) & ~torch.isin(ids, self._left_out(ids.device))
 
     def only(self, values: Tensor) -> Tensor:
-        """The first `size` columns of values [n, V], −∞ in those that are left out."""
+        """The first `size` columns of `values` [n, V], with −∞ in the columns of ids that are left out."""
         values = values[:, : self.size]
         return values.index_fill(1, self._left_out(values.device), -torch.inf) if self.left_out else values
 
@@ -132,8 +132,8 @@ class Support:
     """The K token ids at which the two models are compared, position by position."""
 
     token_ids: Tensor  # [N, K] int64
-    teacher_logits: Tensor  # [N, K] divided by the temperature: the product that gives the student's, or log-probs
-    teacher_normaliser: Tensor | None  # [N] log Σ_v exp(z_v / temperature), its full vocabulary; None: nobody needs it
+    teacher_logits: Tensor  # [N, K] divided by the temperature; log-probs where the teacher has no logits
+    teacher_normaliser: Tensor | None  # [N] log Σ_v exp(z_v / temperature) over the full vocabulary; None if not needed
     valid: Tensor  # [N, K] bool, False on filler (ids there are legal but meaningless)
     kind: str  # "teacher_top_k", "student_top_k", "full_vocabulary", …
 
@@ -144,7 +144,7 @@ class Support:
 
     @property
     def teacher_logprobs(self) -> Tensor:
-        """Log q [N, K], normalised over the teacher's full vocabulary; only where that was asked for."""
+        """Log q [N, K], normalised over the teacher's full vocabulary; needs `teacher_normaliser`."""
         assert self.teacher_normaliser is not None
         return self.teacher_logits - self.teacher_normaliser.unsqueeze(1)
 
@@ -170,7 +170,7 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherScores:
-    """What the frozen models say; only what was asked. Everything at the rollout temperature, without gradient."""
+    """The scores of the frozen models that were asked for; at the rollout temperature, without gradient."""
 
     support: Support | None = None
     sampled: Tensor | None = None  # [N] log q(y)
@@ -181,7 +181,7 @@ class TeacherScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportScores:
-    """What a loss may look at: [N, K] on the support and [N] of the sampled token; only what the loss said it needs."""
+    """What a loss receives, [N, K] on the support and [N] for the sampled token: only what its `needs` ask for."""
 
     support: Support | None
     student_logits: Tensor | None = None  # [N, K] divided by the temperature, with gradient
@@ -189,14 +189,14 @@ class SupportScores:
     student_sampled: Tensor | None = None  # [N] log π(y), with gradient
     teacher_sampled: Tensor | None = None  # [N] log q(y)
     teacher_entropy: Tensor | None = None  # [N] −Σ_v q log q
-    reference_sampled: Tensor | None = None  # [N] log p_ref(y), the student as it was at the start
+    reference_sampled: Tensor | None = None  # [N] log p_ref(y) of the student before training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRequest:
-    """One trajectory to roll out: which task, from which seed."""
+    """A trajectory to roll out."""
 
     task: str
     seed: int  # environment seed; the same (task, seed) is the same episode
     group: int  # requests of one group share task and seed and differ only in sampling
-    sample: int = 0  # number within the group; makes the sampling seed unique
+    sample: int = 0  # number within the group; the sampling seeds depend on it

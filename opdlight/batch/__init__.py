@@ -1,1 +1,1 @@
-"""Trajectories to micro-batches of tokens: shift, mask, pad, flatten, cut."""
+"""From trajectories to micro-batches of tokens: shift, mask, pad, flatten and split."""

@@ -10,12 +10,12 @@ import torch
 from opdlight.batch.split import with_global_tokens
 from opdlight.types import SharedVocabulary, TokenBatch, Trajectory
 
-PAD_ID = 0  # any id would do: padding is never attended to and never a loss position
+PAD_ID = 0  # arbitrary: padding is never attended to and never a loss position
 
 
 @dataclass(slots=True)
 class _Row:
-    """One training row and its loss positions (parallel lists of length n)."""
+    """One training row; the lists `cols` … `positions` have one entry for each of its loss positions."""
 
     ids: list[int]
     advantage: float = 0.0
@@ -27,7 +27,7 @@ class _Row:
 
 
 def _rows(trajectory: Trajectory, loss_mask: Callable[[list[int]], list[bool]], shared: SharedVocabulary) -> list[_Row]:
-    """Merge turns into rows: a prompt that starts with everything before it extends the row, else a row begins."""
+    """Merge turns into rows: a prompt that starts with all tokens of the last row extends it, any other begins one."""
     rows: list[_Row] = []
     produced = 0
     for number, turn in enumerate(trajectory.turns):
@@ -53,7 +53,7 @@ def _rows(trajectory: Trajectory, loss_mask: Callable[[list[int]], list[bool]], 
 
 
 def count_splits(trajectory: Trajectory) -> int:
-    """How often the rendered history was rewritten, so that the trajectory needs one more training row."""
+    """The number of extra training rows of a trajectory, one for each time that its rendered history was rewritten."""
     return max(len(_rows(trajectory, lambda ids: [True] * len(ids), SharedVocabulary(1 << 62))) - 1, 0)
 
 
@@ -89,9 +89,9 @@ def _batch(trajectories: list[tuple[int, list[_Row]]], tasks: tuple[str, ...]) -
 
 
 def group_advantages(trajectories: Sequence[Trajectory]) -> list[float]:
-    """(R − mean)/std of each trajectory's reward among those of its task and group; 0 where all rewards are equal.
+    """(R − mean)/std of each trajectory's reward R within its task and group; 0 where all rewards are equal.
 
-    The standard deviation is that of the population, so a group of one has none.
+    std is the population standard deviation, so the advantage is 0 in a group of one.
     """
     groups: dict[tuple[str, int], list[float]] = defaultdict(list)
     for t in trajectories:
@@ -105,31 +105,31 @@ def group_advantages(trajectories: Sequence[Trajectory]) -> list[float]:
 
 
 def keep_all(completion_ids: list[int]) -> list[bool]:
-    """The mask that masks nothing."""
+    """A loss mask [C] that keeps every token of `completion_ids` [C]."""
     return [True] * len(completion_ids)
 
 
 def count_unshared(trajectories: Sequence[Trajectory], shared: SharedVocabulary) -> int:
-    """How many of the student's tokens carry no loss because the teachers lack them or take them for others."""
+    """The number of sampled tokens that carry no loss because their id is not in the `shared` vocabulary."""
     return sum(token not in shared for t in trajectories for turn in t.turns for token in turn.completion_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collate:
-    """Cut trajectories into micro-batches of at most `micro_batch_tokens` padded tokens, similar lengths together.
+    """Splits trajectories into micro-batches of at most `micro_batch_tokens` padded tokens, of similar lengths each.
 
-    Rows without a loss position (empty completions, everything masked) are left out. A trajectory is never divided
-    between two micro-batches, so sums along a trajectory stay inside one; one that is longer than the budget forms a
-    micro-batch by itself. `global_tokens` of each result is the number of loss positions of all of them together.
+    Rows without a loss position (empty completion, all tokens masked) are left out. A trajectory is never split between
+    micro-batches, so that a loss can sum along it; one that exceeds the budget is a micro-batch by itself. The
+    `global_tokens` of every micro-batch is the number of loss positions of all of them.
     """
 
     tasks: tuple[str, ...]
-    shared: SharedVocabulary  # positions whose token the teacher lacks, or takes for another, carry no loss
+    shared: SharedVocabulary  # other tokens carry no loss
     micro_batch_tokens: int = 8192
     loss_mask: Callable[[list[int]], list[bool]] = keep_all  # completion ids [C] → which of them are trained on [C]
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[TokenBatch]:
-        """Micro-batches, longest rows first (so that a memory limit shows at once); empty when nothing carries loss."""
+        """Micro-batches, those with the longest rows first, so that running out of memory shows early; may be empty."""
         pieces: list[tuple[int, list[_Row]]] = []
         for trajectory, advantage in zip(trajectories, group_advantages(trajectories), strict=True):
             rows = [r for r in _rows(trajectory, self.loss_mask, self.shared) if r.cols]
@@ -145,12 +145,12 @@ class Collate:
             if groups and (rows_in_group + len(piece[1])) * width <= self.micro_batch_tokens:
                 groups[-1].append(piece)
                 rows_in_group += len(piece[1])
-            else:  # pieces come longest first, so the first one of a group sets its padded width
+            else:  # sorted by length: the first piece of a group determines its padded width
                 groups.append([piece])
                 rows_in_group, width = len(piece[1]), max(len(r.ids) for r in piece[1])
         return with_global_tokens([_batch(group, self.tasks) for group in groups])
 
 
 def without_tokens(tasks: tuple[str, ...]) -> TokenBatch:
-    """A micro-batch of one padded token and no loss position: what a rank computes while others still have some."""
+    """A micro-batch without loss positions, for a rank with fewer micro-batches than others: collectives must match."""
     return with_global_tokens([_batch([(0, [_Row(ids=[PAD_ID])])], tasks)], 0)[0]

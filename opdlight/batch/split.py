@@ -1,4 +1,4 @@
-"""Micro-batches that did not fit into memory, in smaller ones."""
+"""Splits trajectories into mini-batches, and micro-batches that do not fit into memory into smaller ones."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,19 +11,25 @@ from opdlight.types import TokenBatch, Trajectory
 
 
 def halved(batches: Sequence[TokenBatch], budget: int) -> tuple[list[TokenBatch], int]:
-    """The same micro-batches in ones of half the padded tokens, and that budget; `global_tokens` stay.
+    """Split micro-batches so that each has at most half as many padded tokens, and return them with the new budget.
+
+    `global_tokens` stays the same.
+
+    Args:
+        batches: micro-batches.
+        budget: most padded tokens of a micro-batch so far.
 
     Raises:
-        TrainingError: if each of them is a single trajectory, which is never divided.
+        TrainingError: if each of them is a single trajectory, which is never split.
     """
-    had = min(budget, max(b.input_ids.numel() for b in batches))
-    found = [part for batch in batches for part in _within(batch, had // 2)]
+    largest = min(budget, max(b.input_ids.numel() for b in batches))
+    found = [part for batch in batches for part in _within(batch, largest // 2)]
     if len(found) == len(batches):
         raise TrainingError(
-            f"Out of memory with one trajectory a micro-batch ({had} tokens). Lower trajectory_tokens of the task, "
+            f"Out of memory with one trajectory a micro-batch ({largest} tokens). Lower trajectory_tokens of the task, "
             "or engine.gpu_memory_utilization, or set model.student.gradient_checkpointing=true."
         )
-    return found, had // 2
+    return found, largest // 2
 
 
 def _within(batch: TokenBatch, budget: int) -> list[TokenBatch]:
@@ -36,20 +42,20 @@ def _within(batch: TokenBatch, budget: int) -> list[TokenBatch]:
 
 
 def with_global_tokens(batches: list[TokenBatch], total: int | None = None) -> list[TokenBatch]:
-    """The batches with `global_tokens` set to `total`, by default the number of their own loss positions."""
+    """The batches with `global_tokens` set to `total`; by default to the sum of their loss positions."""
     total = sum(b.num_tokens for b in batches) if total is None else total
     return [replace(b, global_tokens=total) for b in batches]
 
 
 def in_parts(trajectories: Sequence[Trajectory], parts: int) -> list[list[Trajectory]]:
-    """Shares of whole groups; some are empty if there are fewer groups than parts."""
+    """Divide trajectories into `parts` lists without splitting a group; some are empty if there are fewer groups."""
     groups = list(dict.fromkeys((t.task, t.group) for t in trajectories))
     shares = [set(groups[i::parts]) for i in range(parts)]
     return [[t for t in trajectories if (t.task, t.group) in share] for share in shares]
 
 
 def at_positions(batch: TokenBatch, at: Tensor) -> TokenBatch:
-    """The loss positions `at` [n] of a batch, the rows that they lie in, and no more columns than those rows fill."""
+    """The batch with the loss positions `at` [n] only, and with only the rows and columns that those need."""
     rows, row_index = torch.unique(batch.row_index[at], return_inverse=True)
     columns = int(batch.attention_mask[rows].sum(1).max())
     flat = (

@@ -14,7 +14,7 @@ from opdlight.distillation.resumed_optimizer import follow_config
 from opdlight.errors import ConfigError
 from opdlight.models.student import Student
 from opdlight.run_folder import records
-from opdlight.run_folder.checkpoints import FOLDER, LAST, CheckpointFolder, all_of
+from opdlight.run_folder.checkpoints import FOLDER, LAST, CheckpointFolder, list_checkpoints
 from opdlight.system.distributed import all_gather
 from opdlight.system.lightning_internals import completed_steps
 from opdlight.system.preemption import Preempted
@@ -114,5 +114,5 @@ class Checkpoints(Checkpoint):
             self._tidy()
 
     def _tidy(self) -> None:
-        for left in [*(self.run / FOLDER).glob(".step-*"), *all_of(self.run)[: -self.keep]]:
+        for left in [*(self.run / FOLDER).glob(".step-*"), *list_checkpoints(self.run)[: -self.keep]]:
             CheckpointFolder().remove_checkpoint(left)

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from opdlight.bounds import PositiveInt
 from opdlight.distillation.module import OnPolicyDistillation
-from opdlight.system.console import Stage, say
+from opdlight.system.console import ProgressLine, say
 from opdlight.system.lightning_internals import completed_steps
 
 
@@ -20,8 +20,8 @@ class StageProgress(ProgressBar):
     def __init__(self, every: PositiveInt = 5) -> None:
         super().__init__()
         self.every = every
-        self.updates: Stage | None = None
-        self.part: Stage | None = None  # of a step or an evaluation
+        self.updates: ProgressLine | None = None
+        self.part: ProgressLine | None = None  # of a step or an evaluation
 
     def disable(self) -> None:
         """Lightning calls this on every rank but the first, which are silent anyway."""
@@ -46,7 +46,7 @@ class StageProgress(ProgressBar):
         """The number of updates is known now, and where a run that goes on has come to."""
         total = int(trainer.num_training_batches)
         if self.updates is None:
-            self.updates = Stage("updates", total, log=False)
+            self.updates = ProgressLine("updates", total, log=False)
         self.updates.update(min(completed_steps(trainer), total), total)
 
     def on_train_batch_end(
@@ -79,6 +79,6 @@ class StageProgress(ProgressBar):
         if not name:
             return
         if self.part is None or (name.startswith("evaluate") and not self.part.shown and self.part.title != name):
-            self.part = Stage(name, log=name.startswith("evaluate"))
+            self.part = ProgressLine(name, log=name.startswith("evaluate"))
         elif self.part.title != name:
             self.part.restart(name)

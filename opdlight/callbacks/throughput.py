@@ -9,7 +9,7 @@ from opdlight.system.distributed import all_gather
 
 
 class Throughput(L.Callback):
-    """Logs `time/{stage}` in seconds and `throughput/*` in tokens per second; keeps the totals of the whole run."""
+    """Logs `time/{part}` in seconds and `throughput/*` in tokens per second; keeps the totals of the whole run."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

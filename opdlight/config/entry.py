@@ -39,8 +39,8 @@ from opdlight.errors import (
     UnfinishedError,
     VocabularyError,
 )
-from opdlight.system.console import say, stage
-from opdlight.system.interrupt import Interrupted, listening
+from opdlight.system.console import progress, say
+from opdlight.system.interrupt import Interrupted, stop_on_ctrl_c
 from opdlight.system.parents import follow_launcher
 from opdlight.system.threads import choose_wait_policy
 
@@ -158,7 +158,7 @@ def hydra_entry(
 
         def main() -> None:
             follow_launcher()
-            with listening():
+            with stop_on_ctrl_c():
                 start()
 
         def start() -> None:
@@ -180,7 +180,7 @@ def hydra_entry(
                     _retype(args, _resumed(args.overrides, multirun=args.multirun, searched=searched))
                 look = bool(args.cfg or args.info)  # which needs no types, so no slow imports either, and no folder
                 jobs = _jobs(args.overrides, multirun=args.multirun) if own else []
-                with nullcontext() if look or not own else stage("checking the configuration", log=False):
+                with nullcontext() if look or not own else progress("checking the configuration", log=False):
                     full = [_composed(name, None if look else schema, job, conf=conf, extra=extra)[1] for job in jobs]
                 if full and not look:
                     with _hydra_config(full[0]):

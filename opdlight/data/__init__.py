@@ -1,4 +1,4 @@
-"""What is rolled out: tasks, their mixture, and the batches of rollout requests."""
+"""Tasks, their mixture, and the data set: its batches are lists of rollout requests."""
 
 from opdlight.data.tasks import Task, TaskMixture
 

@@ -1,4 +1,4 @@
-"""The on-policy data set: a batch is a list of rollout requests, not of tokens."""
+"""The on-policy data set: a batch is a list of rollout requests; their tokens do not exist yet."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,29 +19,41 @@ from opdlight.types import RolloutRequest
 
 
 def episode_seed(*parts: object) -> int:
-    """A training seed in [0, 10⁹) from anything printable; the same on every machine."""
+    """A training seed in [0, 10⁹), by a hash of the `repr` of `parts`; the same on every machine."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % FIRST_HELD_OUT_SEED
 
 
 def shuffled_seed(episodes: int, draw: int, *parts: object) -> int:
-    """The seed of the `draw`-th training episode of an environment that has `episodes` of them; draws count from 0.
+    """The seed of draw number `draw` (from 0) from an environment with a finite number of training `episodes`.
 
-    They come in a new order each epoch, every one once before any comes again. The order depends on `parts`, such as
-    the run's seed and the task, and on nothing else.
+    Each epoch is a new permutation of all episodes. It depends only on `parts`, such as the run's seed and the task.
     """
-    epoch, at = divmod(draw, episodes)
-    return _order(episodes, *parts, epoch)[at]
+    epoch, position = divmod(draw, episodes)
+    return _order(episodes, *parts, epoch)[position]
 
 
 @lru_cache(maxsize=16)
 def _order(count: int, *parts: object) -> list[int]:
-    """The numbers from 0 to `count` − 1, shuffled."""
+    """A permutation of 0 … `count` − 1, seeded by `parts`."""
     return np.random.default_rng(episode_seed("order", *parts)).permutation(count).tolist()
 
 
 class OnPolicyDataset(Dataset[list[RolloutRequest]]):
-    """Item i = the rollout requests of update i. It has a length, so that Lightning does not fetch one batch ahead."""
+    """Item i is the list of rollout requests of update i.
+
+    It has a length because Lightning prefetches a batch from a data set without one.
+
+    Args:
+        mixture: the tasks and their shares.
+        updates: number of items.
+        groups: groups per item.
+        group_size: trajectories per group, with the same task and seed.
+        seed: the run's seed.
+
+    Raises:
+        ConfigError: if no task is trained on, or one has no training episodes.
+    """
 
     def __init__(self, mixture: TaskMixture, *, updates: int, groups: int, group_size: int, seed: int) -> None:
         if not mixture.teachers:
@@ -58,7 +70,7 @@ class OnPolicyDataset(Dataset[list[RolloutRequest]]):
         if not 0 <= step < self.updates:
             raise IndexError(step)
         requests, group = [], 0
-        drawn = self.mixture.dealt(step, self.groups)
+        drawn = self.mixture.groups_before(step, self.groups)
         for name, count in self.mixture.shares(step, self.groups).items():
             for i in range(count):
                 if (episodes := self.episodes[name]) is None:
@@ -72,13 +84,17 @@ class OnPolicyDataset(Dataset[list[RolloutRequest]]):
         return requests
 
     def epochs(self, step: int) -> dict[str, float]:
-        """How often the training rows were gone through before `step`, by task; only of tasks that have rows."""
-        drawn = self.mixture.dealt(step, self.groups)
+        """Task → passes over its training rows before `step`; only tasks whose environment has rows."""
+        drawn = self.mixture.groups_before(step, self.groups)
         return {name: drawn[name] / count for name, count in self.episodes.items() if count is not None}
 
 
 def training_episodes(name: str, task: Task) -> int | None:
-    """How many training episodes a task has, None if a new one for every seed; ConfigError if there are none."""
+    """The number of a task's training episodes; None where every seed is a new episode.
+
+    Raises:
+        ConfigError: if there are none.
+    """
     count, _ = task.sizes()
     if count == 0:
         expected = "an environment with training episodes (or set the task's `weight` to 0)"
@@ -87,10 +103,11 @@ def training_episodes(name: str, task: Task) -> int | None:
 
 
 def held_out(name: str, task: Task) -> list[RolloutRequest]:
-    """The evaluation requests of one task, the same for every model and run.
+    """The rollout requests for evaluating one task; the same for every model and run.
 
-    Of an environment that makes an episode of every seed: seeds 10⁹, 10⁹+1, … Of a finite one: rows in a fixed shuffled
-    order, each with one seed and one group however often it comes, so that its attempts count as what they are.
+    Seeds are 10⁹, 10⁹+1, … where every seed is an episode. Of a finite number of rows they are in a fixed shuffled
+    order; a row that is evaluated several times keeps its seed and group, so its attempts count as samples of one
+    episode.
 
     Raises:
         ConfigError: if the environment has no held-out episodes, or makes one of every seed and `episodes` is null.
@@ -127,11 +144,12 @@ def _warn(text: str) -> None:
 
 
 class Batches:
-    """The items of a data set in order, made in this process when they are asked for.
+    """A data loader that makes the items of a data set in order, in this process, each when it is needed.
 
     Args:
-        dataset: the items.
-        done: how many have been trained on; a checkpoint keeps it, and a run that goes on begins there.
+        dataset: the data set.
+        done: returns the number of items that have been trained on. Checkpoints save it, and a resumed run starts
+            there.
     """
 
     def __init__(self, dataset: OnPolicyDataset, done: Callable[[], int]) -> None:
@@ -144,19 +162,21 @@ class Batches:
         return (self.dataset[at] for at in range(self.start, len(self.dataset)))
 
     def state_dict(self) -> dict[str, int]:
-        """Where a run that goes on begins."""
+        """The item from which a resumed run continues."""
         return {"start": self.done()}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Begin there."""
+        """Continue from the saved item."""
         self.start = state["start"]
 
 
 class OnPolicyData(L.LightningDataModule):
-    """Training batches from `OnPolicyDataset`; one validation batch a task, of all its held-out episodes.
+    """Training batches from `OnPolicyDataset`, and one validation batch per task with all its held-out episodes.
+
+    The arguments are those of `OnPolicyDataset`.
 
     Raises:
-        ConfigError: if an environment cannot be made, or has not the episodes that a task asks for.
+        ConfigError: if an environment cannot be made, or lacks the episodes that its task asks for.
     """
 
     def __init__(self, mixture: TaskMixture, *, updates: int, groups: int, group_size: int, seed: int) -> None:
@@ -166,15 +186,15 @@ class OnPolicyData(L.LightningDataModule):
         self.validation_set = [held_out(name, task) for name, task in mixture.tasks.items()]
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Requests hold no tensors; the module moves what they become."""
+        """Return the batch unchanged: requests hold no tensors."""
         return batch
 
     def train_dataloader(self) -> Batches:
-        """Batches in order."""
+        """The training batches, from the first one that has not been trained on."""
         trainer = self.trainer
         assert trainer is not None
         return Batches(self.train_set, lambda: completed_steps(trainer))
 
     def val_dataloader(self) -> DataLoader[list[RolloutRequest]]:
-        """One batch a task."""
+        """One batch per task."""
         return DataLoader(self.validation_set, batch_size=None, num_workers=0)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from opdlight.errors import ConfigError, OpdError
 from opdlight.losses import Loss
 from opdlight.models import Student, Teacher, resolve_model
 from opdlight.rollout import open_collector
-from opdlight.system.console import say, show, stage, track
+from opdlight.system.console import progress, say, show, track
 from opdlight.system.files import write_text
 from opdlight.system.quiet import quiet_libraries
 
@@ -62,7 +62,7 @@ def examine(patient: Patient) -> list[Finding]:
         *((name, "", partial(of_run, patient)) for name, of_run in OF_RUN.items()),
     ]
     found: list[Finding] = []
-    with stage("doctor", len(checks), log=False) as bar:
+    with progress("doctor", len(checks), log=False) as bar:
         for done, (name, about, run) in enumerate(checks):
             bar.update(done, title=f"doctor: {name}")
             found += attempt(name, about, run)
@@ -110,7 +110,7 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
     loss: Loss = instantiate(cfg.loss)
-    with stage("loading the student"):
+    with progress("loading the student"):
         student, found = _student(cfg)
     if student is not None:
         teachers: dict[str, Teacher] = {}
@@ -121,7 +121,7 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
             for model in (student, *teachers.values()):
                 model.to("cuda")
         found += examine(patient)
-        with stage("greedy answers"):
+        with progress("greedy answers"):
             found += _answers(cfg, patient)
     found = said_once(found)
     show(table(found))

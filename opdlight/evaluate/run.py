@@ -17,7 +17,7 @@ from opdlight.models.loading import load_tokenizer, resolve_model
 from opdlight.rollout import ChatRenderer, Collector, Sampling, open_collector
 from opdlight.run_folder.folder import open_run
 from opdlight.system.closing import Closing
-from opdlight.system.console import say, show, stage, table
+from opdlight.system.console import progress, say, show, table
 from opdlight.system.files import write_text
 from opdlight.types import Status, Trajectory
 
@@ -34,7 +34,7 @@ def evaluate_tasks(
     results = {}
     for name, task in tasks.items():
         requests = held_out(name, task)
-        with stage(f"evaluate {whose}{name}", len(requests)) as bar:
+        with progress(f"evaluate {whose}{name}", len(requests)) as bar:
             results[name] = collector.collect(requests, sampling, sampling_seed=seed, progress=bar.update)
     return results
 

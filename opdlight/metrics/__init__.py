@@ -1,1 +1,1 @@
-"""Metrics of success and of tokens, and the glossary of every logged key."""
+"""Pure metric functions, and the glossary of every logged key."""

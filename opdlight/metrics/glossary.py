@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a logged key means."""
+    """The meaning of a logged key, its unit, how it is estimated, and which values are healthy."""
 
     meaning: str
     unit: str
@@ -29,7 +29,10 @@ GLOSSARY: dict[str, Entry] = {
         "trajectories with a completion that hit the length limit", "share", "mean over trajectories", "under 0.1"
     ),
     "rollout/repetition/{task}": Entry(
-        "4-grams of tokens that the trajectory held before", "share", "mean over trajectories", "steady; see the task"
+        "4-grams of tokens that the trajectory contains earlier",
+        "share",
+        "mean over trajectories",
+        "steady; see the task",
     ),
     "rollout/staleness": Entry(
         "updates between the student that rolled out and the one that learns",
@@ -51,7 +54,7 @@ GLOSSARY: dict[str, Entry] = {
         "sampled tokens that carry no loss because a teacher lacks their id or means another token by it",
         "tokens",
         "sum over the trajectories of all ranks",
-        "0, or next to rollout/loss_tokens next to nothing",
+        "0, or very few compared with rollout/loss_tokens",
     ),
     "rollout/loss_tokens": Entry("loss positions of this rank", "tokens", "sum", "steady"),
     "env/{name}/{task}": Entry("a counter of the environment", "count", "mean over trajectories", "see the task"),
@@ -74,7 +77,7 @@ GLOSSARY: dict[str, Entry] = {
         "share of Σ|log q(y)/π(y)| on added tokens (markers, ends, <think>)", "share", "sampled positions", "under 0.3"
     ),
     "signal/negative/{task}": Entry(
-        "tokens that the teacher likes less: q(y) < π(y)", "share", "sampled positions", "–"
+        "tokens that the teacher finds less likely: q(y) < π(y)", "share", "sampled positions", "–"
     ),
     "signal/negative_mass/{task}": Entry(
         "share of Σ|log q(y)/π(y)| with a negative sign", "share", "sampled positions", "falls from 1 to 0.5"
@@ -106,7 +109,7 @@ GLOSSARY: dict[str, Entry] = {
     "kl/k3/{task}": Entry(
         "KL(student‖teacher): mean q(y)/π(y) − 1 − log q(y)/π(y). An exponential: one token with q ≫ π rules the mean",
         "nats",
-        "k3, sampled positions; far above k1 it says nothing (y is no sample of π, or π has all but lost what q wants)",
+        "k3, sampled positions; not to be trusted far above k1 (y is no sample of π, or π(y) ≪ q(y) for likely y)",
         "falls to 0",
     ),
     "optimizer/grad_norm": Entry("2-norm of the gradient before clipping", "norm", "whole batch", "no spikes"),
@@ -128,26 +131,26 @@ GLOSSARY: dict[str, Entry] = {
         "updates skipped so far because the loss or the gradient was not finite", "updates", "exact", "0"
     ),
     "server/retries/{role}": Entry(
-        "requests to the teachers' or the engine's server that were sent again after a fault", "requests", "total", "0"
+        "requests to the teachers' or the engine's server that were repeated after a fault", "requests", "total", "0"
     ),
     "server/waited/{role}": Entry(
-        "pauses before these, summed over requests that wait side by side", "seconds", "total", "0"
+        "pauses before repeated requests, summed over concurrent ones", "seconds", "total", "0"
     ),
     "server/restarts/engine": Entry(
-        "times that the student's server had lost its weights and got them again, or an actor of the Ray pool was "
-        "replaced",
+        "times that the student's server had lost its weights and was sent them again, or that an actor of the Ray "
+        "pool was replaced",
         "restarts",
         "total",
         "0",
     ),
-    "server/resent/engine": Entry("completions that were asked for again because of that", "completions", "total", "0"),
+    "server/resent/engine": Entry("completions that were requested again after a restart", "completions", "total", "0"),
     "optimizer/out_of_memory": Entry(
-        "how often micro_batch_tokens was halved because memory ran out", "times", "exact", "0"
+        "how often micro_batch_tokens was halved after running out of memory", "times", "exact", "0"
     ),
     "checkpoint/failed": Entry("checkpoints that could not be written", "count", "exact", "0"),
-    "time/{stage}": Entry("wall time of a stage of the step", "seconds", "this step", "rollout dominates"),
+    "time/{part}": Entry("wall time of a part of the step", "seconds", "this step", "rollout dominates"),
     "throughput/rollout": Entry(
-        "generated tokens per second of the rollout stage; with staleness: 1 of the wait for it",
+        "generated tokens per second of the rollout; with staleness: 1 of the wait for it",
         "tokens/s",
         "this step",
         "steady",
@@ -171,7 +174,7 @@ def describe(key: str) -> Entry | None:
 
 
 def search(words: Sequence[str]) -> dict[str, Entry]:
-    """The entries with every one of `words` in their key or meaning, in any case; a logged key finds its own.
+    """The entries whose key or meaning contains every one of `words`, ignoring case; a logged key finds its entry.
 
     >>> list(search(["mass", "student"])), list(search(["rollout/reward/sums"]))
     (['coverage/student_mass/{task}'], ['rollout/reward/{task}'])

@@ -28,10 +28,13 @@ def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, f
 
 
 def success_interval(per_episode: Sequence[Sequence[float]]) -> tuple[float, tuple[float, float]]:
-    """Mean success over episodes × samples and its 95 % interval, the episode as the unit (samples of one are tied).
+    """Mean success over episodes × samples, and its 95 % interval with the episode as the independent unit.
 
-    One sample an episode: Wilson. More (avg@n): Wilson at the effective number of episodes m = p(1−p) / s², where s² is
-    the variance of the mean over episodes; so repeated samples of one episode count as what they add.
+    One sample per episode: Wilson's interval. More (avg@n), which are correlated: Wilson's interval at the effective
+    number of episodes m = p(1−p) / s², where s² is the variance of the mean over episodes.
+
+    Args:
+        per_episode: for each episode the success, 0 or 1, of each of its samples.
     """
     means = [sum(e) / len(e) for e in per_episode]
     n, p = len(means), sum(means) / len(means)
@@ -41,7 +44,12 @@ def success_interval(per_episode: Sequence[Sequence[float]]) -> tuple[float, tup
 
 
 def pass_at_k(attempts: int, solved: int, k: int) -> float:
-    """Chance that at least one of k attempts solves an episode, 1 − C(n−c, k) / C(n, k), unbiased for n ≥ k attempts.
+    """Probability that at least one of k attempts solves an episode: 1 − C(n−c, k) / C(n, k), unbiased for n ≥ k.
+
+    Args:
+        attempts: n, how many were made.
+        solved: c, how many of them solved the episode.
+        k: in [1, n].
 
     Chen et al. 2021 (arXiv 2107.03374), Eq. 1.
 
@@ -54,7 +62,7 @@ def pass_at_k(attempts: int, solved: int, k: int) -> float:
 
 
 def outcome_rows(trajectories: Sequence[Trajectory]) -> Tensor:
-    """Seed, 1 for success else 0, and reward of each trajectory, [n, 3] in float64 (which holds every seed exactly)."""
+    """Seed, success (1 or 0) and reward of each trajectory, [n, 3] in float64, which represents every seed exactly."""
     rows = [[t.seed, float(t.status is Status.SUCCESS), t.reward] for t in trajectories]
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, 3)
 
@@ -67,8 +75,8 @@ class Result:
     low: float  # 95 % interval, the episode as the unit
     high: float
     pass_at: dict[int, float]  # k → share of episodes solved by at least one of k samples; 1, 2, 4, … and all of them
-    episodes: int  # different ones
-    samples: int  # of each episode; the fewest, where an episode comes more often than another
+    episodes: int  # number of distinct episodes
+    samples: int  # per episode; the smallest number, where episodes differ
     reward: float
 
     @classmethod
@@ -78,7 +86,7 @@ class Result:
 
     @classmethod
     def of_rows(cls, rows: Tensor) -> "Result":
-        """The same from `outcome_rows`, in any order."""
+        """`of`, from the `outcome_rows` of the trajectories in any order."""
         episodes: dict[float, list[tuple[float, float]]] = {}
         for seed, solved_it, reward in sorted(rows.tolist()):
             episodes.setdefault(seed, []).append((solved_it, reward))
@@ -99,7 +107,7 @@ class Result:
 
     @property
     def title(self) -> str:
-        """What `success` is called."""
+        """The name of the figure `success`: pass@1 or avg@n."""
         return "pass@1" if self.samples == 1 else f"avg@{self.samples}"
 
     def __str__(self) -> str:
@@ -107,7 +115,7 @@ class Result:
 
 
 class HeldOutOutcomes(Metric):
-    """Outcomes of one task's held-out episodes: each rank updates with its own, `compute` gathers those of all."""
+    """The outcomes of one task's held-out episodes, gathered from all ranks by `compute`."""
 
     full_state_update = False
     rows: list[Tensor]
@@ -117,7 +125,7 @@ class HeldOutOutcomes(Metric):
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     def update(self, trajectories: Sequence[Trajectory]) -> None:
-        """Add trajectories; a rank without any adds none."""
+        """Add the outcomes of this rank's trajectories, of which there may be none."""
         self.rows.append(outcome_rows(trajectories).to(self.device))
 
     def compute(self) -> Tensor:

@@ -10,12 +10,18 @@ from opdlight.types import Support
 
 
 def teacher_mass(support: Support) -> Tensor:
-    """Coverage: Σ_{v∈S} q(v), [N], in [0, 1]."""
+    """Coverage of the teacher: Σ_{v∈S} q(v), [N], in [0, 1]."""
     return support.teacher_logprobs.exp().masked_fill(~support.valid, 0.0).sum(-1)
 
 
 def student_mass(student_logits: Tensor, normaliser: Tensor, valid: Tensor) -> Tensor:
-    """Σ_{v∈S} π(v), [N], in [0, 1]; 1 minus it is what a renormalised loss does not see. z [N, K], log-sum [N]."""
+    """Σ_{v∈S} π(v), [N], in [0, 1]: what it lacks to 1 is invisible to a renormalised loss.
+
+    Args:
+        student_logits: z on S [N, K].
+        normaliser: log Σ_v exp(z_v) over the full vocabulary [N].
+        valid: False on filler of the support [N, K].
+    """
     return (student_logits - normaliser[:, None]).exp().masked_fill(~valid, 0.0).sum(-1)
 
 
@@ -25,23 +31,23 @@ def sampled_in_support(support: Support, target_ids: Tensor) -> Tensor:
 
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:
-    """|A ∩ B| / K of two sets of K distinct ids, [N]. Arguments [N, K]."""
+    """|A ∩ B| / K, [N], of two sets `a` and `b` [N, K] of K distinct ids per position."""
     return (a[:, :, None] == b[:, None, :]).any(-1).float().mean(-1)
 
 
 def subsample(n: int, most: int, generator: torch.Generator | None = None) -> Tensor:
-    """Indices [min(n, most)] into n positions, without replacement, ascending."""
+    """At most `most` indices into n positions, drawn without replacement, ascending, [min(n, most)]."""
     if n <= most:
         return torch.arange(n)
     return torch.randperm(n, generator=generator)[:most].sort().values
 
 
 def top_share(values: Tensor, share: float) -> Tensor:
-    """Share of Σ|v| that the ⌈share·n⌉ largest |v| hold, in [0, 1]; `share` itself if all are equal, 0 of nothing.
+    """Share of Σ|v| that the ⌈share·n⌉ largest |v| make up, in [0, 1]; 0 if all values are 0.
 
     Args:
         values: [n], any sign and unit.
-        share: of the n entries, in (0, 1].
+        share: share of the n entries, in (0, 1].
 
     >>> round(float(top_share(torch.tensor([6.0, -3.0, 1.0, 0.0]), 0.25)), 2)
     0.6
@@ -54,9 +60,9 @@ def top_share(values: Tensor, share: float) -> Tensor:
 
 
 def sampled_token_gradient_norm(student_logprobs: Tensor, token: Tensor, teacher_logprob: Tensor) -> Tensor:
-    """‖∂ℓ_t/∂z_t‖ = |r_t| · ‖e_y − π‖, the policy gradient of the sampled token in the student's logits [N].
+    """‖∂ℓ_t/∂z_t‖ = |r_t| · ‖e_y − π‖ [N], the norm of the sampled token's policy gradient in the student's logits.
 
-    r_t = log π(y_t) − log q(y_t) is constant; ‖e_y − π‖² = 1 − 2π(y) + Σ_v π(v)².
+    r_t = log π(y_t) − log q(y_t) is detached; ‖e_y − π‖² = 1 − 2π(y) + Σ_v π(v)².
 
     Args:
         student_logprobs: log π [N, V].
@@ -71,7 +77,7 @@ def sampled_token_gradient_norm(student_logprobs: Tensor, token: Tensor, teacher
 
 
 def matching_gradient_norm(student_logits: Tensor, teacher_logprobs: Tensor) -> Tensor:
-    """‖∂ℓ_t/∂z_t‖ = ‖p_j (log(p_j/q_j) − ℓ_t)‖ over j ∈ S, local support matching in the student's logits [N].
+    """‖∂ℓ_t/∂z_t‖ = ‖p_j (log(p_j/q_j) − ℓ_t)‖ over j ∈ S [N], for local support matching, in the student's logits.
 
     p and q are both models renormalised on S, ℓ = Σ_S p log(p/q); outside S the gradient is 0.
 
@@ -88,9 +94,10 @@ def matching_gradient_norm(student_logits: Tensor, teacher_logprobs: Tensor) -> 
 
 
 def repeated(turns: Sequence[Sequence[int]], n: int) -> list[list[bool | None]]:
-    """For each token of each turn: does the n-gram that it ends occur earlier in the trajectory? None: it ends none.
+    """For each token of each turn, whether the n-gram that ends there has occurred before in the trajectory.
 
-    N-grams lie within one turn; earlier ones may be of any turn before, or overlap in the same.
+    An n-gram lies within one turn; its earlier occurrence may be in any turn and may overlap. The first n−1 tokens of a
+    turn end no n-gram: None.
 
     >>> repeated([[1, 1, 1], [1, 1]], 2)
     [[None, False, True], [None, True]]
@@ -108,15 +115,21 @@ def repeated(turns: Sequence[Sequence[int]], n: int) -> list[list[bool | None]]:
 
 
 def repetition_rate(turns: Sequence[Sequence[int]], n: int = 4) -> float:
-    """Share of a trajectory's n-grams that occurred in it before, in [0, 1); NaN if it has none."""
+    """Share of a trajectory's n-grams that have occurred in it before, in [0, 1); NaN if it has no n-gram."""
     flags = [flag for turn in repeated(turns, n) for flag in turn if flag is not None]
     return sum(flags) / len(flags) if flags else math.nan
 
 
 def quantiles_by_bucket(values: Tensor, bucket: Tensor, buckets: int, quantiles: Sequence[float]) -> Tensor:
-    """Quantiles [buckets, len(quantiles)] of the values [n] whose bucket [n] is 0, 1, …; NaN for an empty one.
+    """Quantiles of the values in each bucket, [buckets, len(quantiles)]; NaN for an empty bucket.
 
-    Linear between the two nearest order statistics.
+    Interpolated linearly between order statistics.
+
+    Args:
+        values: [n].
+        bucket: number of the bucket of each value, [n].
+        buckets: how many there are.
+        quantiles: in [0, 1].
     """
     at = torch.tensor(quantiles, dtype=values.dtype)
     empty = torch.full_like(at, math.nan)

@@ -192,7 +192,7 @@ class ServerTeacher(Teacher):
             mine = None if named is None else named[at]
             questions.append(self._question(tokens, columns[at], needs, mine, shared=shared, look_k=look_k))
             places.append(at)
-        probe, *answers = self._server.each(self._ask, questions)
+        probe, *answers = self._server.map(self._ask, questions)
         self._check_unchanged(probe)
         device = batch.input_ids.device
         if not answers:

@@ -21,7 +21,7 @@ from opdlight.report.naming import distinct, names
 from opdlight.report.outcome import draw_outcome
 from opdlight.report.read import Run, read_run
 from opdlight.report.tokens import draw_tokens
-from opdlight.system.console import say, stage, track
+from opdlight.system.console import progress, say, track
 from opdlight.system.files import write_text
 
 PAGE = Path(__file__).parent / "page"
@@ -59,7 +59,7 @@ def report(run: str | Sequence[str], out: str | None = None, trajectories: int =
     file = Path(out) if out else beside / "report" / "index.html"
     figures = file.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    with stage("drawing", log=False), matplotlib.rc_context(STYLE):
+    with progress("drawing", log=False), matplotlib.rc_context(STYLE):
         parts = sections(runs)
     for chart in (chart for part in parts for chart in part.charts):
         (figures / f"{chart.slug}.png").write_bytes(chart.png)

@@ -8,7 +8,7 @@ from opdlight.data.tasks import Task
 from opdlight.rollout.collector import Collector, Limits
 from opdlight.rollout.engines.base import Engine
 from opdlight.rollout.rendering import ChatRenderer
-from opdlight.system.console import stage
+from opdlight.system.console import progress
 
 
 def make_collector(
@@ -42,7 +42,7 @@ def make_collector(
 @contextmanager
 def open_engine(start: Callable[[], Engine], title: str = "starting the engine") -> Iterator[Engine]:
     """An engine that is closed at the end of the block, after an error too; `title` is shown while it starts."""
-    with stage(title):
+    with progress(title):
         engine = start()
     with closing(engine):
         yield engine

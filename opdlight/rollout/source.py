@@ -10,7 +10,7 @@ from torch import Tensor
 from opdlight.rollout.collector import Collector
 from opdlight.rollout.engines.base import Sampling
 from opdlight.rollout.prefetch import Prefetch
-from opdlight.system.console import stage
+from opdlight.system.console import progress
 from opdlight.system.distributed import all_gather, rank, world_size
 from opdlight.system.preemption import Preemption
 from opdlight.system.timer import Timer
@@ -63,7 +63,7 @@ class RolloutSource:
     def collector(self) -> Collector:
         """Environments × engine; starts the engine at the first call."""
         if self._collector is None:
-            with stage("starting the engine"):
+            with progress("starting the engine"):
                 self._collector = self.make_collector()
         return self._collector
 

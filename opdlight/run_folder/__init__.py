@@ -1,1 +1,1 @@
-"""What a run leaves behind."""
+"""The folder of a run: config, versions, checkpoints, loggers, growing records and the summary."""

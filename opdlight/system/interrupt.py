@@ -1,4 +1,4 @@
-"""Ctrl-C: the first stops a command in order and says so at once, the second ends the process."""
+"""Ctrl-C: the first one stops a command in order and is acknowledged at once, a second one ends the process."""
 
 import os
 import signal
@@ -11,27 +11,31 @@ from types import FrameType
 from opdlight.system.console import clear, is_first_process, say
 
 STOPPING = "Ctrl-C: stopping. Once more ends it at once."
-_said = threading.Event()
+_acknowledged = threading.Event()  # STOPPING has been printed
 
 
 def exit_code() -> int:
-    """What a shell expects of a command that Ctrl-C stopped; 0 of helpers, whose failure would get the first killed."""
+    """The exit code after Ctrl-C: 130, as shells expect; 0 in a process that is not the first.
+
+    Lightning's launcher would kill the first process, before it has ended in order, if another one failed.
+    """
     return 130 if is_first_process() else 0
 
 
 class Interrupted(SystemExit):
-    """Ctrl-C came. Not a KeyboardInterrupt, which Lightning would make its own end of."""
+    """Ctrl-C stops the command. Not a KeyboardInterrupt, because Lightning handles that one itself."""
 
     def __init__(self) -> None:
         super().__init__(exit_code())
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Within, the first Ctrl-C raises `Interrupted` in the main thread, or does what a later handler wants.
+def stop_on_ctrl_c() -> Iterator[None]:
+    """In the block, the first Ctrl-C raises `Interrupted` in the main thread, and a second one ends the process.
 
-    The line on the terminal and the second Ctrl-C wait for nothing: Python would run its handlers only when a long
-    computation of torch or the engine has returned, so a thread reads the signals from a socket.
+    A handler of SIGINT that is installed later decides instead what the first Ctrl-C does. The acknowledgement and the
+    second Ctrl-C do not depend on handlers: Python runs those only between two bytecodes of the main thread, which may
+    take long inside torch or an engine, so a thread reads the signals from the wake-up socket.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -40,7 +44,7 @@ def listening() -> Iterator[None]:
     writer.setblocking(False)
     before = signal.signal(signal.SIGINT, _raise), signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=_listen, args=(reader,), daemon=True, name="ctrl-c")
-    _said.clear()
+    _acknowledged.clear()
     thread.start()
     try:
         yield
@@ -53,22 +57,22 @@ def listening() -> Iterator[None]:
 
 
 def leave_to_parent() -> None:
-    """For a worker process: a terminal sends Ctrl-C to all, and the parent ends its workers."""
+    """Ignore Ctrl-C in a worker process: a terminal sends it to all processes, and the parent stops its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def await_line() -> None:
-    """For a handler of Ctrl-C: let the line that it stops come before what else there is to say."""
-    _said.wait(10.0)  # not for ever: the main thread may hold what the line needs
+def await_acknowledgement() -> None:
+    """Wait until `STOPPING` is printed; a handler of Ctrl-C calls this before it prints anything else."""
+    _acknowledged.wait(10.0)  # not forever: the interrupted main thread may hold the lock that printing needs
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    await_line()
+    await_acknowledgement()
     raise Interrupted
 
 
 def _listen(reader: socket.socket) -> None:
-    asked = False
+    asked = False  # one Ctrl-C has come
     while received := reader.recv(1):
         if received[0] != signal.SIGINT:
             continue
@@ -77,4 +81,4 @@ def _listen(reader: socket.socket) -> None:
         asked = True
         clear()
         say(STOPPING)
-        _said.set()
+        _acknowledged.set()

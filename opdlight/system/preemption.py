@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run in order: a machine that is taken away costs at most the rollout that was going on."""
+"""SIGTERM and Ctrl-C end a run in order: at most the current rollout is lost."""
 
 import signal
 import threading
@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from opdlight.system.interrupt import await_line, exit_code
+from opdlight.system.interrupt import await_acknowledgement, exit_code
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(SystemExit):
-    """SIGTERM came, and the process ends with exit code 0, or Ctrl-C, with 130.
+    """Ends the process after SIGTERM (exit code 0) or Ctrl-C (exit code 130).
 
     Args:
-        between_steps: the state is that after a whole step, so a checkpoint can be made of it.
-        number: of the signal.
+        between_steps: no step is half done, so the state can be saved as a checkpoint.
+        number: the signal's number.
     """
 
     def __init__(self, *, between_steps: bool, number: int = signal.SIGTERM) -> None:
@@ -27,21 +27,22 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """Listens to SIGTERM and Ctrl-C inside a `with` block.
+    """Handles SIGTERM and Ctrl-C inside a `with` block.
 
-    While nothing is half done, `Preempted` is raised at once; else `asked` is set, for the one who knows a good moment.
+    While `busy` is False, a signal raises `Preempted` at once. While it is True, a signal only sets `asked`; the
+    callback that writes checkpoints reads it at the next step and raises `Preempted` then.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self.busy = False  # something is half done
-        self.rolling_out = False  # a step has begun and changed nothing yet
-        self.rollout_lost = False  # the signal ended a rollout that no checkpoint holds
-        self.number: int = signal.SIGTERM  # the signal that has come
+        self.asked = False  # a signal has come
+        self.busy = False  # a step is half done: the state cannot be saved now
+        self.rolling_out = False  # a step has begun, but has not changed the state yet
+        self.rollout_lost = False  # the signal interrupted a rollout; no checkpoint contains its trajectories
+        self.number: int = signal.SIGTERM  # the signal that came last
         self._before: dict[signal.Signals, Any] = {}
 
     def listen(self) -> None:
-        """Take the signals, from Lightning too, whose handler ends a run without a checkpoint."""
+        """Install the handlers, in place of Lightning's, which would end a run without a checkpoint."""
         if threading.current_thread() is threading.main_thread():
             for number in STOPPING:
                 signal.signal(number, self._hear)
@@ -65,7 +66,7 @@ class Preemption:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            await_line()
+            await_acknowledgement()
         self.asked, self.number = True, number
         if not self.busy:
             self.rollout_lost = self.rolling_out

@@ -1,4 +1,4 @@
-"""Libraries that say what the user of a run need not know."""
+"""Warnings and progress bars of libraries that are of no use to the user of a run."""
 
 import logging
 import warnings
@@ -7,11 +7,11 @@ import transformers
 
 
 def quiet_libraries() -> None:
-    """Keep the terminal for what the run itself has to say."""
-    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # a student trains in it
+    """Silence them in this process."""
+    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # a student trains so
     warnings.filterwarnings(
         "ignore", message="It is recommended to use `self.log\\('val/"
-    )  # gathered by our own metric
+    )  # HeldOutOutcomes gathers over the ranks itself
     warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)  # inside Lightning
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()

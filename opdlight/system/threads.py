@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait for one another; OpenMP reads it when it is loaded, so it is chosen before torch is."""
+"""How OpenMP's threads wait for one another. Set before torch is imported: OpenMP reads it when it is loaded."""
 
 import os
 
@@ -9,15 +9,15 @@ _CHOSEN_BY_USER = (SPINS, "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 def choose_wait_policy() -> None:
     """Let waiting threads spin for some microseconds and then sleep, unless the user has chosen.
 
-    Trainer, engine and environments share the cores: a thread that spins for long holds a core that another of them
-    needs, and one that sleeps at once is woken for every small product. `tools/bench_threads.py` measures it.
+    Trainer, engine and environments share the cores. A thread that spins for long occupies a core that another of them
+    needs; one that sleeps at once has to be woken for every small matrix product. `tools/bench_threads.py` measures it.
     """
     if not any(name in os.environ for name in _CHOSEN_BY_USER):
         os.environ[SPINS] = "3000"
 
 
 def describe() -> str:
-    """What this process uses, in words: number of threads, and how they wait."""
+    """The number of CPU threads of this process and how they wait, as a text for `versions.json`."""
     import torch
 
     threads = torch.get_num_threads()

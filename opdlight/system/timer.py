@@ -1,4 +1,4 @@
-"""What a step is doing, and how long each part of it took."""
+"""What a training step is doing, and how long each part of it took."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,20 +8,24 @@ import torch
 
 
 class Timer:
-    """`with stages("rollout")` names what is going on and adds up its wall seconds, those of a stage inside left out.
+    """Adds up wall seconds by the name of a part: `with timer("rollout"): ...`.
 
-    On a GPU the work that was handed to it counts too.
+    Where parts are nested, the seconds of the inner one do not count for the outer one. On a GPU a part ends when the
+    kernels that it has launched have finished.
+
+    `name` is the current part, empty outside all parts; `seconds` maps each name to its sum; `on_change` is called
+    with the new name whenever it changes.
     """
 
     def __init__(self) -> None:
         self.name = ""
         self.seconds: dict[str, float] = {}
         self.on_change: Callable[[str], None] = lambda name: None
-        self._inner = 0.0  # seconds of the stages inside the one that is going on
+        self._inner = 0.0  # seconds of the parts nested in the current one
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Within, `name` is what is going on."""
+        """Time the block as part `name`."""
         before, self.name = self.name, name
         self.on_change(name)
         outer, self._inner = self._inner, 0.0

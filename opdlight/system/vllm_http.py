@@ -1,6 +1,6 @@
-"""A vLLM server over HTTP: retries with backoff, errors in one sentence, the API key from the environment.
+"""A client of a vLLM server: retries with backoff, errors in one sentence, the API key from the environment.
 
-Nothing here imports vllm: a machine that trains beside a server needs none.
+It does not import vllm, which a machine that only talks to a server need not have installed.
 """
 
 import logging
@@ -20,26 +20,29 @@ from opdlight.errors import ConfigError, ServerError
 
 T = TypeVar("T")
 R = TypeVar("R")
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between two attempts: doubled each time
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between two attempts; doubled after each
 CONNECT_SECONDS = 10.0
-KEEP_SECONDS = 2.0  # an idle connection is closed before the server's side (5 s) may close it under a request
-REASON = 400  # characters of a server's message that an error repeats
+KEEP_SECONDS = 2.0  # idle connections are closed before the server (after 5 s) closes them during a request
+REASON = 400  # longest part of a server's message that an error repeats, in characters
 
 
 class Unavailable(Exception):
-    """An attempt failed in a way that may pass: the server is away, slow, overloaded, or its reply broke off."""
+    """An attempt failed in a way that another one may not: the server is down, slow, overloaded, or cut its reply."""
 
 
 class VLLMServer:
-    """One server and how patiently it is asked. Threads may share it.
+    """One server, and how often and how long requests to it are retried. Threads may share an instance.
 
     Args:
-        url: where it listens, such as http://127.0.0.1:8000.
-        group: config group that holds these arguments, for errors.
-        concurrency: requests that are under way at once.
+        url: address of the server, such as http://127.0.0.1:8000.
+        group: config group of these arguments, named in errors.
+        concurrency: most requests that run at the same time.
         timeout: seconds until an attempt counts as failed.
         retries: further attempts after one that failed; pauses of 0.5, 1, 2 … 60 seconds lie between them.
-        api_key_env: environment variable that holds the key of `vllm serve --api-key`; unset, none is sent.
+        api_key_env: environment variable that holds the key of `vllm serve --api-key`; if it is unset, none is sent.
+
+    Raises:
+        ConfigError: if `url` is not the address of an HTTP server, or holds a user or a password.
     """
 
     def __init__(
@@ -69,24 +72,24 @@ class VLLMServer:
         )
         weakref.finalize(self, self._client.close)
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        self._random = random.Random()  # jitter: no seeded stream may move when a server is slow
+        self._random = random.Random()  # of its own: jitter must not advance a seeded stream
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._stats = {"retries": 0.0, "waited": 0.0}
 
     def stats(self) -> dict[str, float]:
-        """Since the start: attempts that were repeated, seconds of the pauses before them (summed over requests)."""
+        """Totals since the start: repeated attempts, and seconds of the pauses before them, summed over requests."""
         return dict(self._stats)
 
     def get(self, path: str) -> Any:
-        """The JSON at `path`; raises ServerError."""
-        return self.patiently(lambda: self.once("GET", path))
+        """The JSON at `path`, with retries; raises ServerError."""
+        return self.retry(lambda: self.attempt("GET", path))
 
     def post(self, path: str, body: Any) -> Any:
-        """The JSON that answers `body`; raises ServerError."""
-        return self.patiently(lambda: self.once("POST", path, body))
+        """The JSON reply to `body`, with retries; raises ServerError."""
+        return self.retry(lambda: self.attempt("POST", path, body))
 
     def generate(self, token_ids: list[int], model: str, **sampling: Any) -> dict[str, Any]:
-        """Token ids in, token ids out; needs `--enable-scale-out`."""
+        """The reply to a request of one completion by token ids; the server needs `--enable-scale-out`."""
         sampling = {"detokenize": False, **sampling}
         body = {"model": model, "token_ids": token_ids, "sampling_params": sampling}
         reply = self.post("/inference/v1/generate", body)
@@ -95,16 +98,17 @@ class VLLMServer:
             raise self.wrong_reply("one choice", choices)
         return reply
 
-    def once(self, method: str, path: str, body: Any = None) -> Any:
-        """One attempt.
+    def attempt(self, method: str, path: str, body: Any = None) -> Any:
+        """The JSON reply to one request, without retries.
 
         Raises:
-            Unavailable: if another attempt makes sense. ServerError: if not.
+            Unavailable: if another attempt may succeed.
+            ServerError: if it cannot.
         """
         try:
             response = self._client.request(method, path, json=body, extensions={"trace": self._connected})
         except httpx2.TransportError as error:
-            raise Unavailable(self._safe(f"{type(error).__name__} {error}".strip())) from error
+            raise Unavailable(self._without_key(f"{type(error).__name__} {error}".strip())) from error
         status = response.status_code
         if status >= 500 or status in (408, 429):
             raise Unavailable(f"{status}: {self._reason(response)}")
@@ -116,8 +120,8 @@ class VLLMServer:
         except ValueError as error:
             raise Unavailable(f"a reply of {len(response.content)} bytes that is no JSON") from error
 
-    def patiently(self, call: Callable[[], T]) -> T:
-        """The result of `call`, repeated while it raises Unavailable.
+    def retry(self, call: Callable[[], T]) -> T:
+        """The result of `call`, which is repeated while it raises Unavailable.
 
         Raises:
             ServerError: after `retries` repetitions.
@@ -142,8 +146,8 @@ class VLLMServer:
             "it may be away."
         ) from problem
 
-    def each(self, call: Callable[[R], T], items: Sequence[R]) -> list[T]:
-        """`call` on every item, `concurrency` at once; the first error ends them all."""
+    def map(self, call: Callable[[R], T], items: Sequence[R]) -> list[T]:
+        """The results of `call` for every item, `concurrency` at once; the first error ends all calls and is raised."""
         with ThreadPoolExecutor(min(self.concurrency, max(len(items), 1))) as pool:
             futures = [pool.submit(call, item) for item in items]
             try:
@@ -153,49 +157,49 @@ class VLLMServer:
             except BaseException:
                 for future in futures:
                     future.cancel()
-                self._stop.set()  # those that wait for a server that is away
+                self._stop.set()  # wakes the calls that pause before a retry
                 raise
             finally:
                 wait([f for f in futures if not f.cancelled()])
                 self._stop.clear()
 
     def wrong_reply(self, expected: str, got: object) -> ServerError:
-        """The error for a reply that nothing can be trained on."""
+        """The error for a reply of the wrong form."""
         return ServerError(f"Expected {self.url} to answer with {expected}, but got {repr(got)[:REASON]}.")
 
     def close(self) -> None:
-        """Give up whatever still waits; the server aborts what nobody waits for."""
+        """Abort all requests and close the connections, upon which the server stops generating."""
         self._stop.set()
         for connection in list(self._sockets):
-            with suppress(OSError):  # it is closed already
-                connection.shutdown(socket.SHUT_RDWR)  # closing alone would not wake a thread that reads
+            with suppress(OSError):  # already closed
+                connection.shutdown(socket.SHUT_RDWR)  # close() alone would not wake a thread that is reading
         self._client.close()
 
-    def _connected(self, event: str, told: dict[str, Any]) -> None:
+    def _connected(self, event: str, details: dict[str, Any]) -> None:
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            self._sockets.add(told["return_value"].get_extra_info("socket"))
+            self._sockets.add(details["return_value"].get_extra_info("socket"))
 
     def _reason(self, response: httpx2.Response) -> str:
         try:
-            said = response.json()
+            message = response.json()
         except ValueError:
-            said = response.text
+            message = response.text
         for key in ("error", "message", "detail"):
-            if isinstance(said, dict) and key in said:
-                said = said[key]
-        return self._safe(" ".join(str(said).split()).rstrip(".")[:REASON])
+            if isinstance(message, dict) and key in message:
+                message = message[key]
+        return self._without_key(" ".join(str(message).split()).rstrip(".")[:REASON])
 
-    def _safe(self, text: str) -> str:
+    def _without_key(self, text: str) -> str:
         return text.replace(self._key, "…") if self._key else text
 
 
 def find_model(servers: Sequence[VLLMServer], model: str) -> tuple[VLLMServer, str, int]:
-    """The server that serves `model` (a Hub name or a path), the name it gives it, and its longest context in tokens.
+    """The server of `model` (a Hub name or a path), the model's name there, and its longest context in tokens.
 
-    A served name counts if it is the model's or the end of its path; so does the path that a server was started with.
+    A server matches if its served name, or the path that it was started with, equals `model` or the end of its path.
 
     Raises:
-        ConfigError: if none does.
+        ConfigError: if no server does.
     """
     path = f"/{model.strip('/')}"
     offered: dict[str, list[str]] = {}

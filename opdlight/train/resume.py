@@ -33,7 +33,7 @@ def go_on(cfg: DictConfig, folder: Path, checkpoint: Path | None, *, first: bool
         say(f"nothing to do: {folder} has done its {cfg.trainer.max_steps} updates (trainer.max_steps)")
         return False
     if first:
-        records.rewind(folder, checkpoints.read_manifest(checkpoint)["records"] if checkpoint else {})
+        records.truncate(folder, checkpoints.read_manifest(checkpoint)["records"] if checkpoint else {})
         (folder / SUMMARY).unlink(missing_ok=True)  # of a run that was shorter
     if over:
         say(f"nothing to train: {folder} has done its {cfg.trainer.max_steps} updates; its end is done again")

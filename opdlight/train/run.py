@@ -15,12 +15,12 @@ from opdlight.doctor.examination import examine_quickly
 from opdlight.errors import ConfigError
 from opdlight.metrics.success import Result
 from opdlight.run_folder import checkpoints
-from opdlight.run_folder.folder import kept, link_latest, open_run
+from opdlight.run_folder.folder import describe_progress, link_latest, open_run
 from opdlight.run_folder.loggers import close_loggers, open_loggers
 from opdlight.run_folder.summary import Outcome, close_run, read_successes, timed
 from opdlight.system import threads
 from opdlight.system.closing import Closing
-from opdlight.system.console import is_first_process, say, stage
+from opdlight.system.console import is_first_process, progress, say
 from opdlight.system.lightning_internals import completed_steps
 from opdlight.system.preemption import Preempted, Preemption
 from opdlight.train.build import build
@@ -41,7 +41,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
             return _train(cfg, preemption)
         except Preempted as stop:
             again = " The rollout is done again." if preemption.rollout_lost else ""
-            say(f"{kept(Path(cfg.run_dir))}{again}")
+            say(f"{describe_progress(Path(cfg.run_dir))}{again}")
             say(f"{stop.why}: stopped. To go on: {resume_command(cfg.run_dir)}")
             raise
 
@@ -53,7 +53,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     if checkpoint:
         check_steps(cfg, checkpoint)  # before anything of this command line is written down
     folder = open_run(cfg)
-    if not cfg.resume and checkpoints.all_of(folder):
+    if not cfg.resume and checkpoints.list_checkpoints(folder):
         raise ConfigError.wrong("run_dir", expected="a folder without checkpoints, or `resume` it", got=str(folder))
     if cfg.resume and not go_on(cfg, folder, checkpoint, first=first):
         return {f"success/{name}": rate for name, rate in read_successes(folder).items()}
@@ -63,7 +63,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
-    with stage("loading student and teachers"):
+    with progress("loading student and teachers"):
         module = build(cfg, mixture)
     module.source.preemption = preemption
     if checkpoint:

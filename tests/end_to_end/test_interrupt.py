@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from opdlight.run_folder.checkpoints import all_of, steps_of
+from opdlight.run_folder.checkpoints import list_checkpoints, steps_of
 from tests.end_to_end.runs import SMALL, metrics, processes, start
 
 SCRIPT = """
 import time
-from opdlight.interrupt import Interrupted, listening
-with listening():
+from opdlight.system.interrupt import Interrupted, stop_on_ctrl_c
+with stop_on_ctrl_c():
     try:
         print("ready", flush=True)  # who reads this may interrupt: it is heard from here on
         time.sleep(600)
@@ -79,7 +79,7 @@ def test_a_run_writes_a_checkpoint_says_what_is_kept_and_goes_on(tmp_path: Path)
     said = said_when_interrupted(process, log, lambda: (folder / "metrics.csv").exists() and len(metrics(folder)) > 2)
     assert f"run folder: {folder}" in said.splitlines()  # known while it runs
     done = sum(bool(row["loss/train"]) for row in metrics(folder))
-    assert max(map(steps_of, all_of(folder))) == done > 0
+    assert max(map(steps_of, list_checkpoints(folder))) == done > 0
     lines = [line for line in said.splitlines() if not line.startswith("alarm ")]  # of the step that was still done
     stopping, kept, resume = lines[-3:]
     assert stopping == "Ctrl-C: stopping. Once more ends it at once."
@@ -91,7 +91,7 @@ def test_before_the_first_update_nothing_is_kept_and_it_is_said(tmp_path: Path) 
     folder, log = tmp_path / "run", tmp_path / "run.log"
     process = start(folder, "trainer.max_steps=3", "task.tasks.sums.episodes=2000")
     said = said_when_interrupted(process, log, lambda: log.exists() and "evaluate sums" in log.read_text())
-    assert f"Kept in {folder}: no checkpoint yet, it starts over." in said
+    assert f"Kept in {folder}: no checkpoint yet; a resume starts from the beginning." in said
     assert "Ctrl-C: stopped. To go on: " in said.splitlines()[-1]
     assert not (tmp_path / "latest").is_symlink()  # it did not get as far as training
 
@@ -104,7 +104,7 @@ def command(name: str, arguments: list[str], log: str) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.argv = [name, *arguments]
-    importlib.import_module(name).main()
+    importlib.import_module(f"{name}.__main__").main()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def command(name: str, arguments: list[str], log: str) -> None:
         ("opdlight.evaluate", ["task=sums", "task.tasks.sums.episodes=4000", SMALL[-2]], "evaluate sums"),
         ("opdlight.sft", ["task=sums", "trainer.max_steps=4000", "demonstrations.episodes=40"], "update 1/"),
         ("opdlight.lab.toy", ["seeds=[1]", "iterations=200000", "sensitivity=null"], "setting 1 of 1"),
-        ("opdlight.doctor.__main__", ["task=sums"], "loading the teachers"),
+        ("opdlight.doctor", ["task=sums"], "loading the teachers"),
     ],
 )
 def test_other_commands_end_with_one_line(name: str, arguments: list[str], sign: str, tmp_path: Path) -> None:
@@ -141,5 +141,5 @@ def test_two_processes_that_a_terminal_interrupts_stop_at_the_same_step(tmp_path
     assert process.returncode == 130, out[-2000:] + error[-3000:]
     assert "Traceback" not in out + error
     done = sum(bool(row["loss/train"]) for row in metrics(tmp_path))
-    assert steps_of(all_of(tmp_path)[-1]) == done
+    assert steps_of(list_checkpoints(tmp_path)[-1]) == done
     assert out.count("Ctrl-C: stopping") == out.count("Ctrl-C: stopped. To go on: ") == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from opdlight.run_folder.checkpoints import all_of, steps_of
+from opdlight.run_folder.checkpoints import list_checkpoints, steps_of
 from tests.end_to_end.runs import HANGS, metrics
 
 # SGD: AdamW's first steps are sign(gradient), which would hide a wrong scale and blow up roundings of zeros
@@ -95,7 +95,7 @@ def test_a_divided_student_goes_on_divided_or_whole(tmp_path: Path) -> None:
         folder = tmp_path / trainer
         shutil.copytree(whole, folder)
         shutil.rmtree(folder / "student")
-        for checkpoint in all_of(folder):
+        for checkpoint in list_checkpoints(folder):
             if steps_of(checkpoint) > 1:
                 shutil.rmtree(checkpoint)
         made = run(folder, f"resume={folder}", f"trainer={trainer}")

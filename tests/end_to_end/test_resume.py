@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from opdlight.run_folder.checkpoints import all_of, steps_of
+from opdlight.run_folder.checkpoints import list_checkpoints, steps_of
 from opdlight.train.__main__ import main
 from tests.end_to_end.runs import (
     HANGS,
@@ -42,7 +42,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
 def stopped_after(step: int, whole: Path, folder: Path) -> Path:
     """A copy of the run as if it had been killed some time after a step."""
     shutil.copytree(whole, folder)
-    for checkpoint in all_of(folder):
+    for checkpoint in list_checkpoints(folder):
         if steps_of(checkpoint) > step or checkpoint.name.endswith("-end"):
             shutil.rmtree(checkpoint)
     for name in ("student", "report"):
@@ -65,7 +65,7 @@ def test_twenty_kills_at_random_moments_change_nothing(whole: tuple[Path, float]
             kills += 1
         assert process.exitcode == 0, Path(f"{folder}.log").read_text()[-3000:]
         assert_same_run(whole[0], folder)
-        assert len(all_of(folder)) == 2  # `keep`
+        assert len(list_checkpoints(folder)) == 2  # `keep`
 
 
 def test_sigterm_writes_a_checkpoint_and_exits_with_0(whole: tuple[Path, float], tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_with_0(whole: tuple[Path, float],
             stops += 1
         process.join(HANGS)
         assert process.exitcode == 0, Path(f"{folder}.log").read_text()[-3000:]
-        newest = max(map(steps_of, all_of(folder)), default=0)  # it may come before the first step
+        newest = max(map(steps_of, list_checkpoints(folder)), default=0)  # it may come before the first step
         assert newest == sum(bool(row["loss/train"]) for row in metrics(folder)), "a finished step was lost"
     finish(folder)
     assert_same_run(whole[0], folder)
@@ -192,7 +192,7 @@ def test_a_run_that_has_ended_goes_on_to_more_steps(mini_batches: int, left: str
     outcome, theirs = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "whole"))
     assert outcome["tasks"] == theirs["tasks"]  # `before` is that of the first part
     assert outcome["tokens"] == theirs["tokens"]
-    assert [p.name for p in all_of(folder)] == ["step-00000004", "step-00000004-end"]
+    assert [p.name for p in list_checkpoints(folder)] == ["step-00000004", "step-00000004-end"]
 
 
 def test_schedule_and_rate_are_those_of_the_command_line_that_goes_on(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_what_cannot_go_on_is_one_message(
         state.unlink()
     for _ in range(2):
         error = said(f"resume={folder}")
-        assert f"No checkpoint of {folder} is sound, so it cannot go on; start a new run." in error
+        assert f"All checkpoints of {folder} are damaged: it cannot be resumed, start a new run." in error
         assert "step-00000001 lacks state.pt" in error
     folder = stopped_after(2, whole[0], tmp_path / "other")
     error = said(f"resume={folder}", "+model.student.lora={r: 4}")

@@ -13,7 +13,7 @@ from opdlight.config import TrainConfig, compose
 from opdlight.errors import ConfigError
 from opdlight.metrics.glossary import describe
 from opdlight.models.loading import load_model, load_tokenizer
-from opdlight.run_folder.checkpoints import all_of, steps_of
+from opdlight.run_folder.checkpoints import list_checkpoints, steps_of
 from opdlight.system import vllm_http as module
 from opdlight.train.run import train
 from tests import fake_server
@@ -100,7 +100,7 @@ def test_a_run_beside_a_served_student_goes_on_from_its_checkpoint(tmp_path: Pat
         settings += ["trainer.max_steps=3", "callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=9"]
         train(compose("train", TrainConfig, [*settings, f"run_dir={folders[0]}"]))
         shutil.copytree(*folders)
-        for checkpoint in all_of(folders[1]):
+        for checkpoint in list_checkpoints(folders[1]):
             if steps_of(checkpoint) > 1:
                 shutil.rmtree(checkpoint)
         student.restart()  # it has neither the weights of the run's end nor those of its checkpoint

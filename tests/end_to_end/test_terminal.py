@@ -77,9 +77,9 @@ def inside(terminal: str, module: str, arguments: list[str]) -> None:
         os.dup2(device, number)
     os.environ.pop("COLUMNS", None)
     os.environ["TERM"] = "xterm-256color"
-    importlib.reload(importlib.import_module("opdlight.console"))  # it was imported without a terminal
+    importlib.reload(importlib.import_module("opdlight.system.console"))  # it was imported without a terminal
     sys.argv = [module, *arguments]
-    importlib.import_module(module).main()
+    importlib.import_module(f"{module}.__main__").main()
 
 
 COMMANDS = {
@@ -88,8 +88,8 @@ COMMANDS = {
     ],
     "opdlight.evaluate": ["task=sums", "task.tasks.sums.episodes=200", SMALL[-2]],
     "opdlight.sft": ["task=sums", "trainer.max_steps=3", "demonstrations.episodes=8", "demonstrations.workers=1"],
-    "opdlight.doctor.__main__": ["task=sums"],
-    "opdlight.report.__main__": [],
+    "opdlight.doctor": ["task=sums"],
+    "opdlight.report": [],
     "opdlight.lab.toy": [
         "seeds=[1]", "gammas=[0.0,1.0]", "iterations=40", "sensitivity=null", "setting.teacher_iterations=2",
         "setting.walks=8",

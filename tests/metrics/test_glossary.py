@@ -42,4 +42,4 @@ def test_the_glossary_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr("sys.argv", ["metrics", "nothing", "at all"])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "nothing has 'nothing' and 'at all' in its key or meaning" in capsys.readouterr().err
+    assert "no entry has 'nothing' and 'at all' in its key or meaning" in capsys.readouterr().err

@@ -16,8 +16,8 @@ from opdlight.errors import CheckpointError
 from opdlight.run_folder.checkpoints import (
     CheckpointFolder,
     _fingerprint,
-    all_of,
     check_fits,
+    list_checkpoints,
     newest,
     read_manifest,
     verify,
@@ -122,12 +122,12 @@ def test_without_a_sound_one_it_refuses_each_time(name: str, damage: str | None,
         if damage is not None:
             (folder / name).write_text(damage)
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=f"is sound, so it cannot go on.*step-00000004 {message}"):
+        with pytest.raises(CheckpointError, match=f"are damaged: it cannot be resumed.*step-00000004 {message}"):
             newest(tmp_path)
         assert sorted((tmp_path / "checkpoints").iterdir()) == folders, "they are left as they were"
     for folder in folders:  # as versions before this one left them
         folder.rename(folder.with_name(f"damaged-{folder.name}"))
-    with pytest.raises(CheckpointError, match="is sound, so it cannot go on"):
+    with pytest.raises(CheckpointError, match="are damaged: it cannot be resumed"):
         newest(tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_a_checkpoint_that_cannot_be_written_is_counted_and_the_run_goes_on(
     trainer.fit(module, datamodule=data)
     assert module.updates == 3
     assert float(trainer.callback_metrics["checkpoint/failed"]) == 1
-    assert [p.name for p in all_of(tmp_path)] == ["step-00000000", "step-00000002", "step-00000003-end"]
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000000", "step-00000002", "step-00000003-end"]
     assert "step-00000001 could not be written ([Errno 28] No space left on device)" in capsys.readouterr().out
 
 

@@ -142,7 +142,7 @@ def test_a_run_that_goes_on_is_the_same_run_of_mlflow(tmp_path: Path) -> None:
     assert (parameters["run_dir"], tags["now: run_dir"]) == (str(tmp_path / "run"), str(moved))
     assert json.loads((moved / IDS).read_text()) == known
     (moved / "mlflow.db").unlink()
-    with pytest.raises(ConfigError, match=f"Cannot start `logger.mlflow`: .*{IDS} names; without this file a new one"):
+    with pytest.raises(ConfigError, match=f"Cannot start `logger.mlflow`: .*{IDS} names; without this file"):
         open_loggers(cfg, moved, Closing())
 
 

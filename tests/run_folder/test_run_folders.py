@@ -151,8 +151,8 @@ def test_a_folder_that_cannot_be_made_is_one_error(
 HOLDS = """
 import sys
 from pathlib import Path
-from opdlight.run_folder.folder import _claim
-_claim(Path(sys.argv[1]))
+from opdlight.run_folder.folder import _lock
+_lock(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
 """

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from opdlight.run_folder.records import MetricsFile, lengths, rewind
+from opdlight.run_folder.records import MetricsFile, lengths, truncate
 
 
 def test_metrics_get_rows_and_columns(tmp_path: Path) -> None:
@@ -34,9 +34,9 @@ def test_records_go_back_to_what_they_were(tmp_path: Path) -> None:
         more.write("two\n")
     (tmp_path / "profile.csv").write_text("began later")
     for _ in range(2):
-        rewind(tmp_path, then)
+        truncate(tmp_path, then)
         assert (tmp_path / "metrics.csv").read_bytes() == b"a,new,step\r\n1.0,,0\r\n"
         assert (tmp_path / "alarms.jsonl").read_text() == "one\n"
         assert sorted(p.name for p in tmp_path.iterdir()) == ["alarms.jsonl", "metrics.csv", "student.json"]
-    rewind(tmp_path, {})
+    truncate(tmp_path, {})
     assert [p.name for p in tmp_path.iterdir()] == ["student.json"]

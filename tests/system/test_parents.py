@@ -55,7 +55,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lo
 
 
 @needs_proc
-@pytest.mark.parametrize("begin", ["parents.end_with_parent()", "import threading; threading.Thread(target=parents.watch, args=(os.getppid(), 0.1)).start()"])  # fmt: skip # noqa: E501
+@pytest.mark.parametrize("begin", ["parents.end_with_parent()", "import threading; threading.Thread(target=parents.poll, args=(os.getppid(), 0.1)).start()"])  # fmt: skip # noqa: E501
 def test_a_worker_ends_with_its_parent(begin: str, tmp_path: Path) -> None:
     with family(begin, tmp_path / "said") as (parent, child):
         parent.kill()

@@ -14,7 +14,7 @@ import torch
 from opdlight.callbacks import Checkpoints
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.losses import ImportanceWeighted, SupportMatching
-from opdlight.run_folder.checkpoints import CheckpointFolder, all_of
+from opdlight.run_folder.checkpoints import CheckpointFolder, list_checkpoints
 from opdlight.system.preemption import Preempted, Preemption
 from tests.distillation.one_update import parts
 
@@ -90,6 +90,6 @@ def test_the_rollout_ahead_is_kept_if_it_has_finished(finished: bool, folders: t
 
     module.roll_out = watched  # type: ignore[method-assign]
     assert lost(module, data, tmp_path, Stop(module.source.prefetch.wait if finished else lambda: None)) is not finished
-    state = torch.load(all_of(tmp_path)[-1] / "state.pt", weights_only=True)
+    state = torch.load(list_checkpoints(tmp_path)[-1] / "state.pt", weights_only=True)
     assert ("prefetched" in state["source"]) is finished
     module.source.close()

@@ -8,9 +8,7 @@ import pytest
 
 from opdlight.system.threads import SPINS
 
-COMMANDS = (
-    "train", "sft", "evaluate", "doctor.__main__", "report.__main__", "lab.toy", "lab.estimators", "lab.failure_modes",
-)  # fmt: skip
+COMMANDS = ("train", "sft", "evaluate", "doctor", "report", "lab.toy", "lab.estimators", "lab.failure_modes")
 
 
 def python(code: str, **environment: str) -> str:
@@ -24,10 +22,10 @@ def test_every_command_chooses_before_torch_is_imported() -> None:
     code = f"""
 import importlib, os, sys
 for command in {COMMANDS}:
-    assert callable(importlib.import_module(f"opdlight.{{command}}").main)
+    assert callable(importlib.import_module(f"opdlight.{{command}}.__main__").main)
     assert "torch" not in sys.modules, command
 sys.argv[1:] = ["--cfg", "job"]
-importlib.import_module("opdlight.train").main()
+importlib.import_module("opdlight.train.__main__").main()
 print(os.environ.get("{SPINS}"))
 """
     assert python(code) == "3000"

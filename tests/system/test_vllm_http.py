@@ -152,7 +152,7 @@ def test_so_many_are_under_way_at_once(fake: FakeServer) -> None:
         return False
 
     fake.faults.extend([hold] * 9)
-    answers = server.each(lambda ids: server.generate(ids, "tiny", max_tokens=1), [[5, i] for i in range(9)])
+    answers = server.map(lambda ids: server.generate(ids, "tiny", max_tokens=1), [[5, i] for i in range(9)])
     assert len(answers) == 9
     assert fake.most_at_once == 3
 
@@ -170,7 +170,7 @@ def test_the_first_error_ends_the_others_that_wait(fake: FakeServer, monkeypatch
         return generate(server)
 
     with pytest.raises(ServerError, match="answered 400"):
-        server.each(ask, [200, 400])  # in less than the hour of the pause, or the test hangs
+        server.map(ask, [200, 400])  # in less than the hour of the pause, or the test hangs
     assert len(fake.asked) == 2  # the one that waited did not try again
     assert generate(server)["model"] == "tiny"  # and it can be asked again
 

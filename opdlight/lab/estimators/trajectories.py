@@ -16,7 +16,7 @@ from opdlight.lab.intervals import student_t
 from opdlight.losses import Loss
 from opdlight.models import Student, Teacher, Teachers
 from opdlight.rollout import Sampling, open_collector
-from opdlight.system.console import stage, track
+from opdlight.system.console import progress, track
 from opdlight.types import Trajectory
 
 
@@ -40,7 +40,7 @@ def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[st
     with open_collector(start, student.tokenizer, mixture.tasks, cfg.env_threads, student.chat_template) as collector:
         for name in mixture.teachers:
             requests = held_out(name, replace(mixture.tasks[name], episodes=cfg.episodes, samples=1))
-            with stage(f"rolling out {name}", len(requests)) as bar:
+            with progress(f"rolling out {name}", len(requests)) as bar:
                 found[name] = collector.collect(requests, sampling, sampling_seed=cfg.seed, progress=bar.update)
     return found
 

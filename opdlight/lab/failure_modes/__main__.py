@@ -6,12 +6,12 @@ from omegaconf import DictConfig
 
 from opdlight.config import hydra_entry
 from opdlight.config.schemas import FailureModesConfig
-from opdlight.system.console import stage
+from opdlight.system.console import progress
 
 
 def run(cfg: DictConfig) -> Any:
     """Hand the checked config over; a mistake in it was reported before the slow imports."""
-    with stage("loading libraries", log=False):
+    with progress("loading libraries", log=False):
         from opdlight.lab.failure_modes.study import study
     return study(cfg)
 

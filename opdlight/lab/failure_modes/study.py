@@ -26,7 +26,7 @@ from opdlight.losses import SpecialTokenMask
 from opdlight.models import Student, Teacher, Teachers
 from opdlight.rollout import Collector, open_collector
 from opdlight.run_folder.folder import open_run
-from opdlight.system.console import say, stage
+from opdlight.system.console import progress, say
 from opdlight.system.files import write_text
 from opdlight.types import Status, Trajectory
 
@@ -68,16 +68,16 @@ def study(cfg: DictConfig) -> dict[str, float]:
         partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code),
     )
     policies = {"top-p 1": 1.0, f"top-p {cfg.top_p:g}": cfg.top_p}
-    with stage("rolling out"), _collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
+    with progress("rolling out"), _collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
         rolled = {p: roll_out(collector, tasks, cfg.episodes, v, cfg.seed) for p, v in policies.items()}
     ordinary = _own_mask(cfg, student)
-    with stage("scoring"):
+    with progress("scoring"):
         ask: dict[str, Any] = {"k": cfg.k, "ngram": cfg.ngram, "loss_mask": ordinary.loss_mask}
         scored = {
             p: {task: measure(student, teachers, made, **ask) for task, made in found.items()}
             for p, found in rolled.items()
         }
-    with stage("intervals"):
+    with progress("intervals"):
         first = scored["top-p 1"]
         one = {task: imbalance(tokens, draws=cfg.draws, seed=cfg.seed) for task, tokens in first.items()}
         two = {task: _depth_of(cfg, task, scored, rolled) for task in tasks}
@@ -133,14 +133,14 @@ def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, fol
     alone = TaskMixture({name: mixture.tasks[name]})
     ask = {"draws": cfg.draws, "seed": cfg.seed}
     model = folder / f"other-student-{number + 1}"
-    with stage(f"{title}: teaching the student"):
+    with progress(f"{title}: teaching the student"):
         student = taught_student(cfg, other.dropped, name, alone.tasks[name], model)
     teachers = Teachers(
         alone.teachers, student, partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code)
     )
     mask: SpecialTokenMask = instantiate(other.mask).resolve(student.tokenizer)
     status = f"{title}: rolling out and distilling"
-    with stage(status), _collecting(cfg, str(model), student, alone.tasks) as collector:
+    with progress(status), _collecting(cfg, str(model), student, alone.tasks) as collector:
         made = roll_out(collector, alone.tasks, cfg.episodes, 1.0, cfg.seed)[name]
         tokens = measure(student, teachers, made, k=cfg.k, ngram=cfg.ngram, loss_mask=mask.loss_mask)
         arms = distil(cfg, alone, model, collector, mask.loss_mask) if cfg.special.opd_updates else []

@@ -18,7 +18,7 @@ from opdlight.lab.toy.report import OFF_TARGET, Rising, csv_text, main_table, se
 from opdlight.lab.toy.training import TEST_WALKS, Ends, Outcome, Setting, study
 from opdlight.run_folder.folder import open_run
 from opdlight.run_folder.summary import timed
-from opdlight.system.console import say, show, stage
+from opdlight.system.console import progress, say, show
 from opdlight.system.files import write_text
 
 SHOWN = (0.0, 0.5, 1.0)  # the γs of the heat maps, as in the paper
@@ -160,7 +160,7 @@ def _settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 def _progress(steps: Mapping[str, int]) -> Iterator[Callable[[str], None]]:
     """One bar over all passes; without a terminal, one line when a pass starts."""
     started: list[str] = []
-    with stage("settings", sum(steps.values())) as bar:
+    with progress("settings", sum(steps.values())) as bar:
 
         def on_step(name: str) -> None:
             if name not in started:

@@ -61,12 +61,12 @@ class ServedWeights:
         Raises:
             ServerError: if the server stays away. EngineError: if it does not take weights, or not these.
         """
-        self._server.patiently(self._push_once)
+        self._server.retry(self._push_once)
 
     def _push_once(self) -> None:
         loading = f"{self.label}-loading"  # a restart would forget it
         try:
-            self._server.once("POST", "/update_weight_version", {"new_version": loading})
+            self._server.attempt("POST", "/update_weight_version", {"new_version": loading})
         except ServerError as error:
             if error.status != 404:
                 raise
@@ -75,7 +75,7 @@ class ServedWeights:
             ) from error
         try:
             body = {"method": "reload_weights", "kwargs": {"weights_path": str(self._current)}}
-            self._server.once("POST", "/collective_rpc", body)
+            self._server.attempt("POST", "/collective_rpc", body)
         except Unavailable as error:
             if REFUSED not in str(error):
                 raise
@@ -83,13 +83,13 @@ class ServedWeights:
                 f"{self._server.url} could not load {self._current}: does it see this folder under the same path, and "
                 f"serve the student's architecture? It said {error}."
             ) from error
-        reply = self._server.once("POST", "/reset_prefix_cache", {})
+        reply = self._server.attempt("POST", "/reset_prefix_cache", {})
         if not (isinstance(reply, dict) and reply.get("success")):
             raise Unavailable("it keeps its prefix cache, since it still answers other requests")
-        reply = self._server.once("GET", "/weight_info")
+        reply = self._server.attempt("GET", "/weight_info")
         if not (isinstance(reply, dict) and reply.get("weight_version") == loading):
             raise Unavailable(f"it was restarted, or given other weights, while it loaded these: {reply}")
-        self._server.once("POST", "/update_weight_version", {"new_version": self.label})
+        self._server.attempt("POST", "/update_weight_version", {"new_version": self.label})
 
     def remove(self) -> None:
         """Delete what was written; the server keeps what it has loaded."""
