@@ -1,20 +1,21 @@
 """Rolls out trajectories with continuous batching: each turn starts as soon as its environment has answered."""
 
-import hashlib
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError, EngineError, PlainTextError
 from opdlight.rollout.engines.base import Completion, Engine, Request, Sampling
-from opdlight.rollout.env_pool import Answer, EnvPool
-from opdlight.rollout.rendering import ChatRenderer, Conversation
-from opdlight.types import RolloutRequest, Status, Trajectory, Turn
+from opdlight.rollout.env_answers import Answer
+from opdlight.rollout.env_pool import EnvPool
+from opdlight.rollout.episode import Episode, sampling_seed_of
+from opdlight.rollout.rendering import ChatRenderer
+from opdlight.types import RolloutRequest, Status, Trajectory
 
 log = logging.getLogger(__name__)
 
@@ -43,37 +44,6 @@ class RolloutStats:
     def tokens_per_second(self) -> float:
         """Generated tokens per second of wall time, environments included."""
         return self.generated_tokens / max(self.seconds, 1e-9)
-
-
-@dataclass(slots=True)
-class _Episode:
-    """A trajectory while it is rolled out."""
-
-    request: RolloutRequest
-    conversation: Conversation | None = None
-    completion: Completion | None = None  # the last one; the environment has not answered it yet
-    turns: list[Turn] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    def end_turn(self, reward: float) -> None:
-        """Record the last completion as a turn; nothing if there is none yet."""
-        if self.completion is None or self.conversation is None:
-            return
-        turn = Turn(
-            prompt_ids=self.conversation.prompt_ids,
-            completion_ids=self.completion.token_ids,
-            sampled_logprobs=self.completion.logprobs,
-            finish_reason=self.completion.finish_reason,
-            policy_version=self.completion.policy_version,
-            reward=reward,
-        )
-        self.turns.append(turn)
-
-
-def sampling_seed_of(request: RolloutRequest, turn: int, sampling_seed: int) -> int:
-    """The sampling seed of a turn, in [0, 2⁶³); it depends only on the arguments, on every machine alike."""
-    parts = (sampling_seed, request.task, request.seed, request.group, request.sample, turn)
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
 class Collector:
@@ -151,7 +121,7 @@ class Collector:
         start = time.perf_counter()
         sampling = sampling.resolve(self.renderer.tokenizer)
         waiting = deque(enumerate(requests))
-        live: dict[int, _Episode] = {}
+        live: dict[int, Episode] = {}
         finished: dict[int, Trajectory] = {}
         splits = 0
         if progress:
@@ -162,7 +132,7 @@ class Collector:
             episode = live.pop(number)
             self._envs.finish(number)
             splits += episode.conversation.splits if episode.conversation else 0
-            finished[number] = _trajectory(episode, status)
+            finished[number] = episode.trajectory(status)
             if progress:
                 progress(len(finished), len(requests))
 
@@ -172,7 +142,7 @@ class Collector:
                     raise CancelledError("the rollout was cancelled")
                 while waiting and len(live) < self.max_active:
                     number, request = waiting.popleft()
-                    live[number] = _Episode(request)
+                    live[number] = Episode(request)
                     self._envs.reset(number, request.task, request.seed)
                 for number, answer in self._answers():
                     status = self._observe(number, live[number], answer)
@@ -204,7 +174,7 @@ class Collector:
             raise EngineError("The engine has no unfinished request, but trajectories still wait for a completion.")
         return self._envs.answers(wait=idle)
 
-    def _observe(self, number: int, episode: _Episode, answer: Answer) -> Status | None:
+    def _observe(self, number: int, episode: Episode, answer: Answer) -> Status | None:
         """Process an answer of the environment; returns the status if the trajectory has ended with it, else None."""
         episode.end_turn(answer.reward)
         for name, value in answer.metrics.items():
@@ -229,7 +199,7 @@ class Collector:
             return Status.ENV_ERROR
         return None
 
-    def _submit(self, number: int, episode: _Episode, sampling: Sampling, sampling_seed: int) -> Status | None:
+    def _submit(self, number: int, episode: Episode, sampling: Sampling, sampling_seed: int) -> Status | None:
         """Request the next completion; returns a status instead if the context is full."""
         assert episode.conversation is not None
         prompt_ids = episode.conversation.prompt_ids
@@ -248,7 +218,7 @@ class Collector:
         self.engine.add_request(request)
         return None
 
-    def _act(self, number: int, episode: _Episode, completion: Completion) -> Status | None:
+    def _act(self, number: int, episode: Episode, completion: Completion) -> Status | None:
         """Send the completion to the environment; returns a status instead if it was cut at the end of the context."""
         assert episode.conversation is not None
         episode.completion = completion
@@ -258,19 +228,6 @@ class Collector:
             return Status.TRUNCATED_TOKENS
         self._envs.step(number, episode.conversation.answer_text(completion))
         return None
-
-
-def _trajectory(episode: _Episode, status: Status) -> Trajectory:
-    return Trajectory(
-        task=episode.request.task,
-        group=episode.request.group,
-        seed=episode.request.seed,
-        turns=episode.turns,
-        reward=sum(turn.reward for turn in episode.turns),
-        status=status,
-        metrics=episode.metrics,
-        spelled_control_tokens=episode.conversation.spelled if episode.conversation else 0,
-    )
 
 
 def _stats(trajectories: Sequence[Trajectory], *, seconds: float, splits: int) -> RolloutStats:

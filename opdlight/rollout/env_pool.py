@@ -1,33 +1,19 @@
 """Environments in threads: the engine's thread sends actions and receives answers without waiting for slow ones."""
 
 import logging
-import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError, EnvError, MissingDependencyError
+from opdlight.rollout.env_answers import Answer, reset, step
 
 log = logging.getLogger(__name__)
 POLL = 0.5  # seconds between checks for environments that exceed their time limit
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """An environment's answer to a reset or an action."""
-
-    observation: str = ""
-    reward: float = 0.0
-    terminated: bool = False
-    truncated: bool = False
-    success: bool = False
-    metrics: dict[str, float] = field(default_factory=dict)
-    error: Exception | None = None  # what the environment raised; the episode is over
 
 
 @dataclass(slots=True)
@@ -84,11 +70,11 @@ class EnvPool:
         """Begin episode `number`; `answers` will return its first observation."""
         idle = self._idle.get(task)
         episode = self._episodes[number] = _Episode(task, seed, idle.pop() if idle else None)
-        self._send(episode, number, lambda env: _reset(env, seed))
+        self._send(episode, number, lambda env: reset(env, seed))
 
     def step(self, number: int, action: str) -> None:
         """Send an action to episode `number`; `answers` will return the environment's response."""
-        self._send(self._episodes[number], number, lambda env: _step(env, action))
+        self._send(self._episodes[number], number, lambda env: step(env, action))
 
     def env(self, number: int) -> TextEnv:
         """The instance of a running episode; it must have answered."""
@@ -231,43 +217,3 @@ class EnvPool:
             self._prepare_envs[task].prepare(seed)
         except Exception as error:  # preparing is optional: a real error comes again in the reset
             log.warning("Environment of task %r could not prepare seed %d.", task, seed, exc_info=error)
-
-
-def _text(text: Any, what: str = "observation") -> str:
-    if not isinstance(text, str):
-        raise EnvError(f"Expected the {what} to be a string, but got {type(text).__name__}.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer can encode
-        raise EnvError(f"Expected the {what} to be text that UTF-8 can encode: {error}.") from error
-    return str(text)  # templates and tokenizers may treat subclasses of str differently
-
-
-def _finite(number: Any, what: str) -> float:
-    if not math.isfinite(value := float(number)):
-        raise EnvError(f"Expected {what} to be a finite number, but got {value}.")
-    return value
-
-
-def _reset(env: TextEnv, seed: int) -> Answer:
-    observation = _text(env.reset(seed=seed)[0])
-    if env.system_prompt is not None:
-        _text(env.system_prompt, "system prompt")
-    return Answer(observation=observation)
-
-
-def _step(env: TextEnv, action: str) -> Answer:
-    observation, reward, terminated, truncated, info = env.step(action)
-    if (terminated or truncated) and "success" not in info:
-        raise EnvError(f'Expected info["success"] on the last step of {type(env).__name__}, but got {sorted(info)}.')
-    return Answer(
-        observation=_text(observation),
-        reward=_finite(reward, "the reward"),
-        terminated=bool(terminated),
-        truncated=bool(truncated),
-        success=bool(info.get("success", False)),
-        metrics={
-            _text(name, "name of a metric"): _finite(value, f"the metric {name!r}")
-            for name, value in info.get("metrics", {}).items()
-        },
-    )
