@@ -135,7 +135,6 @@ class Support:
     teacher_logits: Tensor  # [N, K] divided by the temperature; log-probs where the teacher has no logits
     teacher_normaliser: Tensor | None  # [N] log Σ_v exp(z_v / temperature) over the full vocabulary; None if not needed
     valid: Tensor  # [N, K] bool, False on filler (ids there are legal but meaningless)
-    kind: str  # "teacher_top_k", "student_top_k", "full_vocabulary", …
 
     @property
     def k(self) -> int:
@@ -150,16 +149,8 @@ class Support:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """Where callbacks look, and what the student thinks there: the teacher is asked about the same."""
-
-    at: Tensor  # [n] indices into the N loss positions, ascending
-    student_ids: Tensor  # [n, K] the student's most probable ids, best first
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """What one model says at n positions that are looked at, at the rollout temperature, without gradient."""
+class ProbeScores:
+    """What one model says at the n probed positions, at the rollout temperature, without gradient."""
 
     top_ids: Tensor  # [n, K] its most probable ids that both models share, best first
     top_logprobs: Tensor  # [n, K] normalised over its full vocabulary
@@ -176,7 +167,7 @@ class TeacherScores:
     sampled: Tensor | None = None  # [N] log q(y)
     entropy: Tensor | None = None  # [N] −Σ_v q log q in nats
     reference: Tensor | None = None  # [N] log p_ref(y)
-    view: View | None = None  # at the positions that callbacks look at
+    probe: ProbeScores | None = None  # at the positions that callbacks probe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

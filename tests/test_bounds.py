@@ -121,7 +121,7 @@ def test_what_does_not_is_one_message(value: object, annotation: Any, message: s
         "seed=4294967296", "micro_batch_tokens=-1", "trainer.max_steps=-5", "trainer.max_steps=0", "trainer.devices=0",
         "+trainer.max_epochs=0", "+trainer.num_nodes=0", "+trainer.limit_val_batches=-1", "optimizer.lr=0",
         "optimizer.lr=nan", "optimizer.weight_decay=-1", "max_grad_norm=inf", "max_grad_norm=0", "max_not_finite=0",
-        "sampling.top_p=0", "sampling.top_p=1.5", "sampling.temperature=-1", "reader.every=0", "schedule.warmup=-1",
+        "sampling.top_p=0", "sampling.top_p=1.5", "sampling.temperature=-1", "probe.every=0", "schedule.warmup=-1",
         "callbacks.checkpoints.keep=0", "callbacks.alarms.patience=0", "callbacks.alarms.rules.entropy.below=nan",
         "callbacks.rollouts.ngram=0", "engine.max_num_seqs=0", "+engine.threads=0", "+engine.kv_cache_gib=-1",
         "model.max_model_len=0", "task.tasks.sums.turn_tokens=0", "task.tasks.sums.weight=-1", "loss.k=0",

@@ -1,32 +1,83 @@
-"""The task that the README shows is run as it stands there."""
+"""What the READMEs show holds: their Python runs, their files are written, their commands are checked."""
 
-import re
+import contextlib
+import importlib
+import runpy
+import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import gymnasium
+import hydra
 import pytest
 
-from opdlight.config import TrainConfig, compose, instantiate
-from opdlight.envs.conformance import check_text_env
-from opdlight.sft.demonstrations import demonstrate
+from tests.readme_blocks import READMES, ROOT, blocks, commands, write_files
 
-README = Path(__file__).parents[1] / "README.md"
+of_each_readme = pytest.mark.parametrize("readme", READMES, ids=str)
 
 
-def block(language: str) -> str:
-    (text,) = re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    return text
-
-
-def test_the_readmes_task_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "corridor.py").write_text(block("python"))
-    (tmp_path / "task").mkdir()
-    (tmp_path / "task" / "corridor.yaml").write_text(block("yaml"))
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to stand in, whose modules can be imported; afterwards they are forgotten."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    cfg = compose("train", TrainConfig, ["task=corridor"], extra=tmp_path)
-    task = instantiate(cfg.task).tasks["corridor"]
-    shown = demonstrate("corridor", task, seed=3, detours=0.0)
-    assert shown.success
-    assert len(shown.steps) == 3
-    check_text_env(sys.modules["corridor"].Corridor)
-    assert len((block("python") + block("yaml")).splitlines()) < 40
+    modules, environments = set(sys.modules), dict(gymnasium.registry)
+    yield tmp_path
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+    gymnasium.registry.clear()
+    gymnasium.registry.update(environments)
+
+
+@of_each_readme
+def test_yaml_is_a_file(readme: Path) -> None:
+    for block in blocks(readme, "yaml"):
+        assert block.file, f"its first line must be a comment with the name of the file:\n{block.text}"
+
+
+@of_each_readme
+def test_python_runs(readme: Path, beside: Path) -> None:
+    write_files(readme, beside)
+    names: dict[str, Any] = {}
+    for block in blocks(readme, "python"):
+        if block.file:
+            names |= vars(importlib.import_module(Path(block.file).stem))
+        else:
+            exec(compile(block.text, str(readme), "exec"), names)
+
+
+class _Handed(Exception):
+    """The config was composed and checked, and Hydra would start the run."""
+
+
+@of_each_readme
+def test_commands_are_right(readme: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(readme, beside)
+    run = beside / "runs" / "latest"  # what `resume=` looks at
+    run.mkdir(parents=True)
+    (run / "overrides.json").write_text("[]")
+    for words in commands(readme):
+        if words[:2] == ["python", "-m"] and words[2].startswith("opdlight"):
+            check_command(words[2], words[3:], monkeypatch)
+        elif words[0] == "python":
+            assert (ROOT / words[1]).is_file(), words
+
+
+def check_command(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that a command does before Hydra starts its run: compose, check, or print and be done."""
+
+    def hand_over(*_: Any, **__: Any) -> Any:
+        raise _Handed
+
+    monkeypatch.setattr(hydra, "main", hand_over)
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    code = None
+    try:
+        with contextlib.suppress(_Handed):
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code
+    assert not code, shlex.join(["python", "-m", module, *arguments])

@@ -1,5 +1,6 @@
 """The wheel as a user installs it: it holds all it needs and hides no package of the user's own."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,7 +11,28 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.readme_blocks import READMES, ROOT, commands, write_files
+
+OWN = [readme for readme in READMES if any("--config-dir" in words for words in commands(readme))]
+ENGINE = Path("opdlight/rollout/README.md")  # shows one that needs no vLLM
+SMALL = {  # beside what a README shows, unless it says otherwise
+    "engine": "engine=transformers", "task": "task=sums", "trainer.max_steps": "trainer.max_steps=1",
+    "schedule.warmup": "schedule.warmup=0", "rollout.groups": "rollout.groups=2",
+    "+trainer.limit_val_batches": "+trainer.limit_val_batches=0", "evaluate_teachers": "evaluate_teachers=false",
+}  # fmt: skip
+# one process for all of them, as `python -m` would run each: the current folder comes first on the path
+RUN_ALL = """
+import json, os, runpy, sys
+for folder, module, arguments in json.loads(sys.stdin.read()):
+    os.chdir(folder)
+    sys.argv = [module, *arguments]
+    print("$", module, *arguments, flush=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"{module} {arguments}: exit code {end.code}")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +89,21 @@ def test_it_brings_the_command(installed: Path, tmp_path: Path) -> None:
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "_target_: opdlight.data.TaskMixture" in done.stdout, done.stderr
+
+
+def test_what_readmes_show_of_ones_own_parts_works_beside_the_wheel(installed: Path, tmp_path: Path) -> None:
+    jobs = []
+    for readme in OWN:
+        folder = tmp_path / readme.parent.name
+        write_files(ENGINE, folder)
+        write_files(readme, folder)
+        for words in commands(readme):
+            if "--config-dir" in words:
+                keys = {word.partition("=")[0] for word in words}
+                jobs.append((str(folder), words[2], [*words[3:], *(v for k, v in SMALL.items() if k not in keys)]))
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ALL], input=json.dumps(jobs), cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {f"{Path(folder)}" for folder, *_ in jobs} == {str(p.parent) for p in tmp_path.glob("*/runs")}

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from opdlight.losses.divergences import reverse_kl
 from opdlight.losses.outside import renormalised
-from opdlight.models import lm_head
+from opdlight.models import support_product
 from opdlight.models.lm_head import LMHead, support_logits
 
 WAYS = ("union", "gather", "checkpointed", "full")
@@ -61,7 +61,7 @@ def measure(job: tuple[argparse.Namespace, int, str]) -> tuple[float, float, flo
     """One step of one way, in this process: seconds (the best of `repeat`), MiB above the inputs, loss."""
     args, v, way = job
     torch.set_num_threads(args.threads)
-    lm_head.GATHER_RATIO = {"union": 10**9, "gather": 0}.get(way, lm_head.GATHER_RATIO)
+    support_product.GATHER_RATIO = {"union": 10**9, "gather": 0}.get(way, support_product.GATHER_RATIO)
     hidden, weight, ids, log_q = inputs(args, v)
     before, seconds, value = peak_mib(), float("inf"), 0.0
     for _ in range(args.repeat):

@@ -50,7 +50,7 @@ class Record(L.Callback):
         """Time what the watching callbacks do at the end of a step, and what the teacher does for them."""
         for callback in callbacks:
             callback.on_train_batch_end = self.timed(callback.on_train_batch_end)  # type: ignore[method-assign]
-        teacher.view = self.timed(teacher.view)
+        teacher.probe_scores = self.timed(teacher.probe_scores)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After publication, so that its time is in."""

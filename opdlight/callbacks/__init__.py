@@ -8,6 +8,7 @@ from opdlight.callbacks.entropy import ModelEntropy
 from opdlight.callbacks.gap import TeacherGap
 from opdlight.callbacks.gradient import GradientNoise
 from opdlight.callbacks.mismatch import EngineMismatch
+from opdlight.callbacks.probe_callback import ProbeCallback
 from opdlight.callbacks.profile import DepthProfile
 from opdlight.callbacks.progress import StageProgress
 from opdlight.callbacks.rollouts import RolloutMetrics
@@ -15,7 +16,6 @@ from opdlight.callbacks.servers import ServerFaults
 from opdlight.callbacks.throughput import Throughput
 from opdlight.callbacks.token_gaps import TokenGaps
 from opdlight.callbacks.trajectories import TrajectoryRecorder
-from opdlight.callbacks.watch import TokenWatch
 
 __all__ = [
     "Alarms",
@@ -24,6 +24,7 @@ __all__ = [
     "EngineMismatch",
     "GradientNoise",
     "ModelEntropy",
+    "ProbeCallback",
     "RolloutMetrics",
     "Rule",
     "ServerFaults",
@@ -33,6 +34,5 @@ __all__ = [
     "TeacherSupportCoverage",
     "Throughput",
     "TokenGaps",
-    "TokenWatch",
     "TrajectoryRecorder",
 ]

@@ -1,14 +1,14 @@
 """How evenly the sampled-token signal lies on the tokens (the paper's first failure mode)."""
 
-from opdlight.callbacks.watch import TokenWatch
+from opdlight.callbacks.probe_callback import ProbeCallback
 from opdlight.metrics.tokens import top_share
-from opdlight.models.probe import Reading
+from opdlight.models.probe import ProbeResult
 
 
-class SignalBalance(TokenWatch):
+class SignalBalance(ProbeCallback):
     """Logs `signal/*` by task: the sign of the rewards r = log q(y) − log π(y) and where Σ|r| is."""
 
-    def figures(self, seen: Reading) -> dict[str, float]:
+    def figures(self, seen: ProbeResult) -> dict[str, float]:
         """Shares over the positions that were read."""
         reward = -seen.gap
         return {

@@ -1,16 +1,16 @@
 """How much of both models the teacher's top-K support holds."""
 
-from opdlight.callbacks.watch import TokenWatch
-from opdlight.models.probe import Reading
+from opdlight.callbacks.probe_callback import ProbeCallback
+from opdlight.models.probe import ProbeResult
 
 
-class TeacherSupportCoverage(TokenWatch):
+class TeacherSupportCoverage(ProbeCallback):
     """Logs `coverage/*` by task: teacher mass, student mass, sampled-token rate in the support, top-K overlap.
 
     Student mass is the blind spot of a renormalised loss: what lies outside the support gets no gradient.
     """
 
-    def figures(self, seen: Reading) -> dict[str, float]:
+    def figures(self, seen: ProbeResult) -> dict[str, float]:
         """Means over the positions that were read."""
         values = {
             "teacher_mass": seen.teacher_mass,

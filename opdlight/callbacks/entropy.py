@@ -1,13 +1,13 @@
 """How sure both models are."""
 
-from opdlight.callbacks.watch import TokenWatch
-from opdlight.models.probe import Reading
+from opdlight.callbacks.probe_callback import ProbeCallback
+from opdlight.models.probe import ProbeResult
 
 
-class ModelEntropy(TokenWatch):
+class ModelEntropy(ProbeCallback):
     """Logs `entropy/student` and `entropy/teacher` by task, at the rollout temperature over the full vocabulary."""
 
-    def figures(self, seen: Reading) -> dict[str, float]:
+    def figures(self, seen: ProbeResult) -> dict[str, float]:
         """Means over the positions that were read."""
         found = {"entropy/student": float(seen.student_entropy.mean())}
         if seen.teacher_entropy is not None:

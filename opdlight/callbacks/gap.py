@@ -2,17 +2,17 @@
 
 import torch
 
-from opdlight.callbacks.watch import TokenWatch
+from opdlight.callbacks.probe_callback import ProbeCallback
 from opdlight.losses.direct import k1, k2, k3
-from opdlight.models.probe import Reading
+from opdlight.models.probe import ProbeResult
 
 QUANTILES = (0.1, 0.5, 0.9)
 
 
-class TeacherGap(TokenWatch):
+class TeacherGap(ProbeCallback):
     """Logs by task `gap/*`, quantiles of log π(y) − log q(y), and `kl/*`, estimates of KL(student‖teacher) from it."""
 
-    def figures(self, seen: Reading) -> dict[str, float]:
+    def figures(self, seen: ProbeResult) -> dict[str, float]:
         """Quantiles and means over the positions that were read."""
         at = torch.tensor(QUANTILES, device=seen.gap.device)
         quantiles = seen.gap.float().quantile(at).tolist()

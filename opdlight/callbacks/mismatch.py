@@ -1,11 +1,11 @@
 """How far the engine's policy is from the trainer's."""
 
 from opdlight.bounds import PositiveFloat
-from opdlight.callbacks.watch import TokenWatch
-from opdlight.models.probe import Reading
+from opdlight.callbacks.probe_callback import ProbeCallback
+from opdlight.models.probe import ProbeResult
 
 
-class EngineMismatch(TokenWatch):
+class EngineMismatch(ProbeCallback):
     """Logs `mismatch/*` by task.
 
     The engine's log-probs are of the full distribution at temperature 1, so the trainer's are taken there too. After
@@ -18,7 +18,7 @@ class EngineMismatch(TokenWatch):
     def __init__(self, cap: PositiveFloat = 2.0) -> None:
         self.cap = cap
 
-    def figures(self, seen: Reading) -> dict[str, float]:
+    def figures(self, seen: ProbeResult) -> dict[str, float]:
         """Mean of log μ(y) − log π(y), and the share of tokens above the cap."""
         log_ratio = seen.trainer - seen.engine
         clipped = (log_ratio.exp() > self.cap).float()

@@ -8,9 +8,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from opdlight.callbacks.watch import by_task
+from opdlight.callbacks.probe_callback import by_task
 from opdlight.metrics.tokens import quantiles_by_bucket
-from opdlight.models.probe import Reading
+from opdlight.models.probe import ProbeResult
 
 COLUMNS = (
     "update", "task", "axis", "start", "end", "tokens", "teacher_mass", "student_mass", "sampled_in_support", "overlap",
@@ -25,7 +25,7 @@ class DepthProfile(L.Callback):
         folder: the run folder.
     """
 
-    watches_tokens = True
+    uses_probe = True
 
     def __init__(self, folder: str) -> None:
         self.path = Path(folder) / "profile.csv"
@@ -59,7 +59,7 @@ def octave(position: Tensor) -> Tensor:
     return torch.frexp(position.double())[1]
 
 
-def by_bucket(seen: Reading, bucket: Tensor, *, doubling: bool) -> list[dict[str, Any]]:
+def by_bucket(seen: ProbeResult, bucket: Tensor, *, doubling: bool) -> list[dict[str, Any]]:
     """One row a bucket that holds tokens; bucket [n] counts octaves if `doubling`, else units."""
     means = {
         "teacher_mass": seen.teacher_mass,

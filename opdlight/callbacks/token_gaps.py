@@ -8,9 +8,9 @@ import lightning as L
 import torch
 
 from opdlight.bounds import PositiveInt
-from opdlight.callbacks.watch import by_task
+from opdlight.callbacks.probe_callback import by_task
 from opdlight.distillation.module import OnPolicyDistillation
-from opdlight.models.probe import Reading
+from opdlight.models.probe import ProbeResult
 
 
 class TokenGaps(L.Callback):
@@ -22,7 +22,7 @@ class TokenGaps(L.Callback):
         rows: tokens a table.
     """
 
-    watches_tokens = True
+    uses_probe = True
 
     def __init__(self, folder: str, every: PositiveInt = 5, rows: PositiveInt = 20) -> None:
         self.path, self.every, self.rows = Path(folder) / "token_gaps.jsonl", every, rows
@@ -49,7 +49,7 @@ class TokenGaps(L.Callback):
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def token_table(seen: Reading) -> list[dict[str, Any]]:
+def token_table(seen: ProbeResult) -> list[dict[str, Any]]:
     """For each token id: how often it was read, its mean log q − log π in nats, and its share of Σ|log q − log π|."""
     ids, place = torch.unique(seen.token, return_inverse=True)
     reward = -seen.gap.double()

@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from opdlight.batch.collate import keep_all
 from opdlight.bounds import NonNegativeInt, PositiveInt
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.losses import Needs
-from opdlight.models.probe import Reading, look_at, read
+from opdlight.models.probe import ProbeResult
 from opdlight.rollout.control_tokens import ControlTokens
 from opdlight.system.distributed import all_gather
 from opdlight.types import Trajectory, Turn
@@ -86,7 +85,7 @@ class TrajectoryRecorder(L.Callback):
 
     def record(self, module: OnPolicyDistillation, trajectory: Trajectory) -> dict[str, Any]:
         """The line of one trajectory, without step and stage."""
-        reading = read_whole(module, trajectory)
+        probe = probe_all(module, trajectory)
         control = ControlTokens(module.student.tokenizer).contents
         before: list[int] = []
         turns, start = [], 0
@@ -108,7 +107,7 @@ class TrajectoryRecorder(L.Callback):
                     "finish_reason": turn.finish_reason,
                     "policy_version": turn.policy_version,
                     "reward": turn.reward,
-                    **self._tokens(module, turn, reading, start),
+                    **self._tokens(module, turn, probe, start),
                 }
             )
             before, start = [*turn.prompt_ids, *turn.completion_ids], start + len(turn.completion_ids)
@@ -123,7 +122,7 @@ class TrajectoryRecorder(L.Callback):
         }
 
     def _tokens(
-        self, module: OnPolicyDistillation, turn: Turn, reading: Reading | None, start: int
+        self, module: OnPolicyDistillation, turn: Turn, probe: ProbeResult | None, start: int
     ) -> dict[str, list[Any]]:
         """Lists over the tokens of one turn; null where a token was not scored (the teacher does not have it)."""
         text = module.student.tokenizer.decode
@@ -136,19 +135,19 @@ class TrajectoryRecorder(L.Callback):
         }
         columns = ("student", "teacher", "mass", "divergence", "student_top", "teacher_top")
         found |= {name: [None] * count for name in columns}
-        if reading is None:
+        if probe is None:
             return found
         width = self.candidates
-        values = {"student": reading.student, "teacher": reading.teacher, "mass": reading.student_mass,
-                  "divergence": reading.divergence}  # fmt: skip
-        for place, i in enumerate((reading.position - start).tolist()):
+        values = {"student": probe.student, "teacher": probe.teacher, "mass": probe.student_mass,
+                  "divergence": probe.divergence}  # fmt: skip
+        for place, i in enumerate((probe.position - start).tolist()):
             if not 0 <= i < count:
                 continue
             for name, column in values.items():
                 found[name][i] = _short(float(column[place]))
             tops = {
-                "student_top": (reading.student_ids, reading.student_top, reading.teacher_at_student),
-                "teacher_top": (reading.teacher_ids, reading.teacher_top, reading.student_at_teacher),
+                "student_top": (probe.student_ids, probe.student_top, probe.teacher_at_student),
+                "teacher_top": (probe.teacher_ids, probe.teacher_top, probe.student_at_teacher),
             }
             for name, (top, own, other) in tops.items():
                 three = (top[place, :width].tolist(), own[place, :width].tolist(), other[place, :width].tolist())
@@ -157,22 +156,23 @@ class TrajectoryRecorder(L.Callback):
 
 
 @torch.no_grad()
-def read_whole(module: OnPolicyDistillation, trajectory: Trajectory) -> Reading | None:
-    """Every token of a trajectory, those that the mask leaves out included; None if it has none, or no teacher."""
-    if trajectory.task not in module.teachers.teacher_of:  # a task that is only evaluated
+def probe_all(module: OnPolicyDistillation, trajectory: Trajectory) -> ProbeResult | None:
+    """What both models say at every token of a trajectory, those that the mask leaves out included.
+
+    None if it has no token, or its task no teacher because it is only evaluated.
+    """
+    if trajectory.task not in module.teachers.teacher_of:
         return None
     batches = replace(module.collate, loss_mask=keep_all)([trajectory])
     if not batches:
         return None
-    batch = batches[0].to(module.device)
-    shared, temperature = module.teachers.shared_vocabulary, module.source.sampling.temperature
-    hidden, head = module.student.hidden(batch), module.student.head()
-    at: Tensor = torch.arange(batch.num_tokens, device=hidden.device)
-    look = look_at(at, hidden, head, k=module.reader.k, shared=shared)
-    teacher = module.teachers.score(batch, needs=Needs(), chosen=None, temperature=temperature, look=look)
-    assert teacher.view is not None
-    ask: dict[str, Any] = {"update": module.updates, "temperature": temperature, "shared": shared}
-    return read(batch, look, teacher.view, hidden, head, **ask)
+    request = replace(
+        module.score_request(),
+        needs=Needs(),
+        probe_at=torch.arange(batches[0].num_tokens),
+        probe_k=module.probe.k,
+    )
+    return module.scorer.score(batches[0].to(module.device), request).probe
 
 
 def _short(value: float) -> float | None:

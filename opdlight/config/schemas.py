@@ -101,7 +101,7 @@ class TrainConfig(RunConfig):
     engine: Node
     trainer: Trainer
     callbacks: dict[str, Node]
-    reader: Node
+    probe: Node
     max_not_finite: PositiveInt
     staleness: Literal[0, 1]
     resume: str | None

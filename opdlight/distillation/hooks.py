@@ -9,10 +9,10 @@ from opdlight.types import Trajectory
 
 
 @runtime_checkable
-class WatchesTokens(Protocol):
-    """A callback that looks at the readings of a step; only for its sake are there any."""
+class UsesProbe(Protocol):
+    """A callback that needs what the probe found in a step; without one nothing is probed."""
 
-    watches_tokens: bool
+    uses_probe: bool
 
 
 @runtime_checkable
@@ -23,9 +23,9 @@ class WatchesRollouts(Protocol):
         """Called after each rollout, for training and for validation, with those of this rank."""
 
 
-def wants_readings(trainer: L.Trainer) -> bool:
-    """Does a callback look at readings?"""
-    return any(isinstance(callback, WatchesTokens) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+def uses_probe(trainer: L.Trainer) -> bool:
+    """Does a callback need what the probe finds?"""
+    return any(isinstance(callback, UsesProbe) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def show_trajectories(

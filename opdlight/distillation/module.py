@@ -15,20 +15,22 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from opdlight.batch.collate import Collate, count_unshared, without_tokens
 from opdlight.batch.split import in_parts, with_global_tokens
 from opdlight.distillation.guards import NotFinite
-from opdlight.distillation.hooks import show_trajectories, wants_readings
+from opdlight.distillation.hooks import show_trajectories, uses_probe
 from opdlight.distillation.out_of_memory import OutOfMemory
 from opdlight.distillation.schedules import constant
 from opdlight.distillation.step import Step
-from opdlight.losses import Loss, Needs, Remembers
+from opdlight.losses import Loss, Remembers
 from opdlight.losses.reduce import token_mean
 from opdlight.metrics.success import HeldOutOutcomes, Result
-from opdlight.models.probe import Reader, Reading, read
+from opdlight.models.base import ScoreRequest
+from opdlight.models.probe import Probe, ProbeResult
+from opdlight.models.scorer import Scored, Scorer
 from opdlight.models.student import Student
 from opdlight.models.teachers import Teachers
 from opdlight.rollout.source import RolloutSource
 from opdlight.system import lightning_internals as internals
 from opdlight.system.distributed import all_gather, full_tensor
-from opdlight.types import RolloutRequest, SupportScores, TeacherScores, TokenBatch, Trajectory
+from opdlight.types import RolloutRequest, TokenBatch, Trajectory
 
 
 class OnPolicyDistillation(L.LightningModule):
@@ -42,7 +44,7 @@ class OnPolicyDistillation(L.LightningModule):
         optimizer: parameters → optimizer.
         schedule: update number → factor on the learning rate.
         collate: trajectories → micro-batches; by default of 8,192 padded tokens, without a loss mask.
-        reader: where the watching callbacks look.
+        probe: at which tokens both models are compared for the callbacks.
         max_grad_norm: gradients are clipped to this 2-norm.
         max_not_finite: so many updates whose loss or gradient is not finite end the run; each is skipped.
         mini_batches: updates a rollout; each takes its share of the groups.
@@ -61,7 +63,7 @@ class OnPolicyDistillation(L.LightningModule):
         optimizer: Callable[[Any], Optimizer],
         schedule: Callable[[int], float] = constant,
         collate: Collate | None = None,
-        reader: Reader | None = None,
+        probe: Probe | None = None,
         max_grad_norm: float = 1.0,
         max_not_finite: int = 5,
         mini_batches: int = 1,
@@ -73,9 +75,10 @@ class OnPolicyDistillation(L.LightningModule):
         self.strict_loading = not student.has_adapter  # a checkpoint holds what is trained
         self.student, self.teachers, self.reference, self.loss = student, teachers, reference, loss
         self.source, self.timer = source, source.timer
+        self.scorer = Scorer(student=student, teachers=teachers, reference=reference, timer=self.timer)
         self.collate = collate or Collate(tasks=tuple(teachers.teacher_of), shared=teachers.shared_vocabulary)
         self.make_optimizer, self.schedule, self.max_grad_norm = optimizer, schedule, max_grad_norm
-        self.reader, self.mini_batches, self.teacher_placement = reader or Reader(), mini_batches, teacher_placement
+        self.probe, self.mini_batches, self.teacher_placement = probe or Probe(), mini_batches, teacher_placement
         self.updates = 0  # the student's version: how often its weights have changed
         self.not_finite = NotFinite(max_not_finite)
         self.out_of_memory = OutOfMemory(self.collate.micro_batch_tokens, self.print)
@@ -151,7 +154,7 @@ class OnPolicyDistillation(L.LightningModule):
             updates[1:] = [[self.with_rollout_logprobs(b) for b in batches] for batches in updates[1:]]
         return updates
 
-    def learn(self, batches: Sequence[TokenBatch]) -> tuple[Tensor, Sequence[TokenBatch], list[Reading]]:
+    def learn(self, batches: Sequence[TokenBatch]) -> tuple[Tensor, Sequence[TokenBatch], list[ProbeResult]]:
         """One update; returns its loss, its micro-batches as they fitted into memory, and what callbacks look at."""
         (loss, readings), batches = self.out_of_memory.run(
             self.accumulate, batches, forget=lambda: self.student.zero_grad(set_to_none=True)
@@ -160,64 +163,42 @@ class OnPolicyDistillation(L.LightningModule):
             self.update(loss, has_gradient=bool(batches))
         return loss, batches, readings
 
-    def accumulate(self, batches: Sequence[TokenBatch]) -> tuple[Tensor, list[Reading]]:
+    def accumulate(self, batches: Sequence[TokenBatch]) -> tuple[Tensor, list[ProbeResult]]:
         """③ ④ Score, compare and differentiate each micro-batch; returns the loss of all, detached."""
         loss, readings = torch.zeros((), device=self.device), []
         for number, batch in enumerate(batches):
             with self.timer("score"):
-                scores, reading = self.score(batch)
+                scores, probe = self.score(batch)
             with self.timer("compare"):
                 contribution = token_mean(self.loss(scores, batch), batch.global_tokens)
-            with self.timer("backward"), self.no_sync(number + 1 < len(batches)):
+            with self.timer("backward"), self._gradients(shared=number + 1 == len(batches)):
                 self.manual_backward(contribution * self.trainer.world_size)  # DDP averages; the token mean is a sum
             loss += contribution.detach()
-            readings += [] if reading is None else [reading]
+            if probe is not None:
+                with self.timer("watch"):
+                    readings.append(probe.cpu())
         return loss, readings
 
-    def score(self, batch: TokenBatch) -> tuple[SupportScores, Reading | None]:
-        """③ The teacher scores the support, its own or the student's choice; the student answers. Watchers read."""
-        needs, temperature = self.loss.needs, self.source.sampling.temperature
-        shared = self.teachers.shared_vocabulary
-        hidden = self.student.hidden(batch)
-        chosen = self.student.chosen(hidden, needs, shared=shared)
-        ask: dict[str, Any] = {"update": self.updates, "temperature": temperature, "shared": shared}
-        look = None
-        if wants_readings(self.trainer):
-            with self.timer("watch"):
-                look = self.reader.look(batch, hidden.detach(), self.student.head(), update=self.updates, shared=shared)
-        teacher = self.teachers.score(batch, needs=needs, chosen=chosen, temperature=temperature, look=look)
-        if needs.reference:
-            assert self.reference is not None
-            start = self.reference.score(batch, needs=Needs(sampled=True), chosen=None, temperature=temperature)
-            teacher = replace(teacher, reference=start.sampled)
-        scores = self.student.score(
-            hidden,
-            batch,
-            teacher=teacher,
-            needs=needs,
-            temperature=temperature,
+    def score(self, batch: TokenBatch) -> Scored:
+        """③ The teachers score the support, their own or the student's choice; the student is scored on it."""
+        request = self.score_request()
+        if uses_probe(self.trainer):
+            request = replace(request, probe_at=self.probe.choose(batch.num_tokens, self.updates), probe_k=self.probe.k)
+        return self.scorer.score(batch, request)
+
+    def score_request(self) -> ScoreRequest:
+        """What the loss needs, as the rollouts were sampled."""
+        return ScoreRequest(
+            needs=self.loss.needs,
+            shared=self.teachers.shared_vocabulary,
+            temperature=self.source.sampling.temperature,
             top_p=self.source.sampling.top_p,
         )
-        if look is None or teacher.view is None:
-            return scores, None
-        with self.timer("watch"):
-            reading = read(batch, look, teacher.view, hidden.detach(), self.student.head(), **ask)
-            return scores, reading.cpu()
 
-    @torch.no_grad()
     def with_rollout_logprobs(self, batch: TokenBatch) -> TokenBatch:
         """The batch with the log-probs of its tokens under the student as it is now."""
         with self.timer("score"):
-            now = replace(self.loss.needs, support=None, normaliser=False)
-            scores = self.student.score(
-                self.student.hidden(batch),
-                batch,
-                teacher=TeacherScores(),
-                needs=now,
-                temperature=self.source.sampling.temperature,
-                top_p=self.source.sampling.top_p,
-            )
-        return replace(batch, rollout_logprobs=scores.student_sampled)
+            return replace(batch, rollout_logprobs=self.scorer.student_logprobs(batch, self.score_request()))
 
     def update(self, loss: Tensor, *, has_gradient: bool) -> None:
         """⑤ One optimizer step.
@@ -251,10 +232,11 @@ class OnPolicyDistillation(L.LightningModule):
         self.log("loss/train", finite.mean(), prog_bar=True)
         return finite.mean()
 
-    def no_sync(self, wanted: bool) -> AbstractContextManager[None]:
-        """Within, if `wanted`, a backward pass keeps its gradient to this rank; else it adds up those of all."""
+    def _gradients(self, *, shared: bool) -> AbstractContextManager[None]:
+        """Within, a backward pass adds up the gradients of all ranks if `shared`, else this rank's alone."""
         strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if wanted and isinstance(strategy, ParallelStrategy) else nullcontext()
+        # not called `no_sync`: Lightning takes a model with a method of that name for one wrapped by DDP
+        return nullcontext() if shared or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
 
     def validation_step(self, requests: list[RolloutRequest], batch_idx: int) -> None:
         """Roll out the held-out episodes of one task."""

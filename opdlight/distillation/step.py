@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from opdlight.models.probe import Reading
+from opdlight.models.probe import ProbeResult
 from opdlight.types import Trajectory
 
 
@@ -14,7 +14,7 @@ class Step:
     A LightningModule with a training step of its own returns `{"loss": loss, "step": Step(readings=...)}`.
     """
 
-    readings: Sequence[Reading] = ()  # of all ranks
+    readings: Sequence[ProbeResult] = ()  # of all ranks
     trajectories: Sequence[Trajectory] = ()  # of this rank
     loss_tokens: int = 0  # of all ranks and updates
     shares: Sequence[Sequence[float]] = ()  # update by update: each micro-batch's part of the loss tokens of all ranks

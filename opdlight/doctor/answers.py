@@ -111,7 +111,7 @@ def check_answers(patient: Patient, pair: Pair, play: Play = first_turns) -> lis
     if not judged:
         return found(Verdict.FAIL, f"{len(turns)} answers hold no token that carries loss", "mask.tokens=[]")
     logprobs = [x for j in judged for x in j.logprobs]
-    mean, uniform = fmean(logprobs), -math.log(pair.teacher.head().width)
+    mean, uniform = fmean(logprobs), -math.log(pair.teacher.width)
     cut = sum(turn.finish_reason == "length" for turn in turns)
     worst = sorted(judged, key=lambda j: fmean(j.logprobs))[:SHOWN]
     tokenizer = pair.student.tokenizer

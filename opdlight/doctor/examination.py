@@ -9,6 +9,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from opdlight.config import instantiate
 from opdlight.data.tasks import TaskMixture
@@ -25,7 +26,7 @@ from opdlight.doctor.templates import check_history, check_plain_text, check_tem
 from opdlight.doctor.vocabularies import check_vocabulary
 from opdlight.errors import ConfigError, OpdError
 from opdlight.losses import Loss
-from opdlight.models import Student, Teacher, resolve_model
+from opdlight.models import Student, TeacherModel, resolve_model
 from opdlight.rollout import open_collector
 from opdlight.system.console import progress, say, show, track
 from opdlight.system.files import write_text
@@ -79,7 +80,7 @@ def attempt(check: str, about: str, run: Callable[[], Iterable[Finding]]) -> lis
 
 
 def patient_of(
-    cfg: DictConfig, mixture: TaskMixture, student: Student, loss: Loss, teachers: Mapping[str, Teacher]
+    cfg: DictConfig, mixture: TaskMixture, student: Student, loss: Loss, teachers: Mapping[str, TeacherModel]
 ) -> Patient:
     """The parts of a run and the numbers of its config."""
     with ConfigError.instead():  # losses know nothing of config errors
@@ -113,13 +114,14 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
     with progress("loading the student"):
         student, found = _student(cfg)
     if student is not None:
-        teachers: dict[str, Teacher] = {}
+        teachers: dict[str, TeacherModel] = {}
         for name, teacher in track(list(mixture.teachers.items()), "loading the teachers"):
             found += attempt("teacher", f"{teacher} ({name})", partial(_teach, teachers, mixture, name, cfg))
         patient = patient_of(cfg, mixture, student, loss, teachers)
         if on_gpu(patient):
             for model in (student, *teachers.values()):
-                model.to("cuda")
+                if isinstance(model, nn.Module):  # a server's teacher has no weights here
+                    model.to("cuda")
         found += examine(patient)
         with progress("greedy answers"):
             found += _answers(cfg, patient)
@@ -168,7 +170,7 @@ def _student(cfg: DictConfig) -> tuple[Student | None, list[Finding]]:
         return None, [Finding(check="student", about=about, verdict=Verdict.FAIL, evidence=evidence)]
 
 
-def _teach(teachers: dict[str, Teacher], mixture: TaskMixture, name: str, cfg: DictConfig) -> list[Finding]:
+def _teach(teachers: dict[str, TeacherModel], mixture: TaskMixture, name: str, cfg: DictConfig) -> list[Finding]:
     models = mixture.teachers
     known = {resolve_model(models[other]): teacher for other, teacher in teachers.items()}
     teachers[name] = known.get(resolve_model(models[name])) or instantiate(cfg.teacher)(models[name])

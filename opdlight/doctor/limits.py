@@ -61,7 +61,7 @@ def check_support(patient: Patient) -> list[Finding]:
     def found(verdict: Verdict, evidence: str, repair: str = "") -> list[Finding]:
         return [Finding(check="support", verdict=verdict, evidence=evidence, repair=repair)]
 
-    if needs.support is None or needs.support == "full_vocabulary":
+    if needs.chosen_by is None:
         return found(Verdict.PASS, evidence)
     evidence = f"K = {needs.k}, {evidence}"
     key = next((k for k in _keys(patient.loss_config) if k.rpartition(".")[2] == "k"), "k")

@@ -26,6 +26,7 @@ import torch
 from opdlight.config.checks import locate
 from opdlight.doctor.findings import Finding, Verdict, override
 from opdlight.doctor.patient import Patient
+from opdlight.losses import SupportKind
 from opdlight.models.lm_head import CHUNK
 
 GIB = 2**30
@@ -63,7 +64,7 @@ def estimate(patient: Patient, gpu: bool, there: int) -> dict[str, float]:
     layer = tokens * (10 * d + 4 * int(getattr(config, "intermediate_size", None) or 4 * d)) * b
     kept = tokens * layers * d * b + layer if student.model.is_gradient_checkpointing else layers * layer
     width = student.head().width
-    compared = {None: 0, "full_vocabulary": width}.get(needs.support, needs.k)
+    compared = {None: 0, SupportKind.FULL_VOCABULARY: width}.get(needs.support, needs.k)
     return {
         "weights": own,
         "gradients": trained,

@@ -10,7 +10,7 @@ from opdlight.data.requests import episode_seed
 from opdlight.data.tasks import Task
 from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.losses import Loss, SpecialTokenMask
-from opdlight.models import Student, Teacher
+from opdlight.models import Student, TeacherModel
 from opdlight.models.vocabulary import compare_vocabularies
 from opdlight.types import SharedVocabulary
 
@@ -53,7 +53,7 @@ class Pair:
     """The student beside one teacher, which may serve several tasks."""
 
     student: Student
-    teacher: Teacher
+    teacher: TeacherModel
     tasks: tuple[str, ...]
 
     @property
@@ -75,7 +75,7 @@ class Pair:
     def shared(self) -> SharedVocabulary:
         """The ids that both can compare, however many they leave out."""
         ours, theirs = self.student, self.teacher
-        return compare_vocabularies(ours.tokenizer, ours.head().width, theirs.tokenizer, theirs.head().width)
+        return compare_vocabularies(ours.tokenizer, ours.head().width, theirs.tokenizer, theirs.width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class Patient:
     """
 
     student: Student
-    teachers: Mapping[str, Teacher]
+    teachers: Mapping[str, TeacherModel]
     tasks: Mapping[str, Task]
     loss: Loss
     loss_config: Mapping[str, Any] = field(default_factory=dict)

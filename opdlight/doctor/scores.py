@@ -2,30 +2,30 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from opdlight.batch.collate import Collate
 from opdlight.doctor.findings import Finding, Verdict, override
 from opdlight.doctor.patient import Pair, Patient
 from opdlight.losses import EntropyAware, ImportanceWeighted, Loss, Needs, SampledToken, SupportMatching, TurnWeighted
-from opdlight.models import Student, Teacher
+from opdlight.models import Scorer, ScoreRequest, Student, TeacherModel
 from opdlight.models.lm_head import token_logprobs
-from opdlight.models.teacher import FrozenModel
+from opdlight.models.teacher import teacher_scores
 from opdlight.rollout import ChatRenderer
-from opdlight.types import SharedVocabulary, Status, TokenBatch, Trajectory, Turn
+from opdlight.types import SharedVocabulary, Status, TeacherScores, TokenBatch, Trajectory, Turn
 
-ROWS, ROW = 3, 32  # rows of the probe, and tokens of the longest: training runs it on the CPU before it starts
-PROBED = 24  # loss positions of a row
+ROWS, ROW = 3, 32  # rows that are scored, and tokens of the longest: training does it on the CPU before it starts
+POSITIONS = 24  # loss positions of a row
 AGAIN = 1e-4  # largest difference in nats between two forwards of the same batch
 PADDED = {"float32": 1e-3, "bfloat16": 0.3}  # the same beside other rows: sums run in another order
 ZERO = {"float32": 1e-3, "bfloat16": 5e-2}  # a gradient below this share of that of log π(y) counts as 0
 SMALL_LOSS = {"float32": 1e-4, "bfloat16": 1e-2}  # nats
 
 
-def probe(patient: Patient, tasks: Sequence[str]) -> list[list[int]]:
+def real_rows(patient: Patient, tasks: Sequence[str]) -> list[list[int]]:
     """Rows of different lengths, cut from the tasks' real prompts."""
     renderer = ChatRenderer(patient.student.tokenizer, patient.student.chat_template)
     openings = [opening for task in tasks for opening in patient.openings(task)]
@@ -34,11 +34,11 @@ def probe(patient: Patient, tasks: Sequence[str]) -> list[list[int]]:
 
 
 def as_batches(rows: Sequence[list[int]], *, shared: SharedVocabulary, micro_batch_tokens: int) -> list[TokenBatch]:
-    """Rows of ids as micro-batches; the second half of each row carries loss, `PROBED` positions at most."""
+    """Rows of ids as micro-batches; the second half of each row carries loss, `POSITIONS` positions at most."""
     trajectories = []
     for ids in rows:
         half = max(1, len(ids) // 2)
-        answer = ids[half : half + PROBED]
+        answer = ids[half : half + POSITIONS]
         turn = Turn(
             prompt_ids=ids[:half],
             completion_ids=answer,
@@ -54,24 +54,24 @@ def as_batches(rows: Sequence[list[int]], *, shared: SharedVocabulary, micro_bat
     return collate(trajectories)
 
 
-def sampled(teacher: Teacher, batch: TokenBatch, shared: SharedVocabulary) -> Tensor:
+def sampled(teacher: TeacherModel, batch: TokenBatch, shared: SharedVocabulary) -> Tensor:
     """Log q(y) [N] at temperature 1.
 
     Raises:
         ValueError: if the batch holds ids that the teacher has no embedding for (a GPU would not survive it).
     """
-    largest, width = int(batch.input_ids.max()), teacher.head().width
+    largest, width = int(batch.input_ids.max()), teacher.width
     if largest >= width:
         raise ValueError(f"a row holds the id {largest}, but the teacher has {width} embeddings")
-    batch = batch.to(teacher.device)
-    found = teacher.score(batch, needs=Needs(sampled=True), chosen=None, temperature=1.0, shared=shared).sampled
+    request = ScoreRequest(needs=Needs(sampled=True), shared=shared)
+    found = teacher.score(batch.to(teacher.device), request).sampled
     assert found is not None
     return found.float().cpu()
 
 
 def check_determinism(patient: Patient, pair: Pair) -> list[Finding]:
     """The teacher's log-probs of the same rows: twice, and each row alone instead of padded beside others."""
-    rows = probe(patient, pair.tasks)
+    rows = real_rows(patient, pair.tasks)
     (together,) = as_batches(rows, shared=pair.shared, micro_batch_tokens=1 << 30)
     alone = as_batches(rows, shared=pair.shared, micro_batch_tokens=1)
     first, again = (sampled(pair.teacher, together, pair.shared) for _ in range(2))
@@ -93,13 +93,16 @@ def check_determinism(patient: Patient, pair: Pair) -> list[Finding]:
     return [Finding(check="teacher determinism", about=pair.name, verdict=verdict, evidence=evidence, repair=repair)]
 
 
-class _Itself(Teacher):
-    """The student's own weights in the teacher's place."""
+@dataclass(frozen=True, slots=True)
+class StudentAsTeacher:
+    """The student's own weights in the teachers' place. A `BatchScorer`."""
 
-    def __init__(self, student: Student) -> None:
-        nn.Module.__init__(self)
-        self.name, self.tokenizer = "the student", student.tokenizer
-        self._hidden_from_torch = (FrozenModel(student.model),)
+    student: Student
+
+    @torch.no_grad()
+    def score(self, batch: TokenBatch, request: ScoreRequest) -> TeacherScores:
+        """As a local teacher with these weights."""
+        return teacher_scores(self.student.hidden(batch), self.student.head(), batch.target_ids, request)
 
 
 def at_the_teacher(loss: Loss) -> str:
@@ -143,22 +146,22 @@ def check_identical(patient: Patient) -> list[Finding]:
 
 def own_loss(patient: Patient) -> tuple[float, float]:
     """Largest |ℓ| in nats, and ‖∇ mean ℓ‖ over ‖∇ mean log π(y)‖, both with respect to the hidden states [N, d]."""
-    student, needs, temperature = patient.student, patient.loss.needs, patient.temperature
+    student, temperature = patient.student, patient.temperature
     loss = copy.deepcopy(patient.loss)  # some losses remember what they have seen
-    itself = _Itself(student)
-    rows = probe(patient, list(patient.tasks))
+    rows = real_rows(patient, list(patient.tasks))
     (batch,) = as_batches(rows, shared=patient.shared, micro_batch_tokens=1 << 30)
     batch = batch.to(student.head().weight.device)
     with torch.no_grad():
         hidden = student.hidden(batch)
         own = token_logprobs(hidden, student.head(), batch.target_ids)  # as the engine would report them
     batch = replace(batch, sampled_logprobs=own)
-    chosen = student.chosen(hidden, needs, shared=patient.shared)
-    teacher = itself.score(batch, needs=needs, chosen=chosen, temperature=temperature, shared=patient.shared)
-    teacher = replace(teacher, reference=teacher.sampled if needs.reference else None)
     leaf = hidden.detach().clone().requires_grad_()
-    scores = student.score(leaf, batch, teacher=teacher, needs=needs, temperature=temperature, top_p=patient.top_p)
-    each = loss(scores, batch)
+    itself = StudentAsTeacher(student)
+    request = ScoreRequest(
+        needs=patient.loss.needs, shared=patient.shared, temperature=temperature, top_p=patient.top_p
+    )
+    scorer = Scorer(student=student, teachers=itself, reference=itself)
+    each = loss(scorer.score(batch, request, hidden=leaf).scores, batch)
     (gradient,) = torch.autograd.grad(each.mean(), leaf)
     likelihood = token_logprobs(leaf, student.head(), batch.target_ids, temperature)
     (unit,) = torch.autograd.grad(likelihood.mean(), leaf)

@@ -49,7 +49,7 @@ def check_vocabulary(patient: Patient, pair: Pair) -> list[Finding]:
     """Ids that differ in bytes or in spelling, ids that the teacher cannot even read, and how many are shared."""
     student, teacher = pair.student, pair.teacher
     ours, theirs = token_bytes(student.tokenizer), token_bytes(teacher.tokenizer)
-    widths = student.head().width, teacher.head().width
+    widths = student.head().width, teacher.width
     spelt = {i: t for t, i in student.tokenizer.get_vocab().items()}
     left_out = pair.shared.left_out
     sizes = (

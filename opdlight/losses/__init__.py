@@ -1,6 +1,6 @@
 """Objectives: pure functions of scores on the support, per token and unreduced."""
 
-from opdlight.losses.base import Loss, Needs, Remembers
+from opdlight.losses.base import Loss, Needs, Remembers, SupportKind
 from opdlight.losses.direct import DirectEstimate
 from opdlight.losses.masking import SpecialTokenMask
 from opdlight.losses.matching import SupportMatching
@@ -18,6 +18,7 @@ __all__ = [
     "Remembers",
     "SampledToken",
     "SpecialTokenMask",
+    "SupportKind",
     "SupportMatching",
     "TurnWeighted",
     "discounted_to_go",

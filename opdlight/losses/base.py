@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -15,14 +16,42 @@ SupportName = Literal[
     "student_top_k_and_sampled",
     "teacher_nucleus",
     "full_vocabulary",
-]
+]  # the values of `SupportKind`, for a loss whose config names one
+
+
+class SupportKind(StrEnum):
+    """On which tokens the two models are compared."""
+
+    TEACHER_TOP_K = "teacher_top_k"
+    STUDENT_TOP_K = "student_top_k"
+    TEACHER_TOP_K_AND_SAMPLED = "teacher_top_k_and_sampled"
+    STUDENT_TOP_K_AND_SAMPLED = "student_top_k_and_sampled"
+    TEACHER_NUCLEUS = "teacher_nucleus"
+    FULL_VOCABULARY = "full_vocabulary"
+
+    @property
+    def chosen_by(self) -> Literal["teacher", "student"] | None:
+        """Whose most probable tokens they are; None for the full vocabulary."""
+        if self is SupportKind.FULL_VOCABULARY:
+            return None
+        student = (SupportKind.STUDENT_TOP_K, SupportKind.STUDENT_TOP_K_AND_SAMPLED)
+        return "student" if self in student else "teacher"
+
+    @property
+    def with_sampled(self) -> bool:
+        """True if the sampled token is always one of them."""
+        return self in (SupportKind.TEACHER_TOP_K_AND_SAMPLED, SupportKind.STUDENT_TOP_K_AND_SAMPLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a loss asks for; nothing else is computed."""
+    """What a loss asks for; nothing else is computed.
 
-    support: SupportName | None = None  # on which tokens the two models are compared; None: on none
+    Raises:
+        ValueError: if `support` is no `SupportKind`; its values as strings are taken, too.
+    """
+
+    support: SupportKind | None = None  # on which tokens the two models are compared; None: on none
     k: int = 0  # size of a top-K support, and the upper limit of a nucleus
     nucleus: float = 1.0  # teacher mass that a nucleus holds
     normaliser: bool = False  # of both models: the log-normaliser over the full vocabulary
@@ -32,6 +61,15 @@ class Needs:
     reference: bool = False  # log-probs of the sampled token under the student as it was at the start
     engine_logprobs: bool = False  # the engine's log-probs of the sampled token, at temperature 1
     group_advantage: bool = False  # the environment's reward against that of the same group
+
+    def __post_init__(self) -> None:
+        if self.support is not None:
+            object.__setattr__(self, "support", SupportKind(self.support))
+
+    @property
+    def chosen_by(self) -> Literal["teacher", "student"] | None:
+        """Which model chooses K ids at a position; None if none does."""
+        return None if self.support is None else self.support.chosen_by
 
 
 class Loss(Protocol):

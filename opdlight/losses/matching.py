@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from opdlight.bounds import Bounds, PositiveInt
-from opdlight.losses.base import Needs, SupportName
+from opdlight.losses.base import Needs, SupportKind, SupportName
 from opdlight.losses.divergences import BY_NAME, MIXED, Divergence, DivergenceName, named
 from opdlight.losses.outside import OutsideName, absolute, renormalised, sampled_tail, with_tail
 from opdlight.types import SupportScores, TokenBatch
@@ -82,7 +82,7 @@ class SupportMatching:
                 f"Expected `loss.divergence` with `loss.outside=sampled_tail` to be reverse_kl or stop_gradient, but "
                 f"got {self.divergence!r}: the tail that a token of the student's estimates is that of the reverse KL."
             )
-        if self.outside == "sampled_tail" and self.support.endswith("_and_sampled"):
+        if self.outside == "sampled_tail" and SupportKind(self.support).with_sampled:
             return (
                 f"Expected `loss.support` with `loss.outside=sampled_tail` to leave the sampled token out, but got "
                 f"{self.support!r}: the sampled token always lies inside, so the tail would always be 0."
@@ -118,7 +118,7 @@ class SupportMatching:
     def needs(self) -> Needs:
         """The support; the normalisers unless both models are renormalised on it; the sampled token's tail."""
         return Needs(
-            support=self.support,
+            support=SupportKind(self.support),
             k=self.k,
             nucleus=1.0 if self.nucleus is None else self.nucleus,
             normaliser=self.outside != "renormalise",

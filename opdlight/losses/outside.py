@@ -16,8 +16,8 @@ def renormalised(values: Tensor, valid: Tensor) -> Tensor:
 
     A row without a valid entry becomes uniform, for student and teacher alike: its divergence and gradient are 0.
 
-    >>> renormalised(torch.tensor([[0.2, 0.6, 0.2]]).log(), torch.tensor([[True, True, False]])).exp().tolist()
-    [[0.25, 0.75, 0.0]]
+    >>> renormalised(torch.tensor([[0.25, 0.25, 0.5]]).log(), torch.tensor([[True, True, False]])).exp().tolist()
+    [[0.5, 0.5, 0.0]]
     """
     return values.masked_fill(~valid, lowest(values.dtype)).log_softmax(-1)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from opdlight.bounds import Bounds, NonNegativeFloat, UnitFloat
-from opdlight.losses.base import Needs, Shared, alone
+from opdlight.losses.base import Needs, Shared, SupportKind, alone
 from opdlight.losses.divergences import reverse_kl
 from opdlight.losses.outside import renormalised
 from opdlight.types import SupportScores, TokenBatch
@@ -154,7 +154,7 @@ class SampledToken:
         expected = self.baseline == "expected"
         return Needs(
             sampled=True,
-            support="student_top_k" if expected else None,
+            support=SupportKind.STUDENT_TOP_K if expected else None,
             k=self.k if expected else 0,
             reference=self.extrapolation != 1.0,
             group_advantage=self.reward_weight > 0,

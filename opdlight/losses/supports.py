@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from opdlight.losses.base import Needs
+from opdlight.losses.base import Needs, SupportKind
 from opdlight.types import SharedVocabulary, Support
 
 
@@ -32,7 +32,7 @@ def nucleus(support: Support, mass: float) -> Support:
     """The smallest leading part of a descending top-K support that holds teacher mass ≥ `mass`; all of it if none does.
 
     >>> s = Support(token_ids=torch.tensor([[4, 2, 1]]), teacher_logits=torch.tensor([[0.6, 0.3, 0.1]]).log(),
-    ...             teacher_normaliser=torch.zeros(1), valid=torch.ones(1, 3, dtype=torch.bool), kind="teacher_top_k")
+    ...             teacher_normaliser=torch.zeros(1), valid=torch.ones(1, 3, dtype=torch.bool))
     >>> nucleus(s, 0.8).valid.tolist()
     [[True, True, False]]
     """
@@ -63,10 +63,8 @@ def make_support(
     valid = torch.ones_like(ids, dtype=torch.bool)
     if top_ids is None and shared.left_out:
         valid = shared.holds(torch.arange(shared.size, device=ids.device)).expand_as(ids)
-    if needs.support.endswith("_and_sampled"):
+    if needs.support.with_sampled:
         ids, valid = with_token(ids, valid, sampled)
     logits, normaliser = score(ids)
-    support = Support(
-        token_ids=ids, teacher_logits=logits, teacher_normaliser=normaliser, valid=valid, kind=needs.support
-    )
-    return nucleus(support, needs.nucleus) if needs.support == "teacher_nucleus" else support
+    support = Support(token_ids=ids, teacher_logits=logits, teacher_normaliser=normaliser, valid=valid)
+    return nucleus(support, needs.nucleus) if needs.support is SupportKind.TEACHER_NUCLEUS else support

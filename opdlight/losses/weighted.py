@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from opdlight.bounds import Bounds, NonNegativeFloat, PositiveInt
-from opdlight.losses.base import Loss, Needs, Remembers, Shared, alone
+from opdlight.losses.base import Loss, Needs, Remembers, Shared, SupportKind, alone
 from opdlight.losses.outside import absolute, renormalised
 from opdlight.losses.sampled import SampledToken
 from opdlight.types import SupportScores, TokenBatch
@@ -41,7 +41,7 @@ class EntropyAware:
     @property
     def needs(self) -> Needs:
         """Sampled token, teacher's top-K, normaliser and the teacher's entropy."""
-        return Needs(support="teacher_top_k", k=self.k, normaliser=True, sampled=True, teacher_entropy=True)
+        return Needs(support=SupportKind.TEACHER_TOP_K, k=self.k, normaliser=True, sampled=True, teacher_entropy=True)
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
         """ℓ [N] in nats."""

@@ -1,29 +1,22 @@
-"""The LM head: the one file that touches anything of width V.
+"""The LM head: the only file that makes tensors of width V.
 
 Letters: N positions, d hidden size, V rows of the head (padding included), K support size, U distinct ids of a batch.
 Precision: products are taken in the dtype of the hidden states, as the model itself does; everything after the product
 (scale, soft-cap, temperature, log-sum-exp) and every sum of gradients over positions is in float32 or wider.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from opdlight.errors import ConfigError
-from opdlight.types import SharedVocabulary, View
+from opdlight.models.support_product import SupportProduct, wide
+from opdlight.types import ProbeScores, SharedVocabulary
 
-# Above this many distinct ids per support entry (U > GATHER_RATIO · K) fetching K rows a position is cheaper than one
-# product with the union of all rows: the union costs 2NUd operations at the speed of a matrix product, the gather moves
-# NKd numbers at the speed of memory. Measured with tools/bench_lm_head.py on one x86 thread in float32 (K = 32, d = 128
-# to 576): the union takes 0.8 of the gather's time at U/K = 62, 0.96 at 140, and 1.7 to 2.3 times as long at 190.
-GATHER_RATIO = 140
-PART_ELEMENTS = 2**23  # numbers in the largest intermediate of `support_logits` (32 MB in float32)
 CHUNK = 256  # positions whose V logits exist at the same time in the full-width functions
 
 
@@ -49,7 +42,7 @@ class LMHead:
     def logits(self, hidden: Tensor) -> Tensor:
         """All logits [n, V] of a few positions [n, d], float32 or wider."""
         bias = None if self.bias is None else self.bias.to(hidden.dtype)
-        return self.activate(_wide(linear(hidden, self.weight.to(hidden.dtype), bias)))
+        return self.activate(wide(linear(hidden, self.weight.to(hidden.dtype), bias)))
 
 
 def support_logits(hidden: Tensor, head: LMHead, token_ids: Tensor) -> Tensor:
@@ -66,8 +59,8 @@ def support_logits(hidden: Tensor, head: LMHead, token_ids: Tensor) -> Tensor:
     Returns:
         [N, K], float32 or wider, not divided by the temperature; gradients reach hidden, weight and bias.
     """
-    product: Tensor = _SupportProduct.apply(hidden, head.weight, token_ids)
-    return head.activate(product if head.bias is None else product + _wide(head.bias)[token_ids])
+    product: Tensor = SupportProduct.apply(hidden, head.weight, token_ids)
+    return head.activate(product if head.bias is None else product + wide(head.bias)[token_ids])
 
 
 def support_values(hidden: Tensor, head: LMHead, support_ids: Tensor, temperature: float, *, whole: bool) -> Tensor:
@@ -150,7 +143,7 @@ def entropy(hidden: Tensor, head: LMHead, *, temperature: float, chunk: int = CH
 
 
 @torch.no_grad()
-def view(
+def probe_scores(
     hidden: Tensor,
     head: LMHead,
     k: int,
@@ -160,8 +153,19 @@ def view(
     temperature: float,
     shared: SharedVocabulary,
     chunk: int = CHUNK,
-) -> View:
-    """All of `View` from one pass over the vocabulary: hidden [n, d], token ids [n], the other model's ids [n, K]."""
+) -> ProbeScores:
+    """What a model says at n probed positions, from one pass over the vocabulary; no gradient.
+
+    Args:
+        hidden: [n, d].
+        head: of the same model.
+        k: size of the top-K.
+        token_ids: [n] the student's tokens.
+        other_ids: [n, K] the other model's top-K.
+        temperature: divides the logits.
+        shared: the ids that the top-K is chosen from.
+        chunk: positions whose V logits exist at the same time.
+    """
     _check_k(k, shared)
     columns: list[list[Tensor]] = []
     for h, ids, others in zip(hidden.split(chunk), token_ids.split(chunk), other_ids.split(chunk), strict=True):
@@ -170,67 +174,7 @@ def view(
         token = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
         columns.append([best_ids, best, token, -(logprobs.exp() * logprobs).sum(-1), logprobs.gather(1, others)])
     top_ids, top_logprobs, sampled, spread, at_other = (torch.cat(parts) for parts in zip(*columns, strict=True))
-    return View(top_ids=top_ids, top_logprobs=top_logprobs, sampled=sampled, entropy=spread, at_other=at_other)
-
-
-class _SupportProduct(torch.autograd.Function):
-    """hidden [N, d], weight [V, d], ids [N, K] → products [N, K], by the union of the ids or by a gather of rows.
-
-    Written by hand because autograd would keep every gathered row, or make a dense [V, d] gradient for each part.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, token_ids: Tensor) -> Tensor:
-        union, slot = torch.unique(token_ids, return_inverse=True)  # [U], [N, K] places in the union
-        ctx.save_for_backward(hidden, weight, union, slot)
-        rows = weight.index_select(0, union).to(hidden.dtype)  # [U, d]
-        products = torch.empty(slot.shape, dtype=_wide_dtype(hidden.dtype), device=hidden.device)
-        gather = _gathers(slot, union)
-        for part in _parts(slot, rows, gather):
-            if gather:
-                products[part] = torch.bmm(rows[slot[part]], hidden[part].unsqueeze(2)).squeeze(2)
-            else:
-                products[part] = (hidden[part] @ rows.T).gather(1, slot[part])
-        return products
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        hidden, weight, union, slot = ctx.saved_tensors
-        for_hidden, for_weight = ctx.needs_input_grad[:2]
-        rows = weight.index_select(0, union).to(hidden.dtype)
-        grad_hidden = torch.empty_like(hidden) if for_hidden else None
-        grad_rows = torch.zeros(rows.shape, dtype=grad.dtype, device=rows.device) if for_weight else None
-        gather = _gathers(slot, union)
-        for part in _parts(slot, rows, gather):
-            if gather:
-                if grad_hidden is not None:
-                    share = grad[part].to(hidden.dtype).unsqueeze(1)
-                    grad_hidden[part] = torch.bmm(share, rows[slot[part]]).squeeze(1)
-                if grad_rows is not None:
-                    outer = grad[part].unsqueeze(2) * hidden[part].unsqueeze(1)  # [n, K, d]
-                    grad_rows.index_add_(0, slot[part].flatten(), outer.flatten(0, 1))
-            else:
-                spread = grad.new_zeros(len(slot[part]), len(union)).scatter_add_(1, slot[part], grad[part])
-                spread = spread.to(hidden.dtype)  # [n, U]
-                if grad_hidden is not None:
-                    grad_hidden[part] = spread @ rows
-                if grad_rows is not None:
-                    grad_rows += spread.T @ hidden[part]
-        if grad_rows is None:
-            return grad_hidden, None, None
-        return grad_hidden, torch.zeros_like(weight).index_copy_(0, union, grad_rows.to(weight.dtype)), None
-
-
-def _gathers(slot: Tensor, union: Tensor) -> bool:
-    return len(union) > GATHER_RATIO * slot.shape[1]
-
-
-def _parts(slot: Tensor, rows: Tensor, gather: bool) -> Iterator[slice]:
-    """Slices of positions whose intermediate stays below PART_ELEMENTS numbers."""
-    per_position = slot.shape[1] * rows.shape[1] if gather else len(rows)
-    size = max(1, PART_ELEMENTS // max(per_position, 1))
-    return (slice(start, start + size) for start in range(0, len(slot), size))
+    return ProbeScores(top_ids=top_ids, top_logprobs=top_logprobs, sampled=sampled, entropy=spread, at_other=at_other)
 
 
 def _again(function: Any, hidden: Tensor, head: LMHead, *rest: Any) -> Tensor:
@@ -268,11 +212,3 @@ def _top_k(logits: Tensor, k: int, shared: SharedVocabulary) -> Tensor:
 def _check_k(k: int, shared: SharedVocabulary) -> None:
     if not 1 <= k <= len(shared):
         raise ConfigError.wrong("loss.k", expected=f"from 1 to the {len(shared)} ids both models share", got=k)
-
-
-def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(_wide_dtype(tensor.dtype))

@@ -1,4 +1,4 @@
-"""What both models say at some of the tokens of a micro-batch: the one thing that the watching callbacks look at."""
+"""What both models say at some loss positions of a micro-batch, for the callbacks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,21 +10,21 @@ from torch import Tensor
 from opdlight.bounds import PositiveInt
 from opdlight.losses.divergences import reverse_kl
 from opdlight.metrics.tokens import overlap, subsample
-from opdlight.models.lm_head import LMHead, token_logprobs, top_k, view
-from opdlight.types import Look, SharedVocabulary, TokenBatch, View
+from opdlight.models.base import ScoreRequest
+from opdlight.models.lm_head import LMHead, probe_scores, token_logprobs
+from opdlight.types import ProbeScores, TokenBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class ProbeResult:
     """What student and teacher say at n loss positions, detached; log-probs in nats, at the rollout temperature.
 
-    Whoever has his own training step makes one a micro-batch (`read` does, or by hand) and returns them all, beside the
-    loss, under `readings`.
+    A training step of one's own makes one for each micro-batch (`Scorer.score` does, or by hand) and returns them as a
+    list, beside the loss, under `readings`.
     """
 
-    update: int  # how often the student's weights had changed
     tasks: tuple[str, ...]
-    loss_tokens: int  # loss positions of the micro-batch, read or not
+    loss_tokens: int  # loss positions of the micro-batch, probed or not
     global_tokens: int  # and of the whole update
     task: Tensor  # [n] index into `tasks`
     turn: Tensor  # [n] from 0
@@ -90,8 +90,8 @@ class Reading:
         return replace(self, **moved)
 
     @classmethod
-    def join(cls, parts: Sequence["Reading"]) -> "Reading":
-        """All positions of several readings of one update; `loss_tokens` add up."""
+    def join(cls, parts: Sequence["ProbeResult"]) -> "ProbeResult":
+        """All positions of several micro-batches of one update; `loss_tokens` add up."""
         first = parts[0]
         columns: dict[str, Any] = {}
         for field in fields(cls):
@@ -102,11 +102,11 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reader:
-    """Where callbacks look, and how wide.
+class Probe:
+    """At which loss positions both models are probed for the callbacks, and how wide.
 
     Args:
-        every: read in each `every`-th update.
+        every: in each `every`-th update.
         positions: random loss positions a micro-batch at most.
         k: size of the top-K sets.
     """
@@ -115,46 +115,42 @@ class Reader:
     positions: PositiveInt = 256
     k: PositiveInt = 32
 
-    @torch.no_grad()
-    def look(
-        self, batch: TokenBatch, hidden: Tensor, head: LMHead, *, update: int, shared: SharedVocabulary
-    ) -> Look | None:
-        """Choose positions, the same in every run, and ask the student; None in an update that is not read."""
-        if update % self.every or not batch.num_tokens:
+    def choose(self, num_tokens: int, update: int) -> Tensor | None:
+        """Some of `num_tokens` loss positions, ascending and the same in every run; None in an update without probe."""
+        if update % self.every or not num_tokens:
             return None
-        generator = torch.Generator().manual_seed(update)
-        at = subsample(batch.num_tokens, self.positions, generator).to(hidden.device)
-        return look_at(at, hidden, head, k=self.k, shared=shared)
+        return subsample(num_tokens, self.positions, torch.Generator().manual_seed(update))
 
 
 @torch.no_grad()
-def look_at(at: Tensor, hidden: Tensor, head: LMHead, *, k: int, shared: SharedVocabulary) -> Look:
-    """The student's top-K (fewer in a smaller vocabulary) at chosen places of hidden [N, d]."""
-    return Look(at=at, student_ids=top_k(hidden[at], head, min(k, len(shared)), shared=shared))
+def probe_result(
+    batch: TokenBatch, request: ScoreRequest, teacher: ProbeScores, hidden: Tensor, head: LMHead
+) -> ProbeResult:
+    """Put together what the teacher said and what the student says at the same positions.
 
-
-@torch.no_grad()
-def read(
-    batch: TokenBatch,
-    look: Look,
-    teacher: View,
-    hidden: Tensor,
-    head: LMHead,
-    *,
-    update: int,
-    temperature: float,
-    shared: SharedVocabulary,
-) -> Reading:
-    """Put together what the teacher said and what the student's hidden states [N, d] say at the same positions."""
-    at, width = look.at, look.student_ids.shape[1]
+    Args:
+        batch: with N loss positions.
+        request: with the student's part.
+        teacher: its scores at `request.probe_at`.
+        hidden: the student's hidden states [N, d].
+        head: the student's.
+    """
+    at, student_ids = request.probe_at, request.probe_student_ids
+    assert at is not None
+    assert student_ids is not None
     chosen, token = hidden[at], batch.target_ids[at]
-    student = view(
-        chosen, head, width, token_ids=token, other_ids=teacher.top_ids, temperature=temperature, shared=shared
+    student = probe_scores(
+        chosen,
+        head,
+        student_ids.shape[1],
+        token_ids=token,
+        other_ids=teacher.top_ids,
+        temperature=request.temperature,
+        shared=request.shared,
     )
     assert student.entropy is not None
-    trainer = student.sampled if temperature == 1.0 else token_logprobs(chosen, head, token)
-    return Reading(
-        update=update,
+    trainer = student.sampled if request.temperature == 1.0 else token_logprobs(chosen, head, token)
+    return ProbeResult(
         tasks=batch.tasks,
         loss_tokens=batch.num_tokens,
         global_tokens=batch.global_tokens,

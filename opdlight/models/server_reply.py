@@ -27,7 +27,7 @@ class Question:
     whole: bool = False  # all V log-probs instead
 
     def sampling(self) -> dict[str, Any]:
-        """The request's sampling parameters: one token is generated for nothing, vLLM does not do without."""
+        """The request's sampling parameters: it generates one token, since vLLM takes no fewer; it is not used."""
         found: dict[str, Any] = {"max_tokens": 1, "prompt_logprobs": -1 if self.whole else self.k}
         if self.named is not None:
             start = int(self.columns.min())

@@ -14,15 +14,14 @@ from torch.distributed.fsdp import FSDPModule
 from transformers.core_model_loading import revert_weight_conversion
 
 from opdlight.errors import CheckpointError, ConfigError
-from opdlight.losses import Needs
 from opdlight.models.backbone import check_head, checkpoint_layers, divide, head_of, hidden_at
-from opdlight.models.lm_head import LMHead, log_normaliser, support_values, token_logprobs, top_k
+from opdlight.models.lm_head import LMHead
 from opdlight.models.loading import contradiction, load_model, load_tokenizer, save_model
 from opdlight.models.lora import add_lora, lora_layers, merged_weights
 from opdlight.models.randomness import check_no_dropout
 from opdlight.system.distributed import full_tensor, rank
 from opdlight.system.files import replacing_folder
-from opdlight.types import SharedVocabulary, SupportScores, TeacherScores, TokenBatch
+from opdlight.types import TokenBatch
 
 
 class Student(nn.Module):
@@ -92,41 +91,6 @@ class Student(nn.Module):
     def head(self) -> LMHead:
         """The LM head as it is now."""
         return head_of(self.model)
-
-    def chosen(self, hidden: Tensor, needs: Needs, *, shared: SharedVocabulary) -> Tensor | None:
-        """The student's own top-K of the shared ids [N, K], if the loss compares there; no gradient."""
-        if needs.support is None or not needs.support.startswith("student_top_k"):
-            return None
-        return top_k(hidden, self.head(), needs.k, shared=shared)
-
-    def score(
-        self,
-        hidden: Tensor,
-        batch: TokenBatch,
-        *,
-        teacher: TeacherScores,
-        needs: Needs,
-        temperature: float,
-        top_p: float = 1.0,
-    ) -> SupportScores:
-        """Exactly the scores that `needs` names, at the rollout temperature, from the hidden states [N, d]."""
-        head, support = self.head(), teacher.support
-        sampled, logits = None, None
-        if needs.sampled:
-            limit = top_p if needs.top_p else 1.0
-            sampled = token_logprobs(hidden, head, batch.target_ids, temperature, top_p=limit)
-        if support is not None:
-            whole = support.kind == "full_vocabulary"
-            logits = support_values(hidden, head, support.token_ids, temperature, whole=whole)
-        return SupportScores(
-            support=support,
-            student_logits=logits,
-            student_normaliser=log_normaliser(hidden, head, temperature) if needs.normaliser else None,
-            student_sampled=sampled,
-            teacher_sampled=teacher.sampled,
-            teacher_entropy=teacher.entropy,
-            reference_sampled=teacher.reference,
-        )
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight under its Hugging Face checkpoint name; tied weights come once. Detached.

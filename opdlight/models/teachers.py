@@ -1,10 +1,10 @@
 """One teacher a task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import reduce
 from operator import and_
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,21 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from opdlight.batch.split import at_positions
 from opdlight.errors import CheckpointError, ConfigError
-from opdlight.losses import Needs
+from opdlight.models.base import ScoreRequest, TeacherModel
 from opdlight.models.loading import resolve_model
 from opdlight.models.student import Student
 from opdlight.models.teacher import Teacher
 from opdlight.models.vocabulary import check_shared, compare_vocabularies, ids_in_use
-from opdlight.types import Look, SharedVocabulary, TeacherScores, TokenBatch, View
+from opdlight.types import ProbeScores, SharedVocabulary, Support, TeacherScores, TokenBatch
+
+Scores = TypeVar("Scores", Support, ProbeScores)
 
 
 class Teachers(nn.Module):
     """One teacher a task; a checkpoint that serves several tasks is loaded once.
+
+    `.to(device)` reaches the teachers. Otherwise PyTorch does not see them: they have no part in state dicts,
+    optimizers and `train()`.
 
     Args:
         models: task → model.
@@ -33,11 +38,13 @@ class Teachers(nn.Module):
             in use; a few others are left out of every support and of the loss, with a warning.
     """
 
-    def __init__(self, models: Mapping[str, str], student: Student, make: Callable[[str], Teacher] = Teacher) -> None:
+    def __init__(
+        self, models: Mapping[str, str], student: Student, make: Callable[[str], TeacherModel] = Teacher
+    ) -> None:
         super().__init__()
         if not models:
             raise ConfigError.wrong("task.tasks", expected="a teacher for at least one task", got=dict(models))
-        checkpoints, made = dict[str, str](), dict[str, Teacher]()
+        checkpoints, made = dict[str, str](), dict[str, TeacherModel]()
         for task, model in models.items():
             try:
                 checkpoints[task] = resolve_model(model)
@@ -46,113 +53,97 @@ class Teachers(nn.Module):
             except CheckpointError as error:
                 raise CheckpointError(f"`task.tasks.{task}.teacher`: {error}") from error
         distinct = list(made)
-        self.teachers = nn.ModuleList(made.values())
-        self.divided = False
+        self.distinct = list(made.values())  # a plain list, so that they are no submodules
+        self.sharded = False
         self.teacher_of = {task: distinct.index(model) for task, model in checkpoints.items()}
-        self.shared_vocabulary = reduce(and_, (self._share(student, t) for t in self._all()))
+        self.shared_vocabulary = reduce(and_, (self._share(student, t) for t in self.distinct))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        for teacher in self.distinct:  # .to(device) must still reach them
+            if isinstance(teacher, nn.Module):
+                teacher._apply(fn)
+        super()._apply(fn, recurse)
+        return self
 
     @staticmethod
-    def _share(student: Student, teacher: Teacher) -> SharedVocabulary:
-        ours, theirs = (m.tokenizer for m in (student, teacher))
-        shared = compare_vocabularies(ours, student.head().width, theirs, teacher.head().width)
+    def _share(student: Student, teacher: TeacherModel) -> SharedVocabulary:
+        ours, theirs = student.tokenizer, teacher.tokenizer
+        shared = compare_vocabularies(ours, student.head().width, theirs, teacher.width)
         in_use = ids_in_use(ours, student.model) | ids_in_use(theirs, teacher.model) if shared.left_out else set()
         check_shared(shared, ours, theirs, in_use, teacher.name)
         return shared
 
     def shard(self, mesh: DeviceMesh, *, offload: bool = False) -> None:
-        """Divide each teacher over the ranks of `mesh`; `offload`: their shares wait in the CPU's memory."""
-        self.divided = True
-        for teacher in self._all():
+        """Divide each teacher over the ranks of `mesh`; with `offload` the shares are in the CPU's memory."""
+        self.sharded = True
+        for teacher in self.distinct:
             teacher.shard(mesh, offload=offload)
 
-    def check(self, needs: Needs, *, temperature: float, look_k: int) -> None:
+    def check(self, request: ScoreRequest) -> None:
         """Raise ConfigError if a teacher cannot give what a run will ask of it."""
-        shared = self.shared_vocabulary
-        for teacher in self._all():
-            teacher.check(needs, temperature=temperature, shared=shared, look_k=min(look_k, len(shared)))
+        for teacher in self.distinct:
+            teacher.check(replace(request, probe_k=min(request.probe_k, len(request.shared))))
 
     def stats(self) -> dict[str, float]:
         """Counters of all teachers since the start, added up."""
-        counters = [t.stats() for t in self._all()]
+        counters = [t.stats() for t in self.distinct]
         return {name: sum(c.get(name, 0.0) for c in counters) for name in {n: None for c in counters for n in c}}
 
-    def _all(self) -> list[Teacher]:
-        return [t for t in self.teachers if isinstance(t, Teacher)]
-
-    def of(self, task: str) -> Teacher:
+    def of(self, task: str) -> TeacherModel:
         """The teacher of a task."""
+        return self.distinct[self._number(task)]
+
+    def _number(self, task: str) -> int:
         if task not in self.teacher_of:
             raise ConfigError.wrong("task", expected=f"one of {', '.join(self.teacher_of)}", got=task)
-        return self._all()[self.teacher_of[task]]
+        return self.teacher_of[task]
 
-    def score(
-        self,
-        batch: TokenBatch,
-        *,
-        needs: Needs,
-        chosen: Tensor | None,
-        temperature: float,
-        look: Look | None = None,
-    ) -> TeacherScores:
-        """What `needs` asks for; each row is read by the teacher of its task only. `chosen`: ids the student named.
+    def score(self, batch: TokenBatch, request: ScoreRequest) -> TeacherScores:
+        """See `BatchScorer.score`; each row is read by the teacher of its task only.
 
-        A teacher that equals the student gives the student's own numbers, to the bit, where it reads the whole batch.
+        A teacher that has all rows reads the batch as it is, padding included. So one that equals the student gives the
+        student's own numbers, to the bit.
         """
-        ask: dict[str, Any] = {"needs": needs, "temperature": temperature, "shared": self.shared_vocabulary}
-        teachers = [self.of(task) for task in batch.tasks]
-        present = list(dict.fromkeys(teachers[i] for i in batch.task_index.unique().tolist())) or teachers[:1]
-        found = None
-        if len(present) < 2:
-            for teacher in self._all():  # in the same order on every rank
-                if teacher is present[0]:
-                    found = teacher.score(batch, chosen=chosen, look=look, **ask)
-                elif self.divided:
+        by_task = batch.task_index.new_tensor([self._number(task) for task in batch.tasks])
+        owner = by_task[batch.task_index]  # [N] number of the teacher
+        present = owner.unique().tolist() or by_task[:1].tolist()
+        parts, places = list[TeacherScores](), list[Tensor]()
+        for number, teacher in enumerate(self.distinct):  # in the same order on every rank
+            if number not in present:
+                if self.sharded:
                     teacher.touch(batch)
-        if found is not None:
-            return found
-        parts: list[TeacherScores] = []
-        places: list[Tensor] = []
-        looked: list[Tensor] = []
-        for teacher in self._all():
-            if teacher not in present:
-                if self.divided:
-                    teacher.touch(batch)
-                continue
-            tasks = [i for i, t in enumerate(teachers) if t is teacher]
-            at = torch.isin(batch.task_index, batch.task_index.new_tensor(tasks)).nonzero().squeeze(1)
-            places.append(at)
-            mine = None
-            if look is not None:
-                here = torch.isin(look.at, at).nonzero().squeeze(1)
-                looked.append(here)
-                mine = Look(at=torch.searchsorted(at, look.at[here]), student_ids=look.student_ids[here])
-            named = None if chosen is None else chosen[at]
-            parts.append(teacher.score(at_positions(batch, at), chosen=named, look=mine, **ask))
-        back = torch.argsort(torch.cat(places))
-        support = None
-        if parts[0].support is not None:
-            supports = [p.support for p in parts if p.support is not None]
-            support = replace(
-                supports[0],
-                token_ids=torch.cat([s.token_ids for s in supports])[back],
-                teacher_logits=torch.cat([s.teacher_logits for s in supports])[back],
-                teacher_normaliser=_join([s.teacher_normaliser for s in supports], back),
-                valid=torch.cat([s.valid for s in supports])[back],
-            )
-        return TeacherScores(
-            support=support,
-            sampled=_join([p.sampled for p in parts], back),
-            entropy=_join([p.entropy for p in parts], back),
-            view=None if look is None else _join_views([p.view for p in parts], torch.argsort(torch.cat(looked))),
-        )
+            elif len(present) == 1:
+                parts.append(teacher.score(batch, request))
+            else:
+                places.append((owner == number).nonzero().squeeze(1))
+                parts.append(teacher.score(at_positions(batch, places[-1]), request.at(places[-1])))
+        return parts[0] if len(parts) == 1 else _joined(parts, places, request)
 
 
-def _join_views(parts: Sequence[View | None], back: Tensor) -> View:
-    whole = [p for p in parts if p is not None]
-    columns: dict[str, Any] = {name: _join([getattr(p, name) for p in whole], back) for name in View.__slots__}
-    return View(**columns)
+def _joined(parts: Sequence[TeacherScores], places: Sequence[Tensor], request: ScoreRequest) -> TeacherScores:
+    """The scores of several teachers in the order of the batch; `places`: each one's loss positions."""
+    order = torch.cat(list(places)).argsort()
+    support, probe = None, None
+    if request.needs.support is not None:
+        support = _rows([p.support for p in parts if p.support is not None], order)
+    if request.probe_at is not None:
+        probed = [torch.isin(request.probe_at, at).nonzero().squeeze(1) for at in places]
+        probe = _rows([p.probe for p in parts if p.probe is not None], torch.cat(probed).argsort())
+    return TeacherScores(
+        support=support,
+        sampled=_column([p.sampled for p in parts], order),
+        entropy=_column([p.entropy for p in parts], order),
+        probe=probe,
+    )
 
 
-def _join(parts: Sequence[Tensor | None], back: Tensor) -> Tensor | None:
-    whole = [p for p in parts if p is not None]
-    return torch.cat(whole)[back] if whole else None
+def _rows(parts: Sequence[Scores], order: Tensor) -> Scores:
+    names = [field.name for field in fields(parts[0])]
+    columns: dict[str, Any] = {name: _column([getattr(p, name) for p in parts], order) for name in names}
+    return replace(parts[0], **columns)
+
+
+def _column(values: Sequence[Tensor | None], order: Tensor) -> Tensor | None:
+    """None if one of the teachers does not tell."""
+    known = [value for value in values if value is not None]
+    return torch.cat(known)[order] if len(known) == len(values) else None

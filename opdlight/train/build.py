@@ -12,7 +12,7 @@ from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.distillation.optim import check_optimizer
 from opdlight.errors import ConfigError
 from opdlight.losses import ImportanceWeighted, Loss
-from opdlight.models import Student, Teacher, Teachers
+from opdlight.models import ScoreRequest, Student, Teacher, Teachers
 from opdlight.models.precision import check_engine_dtype
 from opdlight.rollout import Collector, make_collector
 from opdlight.rollout.source import RolloutSource
@@ -39,7 +39,14 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     optimizer = instantiate(cfg.optimizer)
     check_optimizer(optimizer, student, warn=not cfg.doctor)
     teachers = Teachers(mixture.teachers, student, instantiate(cfg.teacher))
-    teachers.check(loss.needs, temperature=cfg.sampling.temperature, look_k=cfg.reader.k)
+    teachers.check(
+        ScoreRequest(
+            needs=loss.needs,
+            shared=teachers.shared_vocabulary,
+            temperature=cfg.sampling.temperature,
+            probe_k=cfg.probe.k,
+        )
+    )
     reference = None
     if loss.needs.reference:
         own = partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code)
@@ -70,7 +77,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         optimizer=optimizer,
         schedule=instantiate(cfg.schedule),
         max_grad_norm=cfg.max_grad_norm,
-        reader=instantiate(cfg.reader),
+        probe=instantiate(cfg.probe),
         mini_batches=cfg.rollout.mini_batches,
         reference=reference,
         max_not_finite=cfg.max_not_finite,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from opdlight.callbacks import Alarms, Rule
-from tests.callbacks.made_readings import Logged
+from tests.callbacks.probe_results import Logged
 
 MASS = Rule(key="coverage/student_mass/*", below=0.5, meaning="It is blind.", advice="raise loss.k.")
 ERROR = Rule(key="rollout/env_error", above=0.05, meaning="Tasks break.", advice="play them.")

@@ -19,8 +19,8 @@ from opdlight.doctor.patient import Patient
 from opdlight.doctor.precision import check_precision
 from opdlight.doctor.scores import as_batches, at_the_teacher, check_determinism, check_identical, own_loss
 from opdlight.errors import ConfigError
-from opdlight.losses import ImportanceWeighted, Needs, SampledToken, SpecialTokenMask, SupportMatching
-from opdlight.models import Student, Teacher
+from opdlight.losses import ImportanceWeighted, SampledToken, SpecialTokenMask, SupportMatching
+from opdlight.models import ScoreRequest, Student, Teacher
 from opdlight.types import SharedVocabulary, Status, TeacherScores, TokenBatch, Trajectory, Turn
 from tests.doctor.cases import examined, patient, with_tokens
 from tests.tiny_models import CHATML, tiny_tokenizer
@@ -40,10 +40,8 @@ class Wavering(Teacher):
         super().__init__(model)
         self.noise, self.per_column, self.calls = noise, width, 0
 
-    def score(
-        self, batch: TokenBatch, *, needs: Needs, chosen: Tensor | None, temperature: float, shared: SharedVocabulary
-    ) -> TeacherScores:
-        found = super().score(batch, needs=needs, chosen=chosen, temperature=temperature, shared=shared)
+    def score(self, batch: TokenBatch, request: ScoreRequest) -> TeacherScores:
+        found = super().score(batch, request)
         assert found.sampled is not None
         self.calls += 1
         return replace(
@@ -157,7 +155,7 @@ class Opinionated(Teacher):
         super().__init__(model)
         self.others = others
 
-    def score(self, batch: TokenBatch, **ask: Any) -> TeacherScores:
+    def score(self, batch: TokenBatch, request: ScoreRequest) -> TeacherScores:
         return TeacherScores(sampled=torch.tensor([self.others.get(t, -0.1) for t in batch.target_ids.tolist()]))
 
 

@@ -24,7 +24,7 @@ from opdlight.models.loading import load_model, load_tokenizer
 from opdlight.rollout import Engine, Sampling, VLLMServerEngine, make_collector
 from opdlight.system import vllm_http as module
 from opdlight.types import Trajectory
-from tests.models.score_cases import BATCH, NEEDS, assert_equal, chosen_for, look
+from tests.models.score_cases import BATCH, NEEDS, assert_equal, request
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("one_thread")]
 EPISODES = 48
@@ -114,10 +114,9 @@ def teachers(served: Served) -> tuple[Teachers, Teachers]:
 
 @pytest.mark.parametrize("name", [name for name in NEEDS if name != "nothing"])
 def test_scores_are_those_of_the_local_teacher(name: str, teachers: tuple[Teachers, Teachers]) -> None:
-    needs = NEEDS[name]
-    ask: dict[str, Any] = {"needs": needs, "chosen": chosen_for(needs), "temperature": 1.0}
-    teachers[0].check(needs, temperature=1.0, look_k=4)
-    got, expected = (t.score(BATCH, look=look(), **ask) for t in teachers)
+    asked = request(NEEDS[name], probe_k=4)
+    teachers[0].check(asked)
+    got, expected = (t.score(BATCH, asked) for t in teachers)
     whole = name in ("full vocabulary", "entropy") or name.startswith("student")  # a CPU names no ids
     assert_equal(got, expected, tells_all=whole, atol=1e-4)
 
@@ -173,7 +172,7 @@ def test_completions_are_those_of_the_local_engine_whatever_becomes_of_the_serve
         found = [roll_out(engine, mixture)]
         engine.update_weights(taught.items(), 3)
         with pytest.raises(ServerError, match="another model than at the start"):
-            teachers[0].score(BATCH, needs=NEEDS["token"], chosen=None, temperature=1.0)
+            teachers[0].score(BATCH, request(NEEDS["token"]))
         found.append(roll_out(engine, mixture))
         assert engine.stats()["restarts"] == 0
         found.append(roll_out(engine, mixture, restart))

@@ -61,7 +61,6 @@ def test_gradient_norms_are_those_of_the_losses() -> None:
         teacher_logits=best,
         teacher_normaliser=torch.zeros(len(ids)),
         valid=torch.ones_like(ids) > 0,
-        kind="teacher_top_k",
     )
     scores = SupportScores(support=support, student_logits=logits.gather(1, ids))
     (expected,) = torch.autograd.grad(SupportMatching(k=4)(scores, batch).sum(), logits)
@@ -109,7 +108,6 @@ def test_coverage_figures_against_loops() -> None:
         teacher_logits=q.gather(1, ids),
         teacher_normaliser=torch.zeros(len(q)),
         valid=valid,
-        kind="teacher_top_k",
     )
     target, other = torch.randint(v, (n,)), z.topk(k).indices
     for i in range(n):

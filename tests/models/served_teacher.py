@@ -4,9 +4,9 @@ from typing import Any
 
 from opdlight.losses import Needs
 from opdlight.models import ServerTeacher
-from opdlight.types import SharedVocabulary, TeacherScores
+from opdlight.types import TeacherScores
 from tests.fake_server import FakeServer
-from tests.models.score_cases import BATCH, SHARED, TOP, chosen_for
+from tests.models.score_cases import BATCH, TOP, request
 from tests.tiny_models import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -17,10 +17,4 @@ def served(folder: str, *fakes: FakeServer, **changed: Any) -> ServerTeacher:
 
 
 def score(teacher: ServerTeacher, needs: Needs = TOP, **changed: Any) -> TeacherScores:
-    ask: dict[str, Any] = {
-        "chosen": chosen_for(needs),
-        "temperature": 1.0,
-        "shared": SharedVocabulary(SHARED),
-        **changed,
-    }
-    return teacher.score(BATCH, needs=needs, **ask)
+    return teacher.score(BATCH, request(needs, **changed))

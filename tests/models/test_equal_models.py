@@ -3,7 +3,6 @@
 Roundings of 1e-9 would do: AdamW divides a gradient by its own size.
 """
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from opdlight.losses import EntropyAware, Loss, token_mean
-from opdlight.models import Student, Teacher, Teachers, lm_head
+from opdlight.models import Student, Teacher, Teachers, support_product
 from tests.distillation.one_update import fit, parts
 from tests.models.architectures import random_batch, save
+from tests.models.score_cases import scored
 
 LOSSES: dict[str, Loss] = {p.stem: instantiate(OmegaConf.load(p)) for p in sorted(Path("conf/loss").glob("*.yaml"))}
 # theory says not 0: the gradient of Σ_S π stays (truncated, EMA-PG), π is compared with a q that is renormalised, or
@@ -41,20 +41,13 @@ def pair(folder: str) -> tuple[Student, Teachers]:
 @pytest.fixture(params=["union", "gather"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """By which product the logits on a support are computed; in small parts, so that there are several."""
-    monkeypatch.setattr(lm_head, "GATHER_RATIO", 10**9 if request.param == "union" else 0)
-    monkeypatch.setattr(lm_head, "PART_ELEMENTS", 2000)
+    monkeypatch.setattr(support_product, "GATHER_RATIO", 10**9 if request.param == "union" else 0)
+    monkeypatch.setattr(support_product, "PART_ELEMENTS", 2000)
 
 
 def learn(loss: Loss, student: Student, teachers: Teachers, temperature: float = 1.0) -> tuple[Tensor, list[Tensor]]:
     """The losses [N] and the gradients of a micro-batch, as a training step computes them."""
-    needs = loss.needs
-    hidden = student.hidden(BATCH)
-    chosen = student.chosen(hidden, needs, shared=teachers.shared_vocabulary)
-    teacher = teachers.score(BATCH, needs=needs, chosen=chosen, temperature=temperature)
-    if needs.reference:
-        teacher = replace(teacher, reference=teacher.sampled)
-    scores = student.score(hidden, BATCH, teacher=teacher, needs=needs, temperature=temperature)
-    per_token = loss(scores, BATCH)
+    per_token = loss(scored(student, teachers, loss.needs, BATCH, temperature), BATCH)
     student.zero_grad()
     token_mean(per_token, BATCH.num_tokens).backward()
     gradients = [p.grad for p in student.trainable_parameters() if p.grad is not None]

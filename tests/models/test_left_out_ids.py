@@ -1,6 +1,7 @@
 """An id that means another token to the teacher takes part in nothing: no support, no loss position, no figure."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,11 @@ import torch
 
 from opdlight.batch.collate import Collate
 from opdlight.errors import VocabularyError
-from opdlight.losses import Loss, Needs, SupportMatching
-from opdlight.models import Student, Teachers
-from opdlight.models.probe import look_at, read
+from opdlight.losses import Loss, Needs, SupportKind, SupportMatching
+from opdlight.models import Scorer, Student, Teachers
 from opdlight.types import Status, Trajectory, Turn
 from tests.models.architectures import full_logits, random_batch, save
+from tests.models.score_cases import ask, scored
 from tests.tiny_models import tiny_tokenizer
 
 SIZE = len(tiny_tokenizer())
@@ -65,11 +66,8 @@ def test_no_support_holds_it_and_both_models_are_renormalised_without(
     loss: Loss, pair: tuple[Student, Teachers]
 ) -> None:
     student, teachers = pair
-    shared, needs = teachers.shared_vocabulary, loss.needs
-    hidden = student.hidden(BATCH)
-    chosen = student.chosen(hidden, needs, shared=shared)
-    teacher = teachers.score(BATCH, needs=needs, chosen=chosen, temperature=1.0)
-    scores = student.score(hidden, BATCH, teacher=teacher, needs=needs, temperature=1.0)
+    needs = loss.needs
+    scores = scored(student, teachers, needs, BATCH)
     assert scores.support is not None
     assert scores.student_logits is not None
     held = scores.support.token_ids[scores.support.valid]
@@ -81,10 +79,10 @@ def test_no_support_holds_it_and_both_models_are_renormalised_without(
     per_token.sum().backward()
     assert logits.grad is not None
     assert not logits.grad[~scores.support.valid].any()
-    if needs.support in ("full_vocabulary", "teacher_top_k"):
+    if needs.support in (SupportKind.FULL_VOCABULARY, SupportKind.TEACHER_TOP_K):
         inside = torch.tensor([i for i in range(SIZE) if i != OUT])
         own, other = (full_logits(m, BATCH)[:, inside].log_softmax(-1) for m in (student.model, teachers.of("a").model))
-        if needs.support == "teacher_top_k":
+        if needs.support is SupportKind.TEACHER_TOP_K:
             expected = (own.exp() * (own - other)).sum(-1)
         else:
             mid = torch.logaddexp(own, other) - torch.log(torch.tensor(2.0))
@@ -106,14 +104,10 @@ def test_a_sampled_one_is_no_loss_position(pair: tuple[Student, Teachers]) -> No
 
 def test_callbacks_see_no_candidate_of_it(pair: tuple[Student, Teachers]) -> None:
     student, teachers = pair
-    shared, k = teachers.shared_vocabulary, SIZE - 1
-    with torch.no_grad():
-        hidden, head = student.hidden(BATCH), student.head()
-        look = look_at(torch.arange(4), hidden, head, k=SIZE, shared=shared)
-        view = teachers.score(BATCH, needs=Needs(), chosen=None, temperature=1.0, look=look).view
-        assert view is not None
-        found = read(BATCH, look, view, hidden, head, update=0, temperature=1.0, shared=shared)
-    for ids in (look.student_ids, found.student_ids, found.teacher_ids):
-        assert ids.shape == (4, k)
+    request = replace(ask(Needs(), teachers), probe_at=torch.arange(4), probe_k=SIZE)
+    found = Scorer(student=student, teachers=teachers).score(BATCH, request).probe
+    assert found is not None
+    for ids in (found.student_ids, found.teacher_ids):
+        assert ids.shape == (4, SIZE - 1)
         assert OUT not in ids
     assert (found.teacher_mass < 1).all()

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from opdlight.errors import ConfigError
 from opdlight.losses.divergences import reverse_kl
 from opdlight.losses.outside import renormalised
-from opdlight.models import lm_head
+from opdlight.models import support_product
 from opdlight.models.lm_head import (
     LMHead,
     log_normaliser,
@@ -80,7 +80,7 @@ def matched(logits: Tensor, log_q: Tensor, valid: Tensor) -> Tensor:
 
 @pytest.fixture(params=["union", "gather"])
 def strategy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(lm_head, "GATHER_RATIO", 10**9 if request.param == "union" else 0)
+    monkeypatch.setattr(support_product, "GATHER_RATIO", 10**9 if request.param == "union" else 0)
     return str(request.param)
 
 
@@ -90,7 +90,7 @@ def strategy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def test_support_logits_equal_full_logits(
     strategy: str, kind: str, dtype: torch.dtype, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lm_head, "PART_ELEMENTS", part)
+    monkeypatch.setattr(support_product, "PART_ELEMENTS", part)
     hidden, head = make(kind, dtype)
     ids = support()
     ids[2] = ids[2, 0]  # the same id K times

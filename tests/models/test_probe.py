@@ -1,17 +1,17 @@
-"""Readings against full softmaxes of both models."""
+"""What the probe finds, against full softmaxes of both models."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from opdlight.batch.collate import Collate
-from opdlight.losses import Needs
-from opdlight.models import Student, Teachers
-from opdlight.models.probe import Reader, Reading, look_at, read
+from opdlight.losses import Needs, SupportKind
+from opdlight.models import Probe, ProbeResult, Scorer, Student, Teachers
 from opdlight.types import Status, TokenBatch, Trajectory, Turn
-from tests.callbacks.made_readings import reading
+from tests.callbacks.probe_results import made_up
+from tests.models.score_cases import ask
 from tests.tiny_models import save_tiny
 
 
@@ -52,16 +52,19 @@ def logprobs(model: str, one: Trajectory, temperature: float) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_a_reading_is_what_full_softmaxes_say(folders: list[str], temperature: float) -> None:
+def test_a_probe_finds_what_full_softmaxes_say(folders: list[str], temperature: float) -> None:
     student, teachers, batch = parts(folders)
-    hidden, head, shared = student.hidden(batch), student.head(), teachers.shared_vocabulary
     at = torch.tensor([0, 2, 3, 6])
-    look = look_at(at, hidden, head, k=5, shared=shared)
+    scorer = Scorer(student=student, teachers=teachers)
     # whatever the loss asks for beside it
-    for needs in (Needs(), Needs(support="teacher_top_k", k=3), Needs(support="full_vocabulary", sampled=True)):
-        teacher = teachers.score(batch, needs=needs, chosen=None, temperature=temperature, look=look)
-        assert teacher.view is not None
-        found = read(batch, look, teacher.view, hidden, head, update=4, temperature=temperature, shared=shared)
+    for needs in (
+        Needs(),
+        Needs(support=SupportKind.TEACHER_TOP_K, k=3),
+        Needs(support=SupportKind.FULL_VOCABULARY, sampled=True),
+    ):
+        request = replace(ask(needs, teachers, temperature=temperature), probe_at=at, probe_k=5)
+        found = scorer.score(batch, request).probe
+        assert found is not None
         for n, place in enumerate(at.tolist()):
             task, position = int(batch.task_index[place]), int(batch.token_position[place])
             p, q = (logprobs(m, MADE[task], temperature)[position] for m in (folders[0], folders[1 + task]))
@@ -85,32 +88,40 @@ def test_a_reading_is_what_full_softmaxes_say(folders: list[str], temperature: f
                     torch.as_tensor(getattr(found, name)[n]).double(), torch.as_tensor(value).double(),
                     atol=2e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}",
                 )  # fmt: skip
-        assert (found.update, found.loss_tokens, found.global_tokens) == (4, 7, 7)
+        assert (found.loss_tokens, found.global_tokens) == (7, 7)
 
 
-def test_the_reader_looks_at_no_more_positions_than_asked_and_only_in_its_updates(folders: list[str]) -> None:
-    student, teachers, batch = parts(folders)
-    hidden, head = student.hidden(batch), student.head()
-    reader = Reader(every=2, positions=4, k=400)
-    shared = teachers.shared_vocabulary
-    assert reader.look(batch, hidden, head, update=3, shared=shared) is None
-    first, second = (reader.look(batch, hidden, head, update=u, shared=shared) for u in (2, 4))
+def test_a_probe_has_no_more_positions_than_asked_and_only_in_its_updates() -> None:
+    probe = Probe(every=2, positions=4)
+    assert probe.choose(7, update=3) is None
+    assert probe.choose(0, update=2) is None
+    first, second, again = (probe.choose(7, update=u) for u in (2, 4, 2))
     assert first is not None
     assert second is not None
-    assert first.student_ids.shape == (4, len(shared))  # k is cut to what there is
-    assert not first.student_ids.requires_grad
-    assert first.at.tolist() == sorted(set(first.at.tolist()))
-    assert first.at.tolist() != second.at.tolist()
-    again = reader.look(batch, hidden, head, update=2, shared=shared)
     assert again is not None
-    assert torch.equal(again.at, first.at)
+    assert first.shape == (4,)
+    assert first.tolist() == sorted(set(first.tolist()))
+    assert first.tolist() != second.tolist()
+    assert torch.equal(again, first)
 
 
-def test_parts_of_a_reading_join_to_the_whole() -> None:
-    whole = reading([0, 1, 5])
+def test_k_is_cut_to_the_shared_vocabulary_and_nothing_has_a_graph(folders: list[str]) -> None:
+    student, teachers, batch = parts(folders)
+    request = replace(ask(Needs(sampled=True), teachers), probe_at=torch.arange(2), probe_k=400)
+    scores, found = Scorer(student=student, teachers=teachers).score(batch, request)
+    assert scores.student_sampled is not None
+    assert scores.student_sampled.requires_grad
+    assert found is not None
+    assert found.student_ids.shape == (2, len(teachers.shared_vocabulary))
+    values = (getattr(found, field.name) for field in fields(found))
+    assert not any(v.requires_grad for v in values if isinstance(v, Tensor))
+
+
+def test_parts_of_a_result_join_to_the_whole() -> None:
+    whole = made_up([0, 1, 5])
     cut = [whole.where(whole.position < 1), whole.where(whole.position >= 1)]
-    joined = Reading.join(cut)
-    for field in fields(Reading):
+    joined = ProbeResult.join(cut)
+    for field in fields(ProbeResult):
         value, other = getattr(whole, field.name), getattr(joined, field.name)
         assert torch.equal(value, other) if isinstance(value, Tensor) else field.name == "loss_tokens" or value == other
     assert joined.loss_tokens == 6

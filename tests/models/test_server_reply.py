@@ -11,7 +11,7 @@ from opdlight.models.server_reply import Answer, Question, read_answer
 from opdlight.types import SharedVocabulary
 from tests import fake_server
 from tests.fake_server import FakeServer
-from tests.models.score_cases import NEEDS, look
+from tests.models.score_cases import NEEDS
 from tests.models.served_teacher import score, served
 
 
@@ -96,7 +96,7 @@ def test_nothing_is_scored_by_a_spoilt_reply(
     score(teacher, NEEDS["student"])
     fake.spoil = spoil
     with pytest.raises(ServerError, match=message):
-        score(teacher, NEEDS["student"], look=look())
+        score(teacher, NEEDS["student"], probe_k=4)
     assert teacher.stats()["retries"] == 0
 
 

@@ -2,21 +2,20 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from opdlight.batch.split import at_positions
 from opdlight.errors import ConfigError, ServerError, VocabularyError
-from opdlight.losses import Needs
+from opdlight.losses import Needs, SupportKind
 from opdlight.models import Student, Teacher, Teachers
-from opdlight.models.server_teacher import PROBE_K, PROBE_TOKENS
-from opdlight.types import Look, SharedVocabulary
+from opdlight.models.served_model import SAMPLE_K, SAMPLE_TOKENS
+from opdlight.types import SharedVocabulary
 from tests import fake_server
 from tests.fake_server import FakeServer
 from tests.models.architectures import build, random_batch, save
-from tests.models.score_cases import BATCH, NEEDS, SHARED, TOP, assert_equal, chosen_for, look
+from tests.models.score_cases import BATCH, NEEDS, SHARED, TOP, ask, assert_equal, request
 from tests.models.served_teacher import TOKENIZER, score, served
 from tests.tiny_models import tiny_tokenizer
 
@@ -33,38 +32,34 @@ def pair(request: pytest.FixtureRequest, folder: str) -> Iterator[tuple[FakeServ
         )
 
 
-@pytest.mark.parametrize("looks", [False, True], ids=["unseen", "looked at"])
+@pytest.mark.parametrize("probe_k", [0, 4], ids=["no probe", "probed"])
 @pytest.mark.parametrize("name", NEEDS)
 def test_scores_are_those_of_the_local_teacher(
-    name: str, looks: bool, pair: tuple[FakeServer, Teachers, Teachers]
+    name: str, probe_k: int, pair: tuple[FakeServer, Teachers, Teachers]
 ) -> None:
     fake, teachers, local = pair
     needs = NEEDS[name]
-    teachers.check(needs, temperature=1.0, look_k=4)
+    teachers.check(request(needs, probe_k=4))
     before = len(fake.asked)
-    ask: dict[str, Any] = {"needs": needs, "chosen": chosen_for(needs), "temperature": 1.0}
-    seen = look() if looks else None
-    got, expected = (t.score(BATCH, look=seen, **ask) for t in (teachers, local))
-    requests = [body for _, body in fake.asked[before:]]
+    got, expected = (t.score(BATCH, request(needs, probe_k=probe_k)) for t in (teachers, local))
+    sent = [body for _, body in fake.asked[before:]]
     whole = name in ("full vocabulary", "entropy") or (name.startswith("student") and not fake.names_ids)
     assert_equal(got, expected, tells_all=fake.names_ids or whole)
-    if name == "nothing" and not looks:
-        assert not requests
+    if name == "nothing" and not probe_k:
+        assert not sent
         return
-    assert len(requests) == 1 + len(BATCH.input_ids)  # one a row, and the probe
-    asked = [body["sampling_params"]["prompt_logprobs"] for body in requests]
+    assert len(sent) == 1 + len(BATCH.input_ids)  # one a row, and the sample
+    asked = [body["sampling_params"]["prompt_logprobs"] for body in sent]
     assert (-1 in asked) == whole  # only then all V log-probs travel
-    sent = sorted(len(body["token_ids"]) for body in requests)
+    lengths = sorted(len(body["token_ids"]) for body in sent)
     last = [int(BATCH.col_index[BATCH.row_index == row].max()) + 2 for row in range(len(BATCH.input_ids))]
-    assert sent == sorted([*last, PROBE_TOKENS])  # up to the last token that is scored, and the probe
+    assert lengths == sorted([*last, SAMPLE_TOKENS])  # up to the last token that is scored, and the sample
 
 
 def test_positions_in_another_order_have_the_same_scores(folder: str, fake: FakeServer) -> None:
     order = torch.randperm(BATCH.num_tokens, generator=torch.Generator().manual_seed(5))
-    needs = NEEDS["top-K and token"]
-    ask: dict[str, Any] = {"needs": needs, "chosen": None, "temperature": 1.0, "shared": SharedVocabulary(SHARED)}
-    teacher = served(folder, fake)
-    expected, got = teacher.score(BATCH, **ask), teacher.score(at_positions(BATCH, order), **ask)
+    asked, teacher = ask(NEEDS["top-K and token"]), served(folder, fake)
+    expected, got = teacher.score(BATCH, asked), teacher.score(at_positions(BATCH, order), asked)
     assert expected.support is not None
     assert got.support is not None
     assert torch.equal(got.support.token_ids, expected.support.token_ids[order])
@@ -80,7 +75,7 @@ def test_a_few_more_are_asked_for_than_lie_in_both_vocabularies(
     before = len(fake.asked)
     score(teacher, shared=SharedVocabulary(limit))
     found = {body["sampling_params"]["prompt_logprobs"] for _, body in fake.asked[before:]}
-    assert found == {asked, PROBE_K}
+    assert found == {asked, SAMPLE_K}
 
 
 def test_candidates_that_are_left_out_make_room_for_the_next(folder: str, fake: FakeServer) -> None:
@@ -91,24 +86,20 @@ def test_candidates_that_are_left_out_make_room_for_the_next(folder: str, fake: 
     assert support is not None
     assert support.k == first.k
     assert not out & set(support.token_ids.flatten().tolist())
-    expected = Teacher(folder).score(
-        BATCH, needs=TOP, chosen=None, temperature=1.0, shared=SharedVocabulary(SHARED, out)
-    )
+    expected = Teacher(folder).score(BATCH, request(TOP, shared=SharedVocabulary(SHARED, out)))
     assert expected.support is not None
     assert torch.equal(support.token_ids, expected.support.token_ids)
 
 
 def test_too_few_in_both_vocabularies_are_an_error(folder: str, fake: FakeServer) -> None:
     with pytest.raises(ServerError, match=r"Fewer than 20 .* among the 40"):
-        score(served(folder, fake), Needs(support="teacher_top_k", k=20), shared=SharedVocabulary(40))
+        score(served(folder, fake), Needs(support=SupportKind.TEACHER_TOP_K, k=20), shared=SharedVocabulary(40))
 
 
 def test_a_batch_without_loss_positions_has_empty_scores(folder: str, fake: FakeServer) -> None:
     empty = random_batch([2])
     assert empty.num_tokens == 0
-    found = served(folder, fake).score(
-        empty, needs=NEEDS["top-K and token"], chosen=None, temperature=1.0, shared=SharedVocabulary(SHARED)
-    )
+    found = served(folder, fake).score(empty, ask(NEEDS["top-K and token"]))
     assert found.support is not None
     assert found.sampled is not None
     assert (found.support.token_ids.shape, found.sampled.shape) == ((0, 5), (0,))
@@ -124,30 +115,29 @@ def test_each_task_asks_the_server_of_its_teacher(tmp_path: Path) -> None:
         FakeServer(build("llama", 1), TOKENIZER, "two", names_ids=False) as two,
     ):
         teachers = Teachers(models, student, lambda model: served(model, two, one))
-        ask: dict[str, Any] = {"needs": TOP, "chosen": None, "temperature": 1.0}
         at = torch.arange(batch.num_tokens)
-        ask["look"] = Look(at=at, student_ids=torch.arange(4).expand(len(at), -1))
-        got, expected = teachers.score(batch, **ask), Teachers(models, student).score(batch, **ask)
+        asked = request(TOP, probe_at=at, probe_k=4, probe_student_ids=torch.arange(4).expand(len(at), -1))
+        got, expected = teachers.score(batch, asked), Teachers(models, student).score(batch, asked)
         one.faults.append(fake_server.status(500))
-        teachers.score(batch, **ask)
+        teachers.score(batch, asked)
         assert teachers.stats()["retries"] == 1
     assert_equal(got, expected, tells_all=False)
-    assert got.view is not None
-    assert not got.view.at_other[batch.task_index == 0].isnan().any()  # its server tells
+    assert got.probe is not None
+    assert not got.probe.at_other[batch.task_index == 0].isnan().any()  # its server tells
 
 
 def test_it_holds_no_weights_and_survives_moves(folder: str, fake: FakeServer) -> None:
-    teacher = served(folder, fake).to("cpu")  # where weights on no device could not go
-    assert not teacher.state_dict()
+    teachers = Teachers({"a": folder}, Student(folder), lambda model: served(model, fake))
+    teachers.to("cpu")  # where weights on no device could not go
+    assert not teachers.state_dict()
+    teacher = teachers.of("a")
     assert all(p.is_meta for p in teacher.model.parameters())
-    assert teacher.head().width == 330
+    assert teacher.width == 330
     assert teacher.model.config.max_position_embeddings == 64  # the server takes more
     fake.context = 49
     assert served(folder, fake).model.config.max_position_embeddings == 48
     with pytest.raises(ServerError, match=r"49 tokens.*--max-model-len 50"):
-        served(folder, fake).score(
-            random_batch([50]), needs=TOP, chosen=None, temperature=1.0, shared=SharedVocabulary(SHARED)
-        )
+        served(folder, fake).score(random_batch([50]), ask(TOP))
 
 
 def test_the_students_vocabulary_is_checked_as_ever(tmp_path: Path, folder: str, fake: FakeServer) -> None:
@@ -196,12 +186,12 @@ def test_a_vocabulary_of_another_width_is_noticed(folder: str) -> None:
     ("needs", "temperature", "names_ids", "message"),
     [
         (TOP, 0.7, True, r"`sampling.temperature` .* got 0.7"),
-        (Needs(support="teacher_top_k", k=30), 1.0, True, "--max-logprobs 38"),
+        (Needs(support=SupportKind.TEACHER_TOP_K, k=30), 1.0, True, "--max-logprobs 38"),
         (NEEDS["full vocabulary"], 1.0, True, "--max-logprobs -1, or use a loss on the teacher's top-K"),
         (NEEDS["entropy"], 1.0, True, "--max-logprobs -1"),
         (NEEDS["student"], 1.0, False, "--max-logprobs -1"),
-        (Needs(support="student_top_k", k=18), 1.0, True, "--max-logprobs 22"),
-        (Needs(support="teacher_top_k", k=SHARED + 1), 1.0, True, "`loss.k`"),
+        (Needs(support=SupportKind.STUDENT_TOP_K, k=18), 1.0, True, "--max-logprobs 22"),
+        (Needs(support=SupportKind.TEACHER_TOP_K, k=SHARED + 1), 1.0, True, "`loss.k`"),
     ],
 )
 def test_what_the_server_does_not_give_is_said_before_training(
@@ -209,9 +199,9 @@ def test_what_the_server_does_not_give_is_said_before_training(
 ) -> None:
     with FakeServer(build("llama"), TOKENIZER, names_ids=names_ids, max_logprobs=20) as fake:
         teachers = Teachers({"a": folder}, Student(folder), lambda model: served(model, fake))
-        teachers.check(TOP, temperature=1.0, look_k=4)
+        teachers.check(request(TOP, probe_k=4))
         with pytest.raises(ConfigError, match=message):
-            teachers.check(needs, temperature=temperature, look_k=4)
+            teachers.check(request(needs, probe_k=4, temperature=temperature))
 
 
 def test_a_server_that_goes_away_is_no_wrong_setting(folder: str, fake: FakeServer) -> None:
@@ -221,7 +211,7 @@ def test_a_server_that_goes_away_is_no_wrong_setting(folder: str, fake: FakeServ
     teacher = served(folder, fake, retries=0)
     fake.stop()
     with pytest.raises(ServerError, match="gave no answer"):
-        teacher.check(TOP, temperature=1.0, shared=SharedVocabulary(SHARED), look_k=4)
+        teacher.check(request(TOP, probe_k=4))
 
 
 def test_scores_are_at_temperature_one_only(folder: str, fake: FakeServer) -> None:
@@ -230,5 +220,5 @@ def test_scores_are_at_temperature_one_only(folder: str, fake: FakeServer) -> No
 
 
 def test_a_local_teacher_gives_everything(folder: str) -> None:
-    Teachers({"a": folder}, Student(folder)).check(NEEDS["entropy"], temperature=0.7, look_k=4)
+    Teachers({"a": folder}, Student(folder)).check(request(NEEDS["entropy"], probe_k=4, temperature=0.7))
     assert Teacher(folder).stats() == {}

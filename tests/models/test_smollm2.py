@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from opdlight.batch.collate import Collate
 from opdlight.errors import CheckpointError
 from opdlight.losses import Needs
-from opdlight.models import Student, Teacher, smollm2
+from opdlight.models import ScoreRequest, Student, Teacher, smollm2
 from opdlight.models import loading as checkpoints
 from opdlight.models.loading import load_model, load_tokenizer, resolve_model, whole_model
 from opdlight.rollout import ChatRenderer
@@ -189,8 +189,8 @@ def test_saved_adapter_on_its_base_is_the_student(student: Student, tmp_path: Pa
     torch.testing.assert_close(
         full_logits(load_model(tmp_path / "adapter", "float32"), batch), expected, atol=1e-4, rtol=1e-4
     )
-    ask = {"needs": Needs(sampled=True), "chosen": None, "temperature": 1.0, "shared": SharedVocabulary(300)}
-    token = Teacher(str(tmp_path / "adapter")).score(batch, **ask).sampled
+    request = ScoreRequest(needs=Needs(sampled=True), shared=SharedVocabulary(300))
+    token = Teacher(str(tmp_path / "adapter")).score(batch, request).sampled
     wanted = expected.log_softmax(-1).gather(1, batch.target_ids[:, None]).squeeze(1)
     torch.testing.assert_close(token, wanted, atol=1e-4, rtol=1e-4)
 

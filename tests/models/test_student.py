@@ -8,9 +8,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opdlight.errors import CheckpointError, ConfigError
 from opdlight.losses import Needs, SupportMatching, token_mean
-from opdlight.models import Student
+from opdlight.models import ScoreRequest, Student
 from opdlight.models.backbone import check_head
-from opdlight.types import Support, TeacherScores
+from opdlight.models.scorer import student_scores
+from opdlight.types import SharedVocabulary, Support, TeacherScores
 from tests.models.architectures import ARCHITECTURES, build, full_logits, random_batch, save
 from tests.tiny_models import tiny_tokenizer
 
@@ -28,7 +29,6 @@ def random_support(n: int, k: int = 6) -> Support:
         teacher_logits=logprobs,
         teacher_normaliser=torch.zeros(len(ids)),
         valid=torch.ones_like(ids).bool(),
-        kind="random",
     )
 
 
@@ -36,9 +36,9 @@ def loss_of(student: Student, sparse: bool = True) -> torch.Tensor:
     """The token mean of local support matching on a padded batch, through the sparse head or through all logits."""
     batch = random_batch([12, 7, 9])
     support, loss = random_support(batch.num_tokens), SupportMatching(k=6)
-    scores = student.score(
-        student.hidden(batch), batch, teacher=TeacherScores(support=support), needs=loss.needs, temperature=0.8
-    )
+    request = ScoreRequest(needs=loss.needs, shared=SharedVocabulary(300), temperature=0.8)
+    teacher = TeacherScores(support=support)
+    scores = student_scores(student.hidden(batch), student.head(), batch.target_ids, request, teacher)
     if not sparse:
         logits = full_logits(student.model, batch).gather(1, support.token_ids) / 0.8
         torch.testing.assert_close(scores.student_logits, logits, atol=1e-4, rtol=1e-4)
@@ -90,13 +90,9 @@ def test_bfloat16_scores_are_close_and_in_float32(tmp_path: Path) -> None:
 
 def test_only_what_is_needed_is_scored(tmp_path: Path) -> None:
     student, batch = Student(save(tmp_path)), random_batch([8])
-    scores = student.score(
-        student.hidden(batch),
-        batch,
-        teacher=TeacherScores(),
-        needs=Needs(sampled=True, normaliser=True),
-        temperature=1.3,
-    )
+    needs = Needs(sampled=True, normaliser=True)
+    request = ScoreRequest(needs=needs, shared=SharedVocabulary(300), temperature=1.3)
+    scores = student_scores(student.hidden(batch), student.head(), batch.target_ids, request, TeacherScores())
     full = full_logits(student.model, batch) / 1.3
     assert scores.student_logits is None
     assert scores.student_sampled is not None

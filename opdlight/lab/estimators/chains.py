@@ -5,37 +5,23 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from opdlight.losses import Loss, Needs, Remembers, make_support
-from opdlight.models.lm_head import LMHead, log_normaliser, support_values, token_logprobs, top_k
+from opdlight.losses import Loss, Needs, Remembers
+from opdlight.models import ScoreRequest
+from opdlight.models.lm_head import LMHead
+from opdlight.models.scorer import student_choice, student_scores
+from opdlight.models.teacher import teacher_scores
 from opdlight.types import SharedVocabulary, SupportScores, TokenBatch
 
 
 def table_scores(needs: Needs, z: Tensor, q: Tensor, tokens: Tensor) -> SupportScores:
     """What a loss sees of student logits z and teacher logits q [N, V]: the real LM head with the identity as weight.
 
-    Temperature 1; no reference model, no entropy.
+    Temperature 1; no reference model.
     """
     head = LMHead(weight=torch.eye(z.shape[1], dtype=z.dtype))
-    shared, support, logits = SharedVocabulary(z.shape[1]), None, None
-    whole = needs.support == "full_vocabulary"
-    if needs.support is not None:
-        ids = None
-        if not whole:
-            ids = top_k(z if needs.support.startswith("student") else q, head, needs.k, shared=shared)
-
-        def of_teacher(support_ids: Tensor) -> tuple[Tensor, Tensor]:
-            return support_values(q, head, support_ids, 1.0, whole=whole), log_normaliser(q, head)
-
-        with torch.no_grad():
-            support = make_support(needs, ids, tokens, shared, of_teacher)
-        logits = support_values(z, head, support.token_ids, 1.0, whole=whole)
-    return SupportScores(
-        support=support,
-        student_logits=logits,
-        student_normaliser=log_normaliser(z, head) if needs.normaliser else None,
-        student_sampled=token_logprobs(z, head, tokens) if needs.sampled else None,
-        teacher_sampled=token_logprobs(q, head, tokens) if needs.sampled else None,
-    )
+    request = ScoreRequest(needs=needs, shared=SharedVocabulary(z.shape[1]))
+    request = replace(request, student_ids=student_choice(z, head, request))
+    return student_scores(z, head, tokens, request, teacher_scores(q, head, tokens, request))
 
 
 def table_batch(tokens: Tensor, length: int) -> TokenBatch:

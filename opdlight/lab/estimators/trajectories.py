@@ -14,7 +14,7 @@ from opdlight.data.requests import held_out
 from opdlight.data.tasks import TaskMixture
 from opdlight.lab.intervals import student_t
 from opdlight.losses import Loss
-from opdlight.models import Student, Teacher, Teachers
+from opdlight.models import Scorer, ScoreRequest, Student, Teacher, Teachers
 from opdlight.rollout import Sampling, open_collector
 from opdlight.system.console import progress, track
 from opdlight.types import Trajectory
@@ -84,6 +84,7 @@ def trajectory_gradients(
     The sketch is a random projection to S = 4,096 numbers (signs by a hash of the place), which keeps inner products
     within some 2 %; it is the same for all.
     """
+    scorer = Scorer(student=student, teachers=teachers)
     weights = student.trainable_parameters()
     size = sum(w.numel() for w in weights)
     generator = torch.Generator().manual_seed(0)
@@ -94,10 +95,8 @@ def trajectory_gradients(
         for batch in collate([trajectory]):
             hidden = student.hidden(batch)
             for name, loss in losses.items():
-                needs = loss.needs
-                chosen = student.chosen(hidden, needs, shared=teachers.shared_vocabulary)
-                teacher = teachers.score(batch, needs=needs, chosen=chosen, temperature=1.0)
-                scores = student.score(hidden, batch, teacher=teacher, needs=needs, temperature=1.0)
+                request = ScoreRequest(needs=loss.needs, shared=teachers.shared_vocabulary)
+                scores = scorer.score(batch, request, hidden=hidden).scores
                 slopes = torch.autograd.grad(loss(scores, batch).sum(), weights, retain_graph=True, allow_unused=True)
                 flat = torch.cat(
                     [torch.zeros(w.numel()) if g is None else g.flatten() for g, w in zip(slopes, weights, strict=True)]

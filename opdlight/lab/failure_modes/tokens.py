@@ -9,9 +9,9 @@ from torch import Tensor
 from opdlight.batch.collate import Collate
 from opdlight.data.requests import held_out
 from opdlight.data.tasks import Task
-from opdlight.losses import Needs
+from opdlight.losses import Needs, SupportKind
 from opdlight.metrics.tokens import matching_gradient_norm, repeated, sampled_token_gradient_norm
-from opdlight.models import Student, Teachers
+from opdlight.models import Scorer, ScoreRequest, Student, Teachers
 from opdlight.rollout import Collector, Sampling
 from opdlight.types import Trajectory
 
@@ -57,8 +57,9 @@ def measure(
         ngram: see `Tokens.again`.
         loss_mask: completion ids [C] → which of them the special-token mask leaves in [C]; see `Tokens.listed`.
     """
-    needs = Needs(support="full_vocabulary", sampled=True)
     shared = teachers.shared_vocabulary
+    request = ScoreRequest(needs=Needs(support=SupportKind.FULL_VOCABULARY, sampled=True), shared=shared)
+    scorer = Scorer(student=student, teachers=teachers)
     tasks = tuple(dict.fromkeys(t.task for t in trajectories))
     collate = Collate(tasks=tasks, shared=shared, micro_batch_tokens=1)  # one trajectory a batch
     rows: list[list[Tensor]] = []
@@ -67,9 +68,7 @@ def measure(
         again = torch.tensor([bool(flag) for turn in repeated(completions, ngram) for flag in turn])
         listed = torch.tensor([not flag for ids in completions for flag in loss_mask(ids)])
         for batch in collate([trajectory]):
-            hidden = student.hidden(batch)
-            teacher = teachers.score(batch, needs=needs, chosen=None, temperature=1.0)
-            scores = student.score(hidden, batch, teacher=teacher, needs=needs, temperature=1.0)
+            scores = scorer.score(batch, request).scores
             assert scores.support is not None
             assert scores.student_logits is not None
             assert scores.student_sampled is not None

@@ -1,11 +1,11 @@
-"""Readings made by hand: two models over six tokens, as probabilities that one can add up in one's head."""
+"""Results of a probe made by hand: two models over six tokens, as probabilities that one can add up in one's head."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from opdlight.models.probe import Reading
+from opdlight.models.probe import ProbeResult
 
 STUDENT = torch.tensor(
     [[0.5, 0.2, 0.1, 0.1, 0.05, 0.05], [0.15, 0.6, 0.1, 0.05, 0.05, 0.05], [0.05, 0.05, 0.1, 0.1, 0.2, 0.5]]
@@ -15,14 +15,14 @@ TEACHER = torch.tensor(
 )
 
 
-def reading(
+def made_up(
     tokens: list[int],
     *,
     student: Tensor = STUDENT,
     teacher: Tensor = TEACHER,
     k: int = 2,
     **fields: Any,
-) -> Reading:
+) -> ProbeResult:
     """Row i of both models says token i; task 0, turn 0 and position i unless given."""
     n = len(tokens)
     token = torch.tensor(tokens)
@@ -32,7 +32,7 @@ def reading(
     pick = token.unsqueeze(1)
     own = log_p.gather(1, pick).squeeze(1)
     values: dict[str, Any] = {
-        "update": 0, "tasks": ("a", "b"), "loss_tokens": n, "global_tokens": n,
+        "tasks": ("a", "b"), "loss_tokens": n, "global_tokens": n,
         "task": torch.zeros(n, dtype=torch.long), "turn": torch.zeros(n, dtype=torch.long), "position": torch.arange(n),
         "token": token, "engine": own, "trainer": own, "student": own, "teacher": log_q.gather(1, pick).squeeze(1),
         "student_entropy": -(log_p.exp() * log_p).sum(1), "teacher_entropy": -(log_q.exp() * log_q).sum(1),
@@ -40,7 +40,7 @@ def reading(
         "student_ids": student_ids, "student_top": student_top, "teacher_at_student": log_q.gather(1, student_ids),
         **fields,
     }  # fmt: skip
-    return Reading(**values)
+    return ProbeResult(**values)
 
 
 class Logged:

@@ -1,4 +1,4 @@
-"""The callbacks that read tokens, on readings made by hand."""
+"""The callbacks that use the probe, on results made by hand."""
 
 import csv
 import json
@@ -17,33 +17,33 @@ from opdlight.callbacks import (
     EngineMismatch,
     GradientNoise,
     ModelEntropy,
+    ProbeCallback,
     SignalBalance,
     TeacherGap,
     TeacherSupportCoverage,
     TokenGaps,
-    TokenWatch,
 )
 from opdlight.callbacks.profile import COLUMNS
 from opdlight.callbacks.token_gaps import token_table
 from opdlight.distillation.step import Step
 from opdlight.metrics.glossary import describe
-from opdlight.models.probe import Reading
-from tests.callbacks.made_readings import Logged, reading
+from opdlight.models.probe import ProbeResult
+from tests.callbacks.probe_results import Logged, made_up
 from tests.tiny_models import tiny_tokenizer
 
 FIRST: Any = SimpleNamespace(is_global_zero=True)
 ALONE: Any = SimpleNamespace(world_size=1)
 
 
-def logged(callback: TokenWatch, *readings: Reading) -> dict[str, float]:
+def logged(callback: ProbeCallback, *results: ProbeResult) -> dict[str, float]:
     module = Logged()
-    callback.on_train_batch_end(FIRST, module, {"step": Step(readings=readings)}, None, 0)  # type: ignore[arg-type]
+    callback.on_train_batch_end(FIRST, module, {"step": Step(readings=results)}, None, 0)  # type: ignore[arg-type]
     assert all(describe(key) for key in module.values), module.values.keys()
     return module.values
 
 
 def test_coverage_is_mass_on_the_teachers_two_best() -> None:
-    found = logged(TeacherSupportCoverage(), reading([0, 1, 5]))
+    found = logged(TeacherSupportCoverage(), made_up([0, 1, 5]))
     assert found["coverage/teacher_mass/a"] == pytest.approx((0.7 + 0.75 + 0.7) / 3)
     assert found["coverage/student_mass/a"] == pytest.approx((0.7 + 0.75 + 0.1) / 3)
     assert found["coverage/sampled_in_support/a"] == pytest.approx(2 / 3)
@@ -52,15 +52,15 @@ def test_coverage_is_mass_on_the_teachers_two_best() -> None:
 
 def test_tasks_and_micro_batches_are_put_together() -> None:
     watch = TeacherSupportCoverage()
-    both = reading([0, 1, 5], task=torch.tensor([0, 1, 1]))
-    found = logged(watch, both, reading([0, 1], task=torch.tensor([1, 1])))
+    both = made_up([0, 1, 5], task=torch.tensor([0, 1, 1]))
+    found = logged(watch, both, made_up([0, 1], task=torch.tensor([1, 1])))
     assert found["coverage/student_mass/a"] == pytest.approx(0.7)
     assert found["coverage/student_mass/b"] == pytest.approx((0.75 + 0.1 + 0.7 + 0.75) / 4)
     assert logged(watch) == {}
 
 
 def test_gap_and_kl_estimates_are_those_of_the_sampled_tokens() -> None:
-    found = logged(TeacherGap(), reading([0, 1, 5]))
+    found = logged(TeacherGap(), made_up([0, 1, 5]))
     gaps = [0.0, math.log(0.6 / 0.15), math.log(0.5 / 0.05)]  # ascending
     assert found["gap/q50/a"] == pytest.approx(gaps[1])
     assert found["gap/q10/a"] == pytest.approx(0.2 * gaps[1])  # linear between the first two
@@ -71,31 +71,31 @@ def test_gap_and_kl_estimates_are_those_of_the_sampled_tokens() -> None:
 
 
 def test_balance_counts_signs_and_concentration() -> None:
-    found = logged(SignalBalance(), reading([0, 0, 5]))  # rewards 0, log 4, −log 10
+    found = logged(SignalBalance(), made_up([0, 0, 5]))  # rewards 0, log 4, −log 10
     up, down = math.log(4), math.log(10)
     assert found["signal/negative/a"] == pytest.approx(1 / 3)
     assert found["signal/negative_mass/a"] == pytest.approx(down / (up + down))
     assert found["signal/top_1/a"] == pytest.approx(down / (up + down))  # one token of three
-    same = logged(SignalBalance(), reading([0]))
+    same = logged(SignalBalance(), made_up([0]))
     assert same == {f"signal/{n}/a": 0.0 for n in ("negative", "negative_mass", "top_1", "top_10")}
 
 
 def test_entropy_of_both_and_of_one() -> None:
-    found = logged(ModelEntropy(), reading([0]))
+    found = logged(ModelEntropy(), made_up([0]))
     entropy = -sum(p * math.log(p) for p in (0.5, 0.2, 0.1, 0.1, 0.05, 0.05))
     assert found == {"entropy/student/a": pytest.approx(entropy), "entropy/teacher/a": pytest.approx(entropy)}
-    assert set(logged(ModelEntropy(), reading([0], teacher_entropy=None))) == {"entropy/student/a"}
+    assert set(logged(ModelEntropy(), made_up([0], teacher_entropy=None))) == {"entropy/student/a"}
 
 
 def test_mismatch_compares_the_engine_with_the_trainer() -> None:
-    one = reading([0, 1])
-    found = logged(EngineMismatch(cap=1.5), reading([0, 1], engine=one.engine - torch.tensor([0.5, 0.0])))
+    one = made_up([0, 1])
+    found = logged(EngineMismatch(cap=1.5), made_up([0, 1], engine=one.engine - torch.tensor([0.5, 0.0])))
     assert found["mismatch/k1/a"] == pytest.approx(-0.25)
     assert found["mismatch/clipped/a"] == pytest.approx(0.5)  # e^½ = 1.65
 
 
 def test_token_table_is_a_sum_token_by_token() -> None:
-    table = {row["id"]: row for row in token_table(reading([1, 1, 5]))}  # rewards 0, −log 4, −log 10
+    table = {row["id"]: row for row in token_table(made_up([1, 1, 5]))}  # rewards 0, −log 4, −log 10
     total = math.log(4) + math.log(10)
     assert table[1] == {
         "id": 1,
@@ -104,7 +104,7 @@ def test_token_table_is_a_sum_token_by_token() -> None:
         "share": pytest.approx(math.log(4) / total),
     }
     assert table[5]["share"] == pytest.approx(math.log(10) / total)
-    assert [row["id"] for row in token_table(reading([1, 1, 5]))] == [5, 1]
+    assert [row["id"] for row in token_table(made_up([1, 1, 5]))] == [5, 1]
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def student_module(monkeypatch: pytest.MonkeyPatch) -> Logged:
 def test_token_gaps_are_written_by_name(student_module: Logged, tmp_path: Path) -> None:
     watch = TokenGaps(str(tmp_path), every=2, rows=1)
     for step in range(3):
-        outputs = {"step": Step(readings=[reading([1, 1, 5])])}
+        outputs = {"step": Step(readings=[made_up([1, 1, 5])])}
         watch.on_train_batch_end(FIRST, student_module, outputs, None, step)  # type: ignore[arg-type]
     lines = [json.loads(line) for line in (tmp_path / "token_gaps.jsonl").read_text().splitlines()]
     assert [line["update"] for line in lines] == [0, 2]
@@ -131,7 +131,7 @@ def test_token_gaps_are_written_by_name(student_module: Logged, tmp_path: Path) 
 
 def test_profile_has_a_line_a_bucket(tmp_path: Path) -> None:
     watch = DepthProfile(str(tmp_path))
-    both = reading([0, 1, 5], position=torch.tensor([0, 5, 6]), turn=torch.tensor([0, 0, 2]))
+    both = made_up([0, 1, 5], position=torch.tensor([0, 5, 6]), turn=torch.tensor([0, 0, 2]))
     for step in (0, 1):
         watch.on_train_batch_end(FIRST, Logged(), {"step": Step(readings=[both])}, None, step)  # type: ignore[arg-type]
     with (tmp_path / "profile.csv").open() as file:
@@ -197,14 +197,14 @@ def test_gradient_noise_needs_two_micro_batches_of_one_update() -> None:
 
 
 class Own(L.LightningModule):
-    """A project with its own training step: it makes readings itself and returns them beside the loss."""
+    """A project with its own training step: it probes by itself and returns them beside the loss."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(3))
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> dict[str, Any]:
-        return {"loss": (self.weight * batch).sum(), "step": Step(readings=[reading([0, 1, 5], update=batch_idx)])}
+        return {"loss": (self.weight * batch).sum(), "step": Step(readings=[made_up([0, 1, 5])])}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -1,4 +1,4 @@
-"""What the callbacks that read tokens have in common."""
+"""What the callbacks that use the probe have in common."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from typing import Any
 
 import lightning as L
 
-from opdlight.models.probe import Reading
+from opdlight.models.probe import ProbeResult
 
 
-class TokenWatch(L.Callback, ABC):
-    """Logs `figures` of each task under `<figure>/<task>` when a step ends, from the readings that it returned."""
+class ProbeCallback(L.Callback, ABC):
+    """Logs `figures` of each task under `<figure>/<task>` when a step ends, from what the probe found in it."""
 
-    watches_tokens = True
+    uses_probe = True
 
     @abstractmethod
-    def figures(self, seen: Reading) -> dict[str, float]:
-        """Key without the task → value, from all that was read of one task in this step."""
+    def figures(self, seen: ProbeResult) -> dict[str, float]:
+        """Key without the task → value, from all probed positions of one task in this step."""
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -27,9 +27,9 @@ class TokenWatch(L.Callback, ABC):
                 pl_module.log(f"{name}/{task}", value, prog_bar=name == "coverage/student_mass")
 
 
-def by_task(readings: Sequence[Reading]) -> dict[str, Reading]:
-    """What was read, task by task."""
-    if not readings:
+def by_task(results: Sequence[ProbeResult]) -> dict[str, ProbeResult]:
+    """The probed positions of all micro-batches [n], task by task."""
+    if not results:
         return {}
-    seen = Reading.join(readings)
+    seen = ProbeResult.join(results)
     return {seen.tasks[i]: seen.where(seen.task == i) for i in seen.task.unique().tolist()}

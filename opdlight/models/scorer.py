@@ -1,0 +1,114 @@
+"""③ What student and teachers say about a micro-batch: the one place that asks both."""
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from opdlight.losses import Needs
+from opdlight.models.base import BatchScorer, ScoreRequest
+from opdlight.models.lm_head import LMHead, log_normaliser, support_values, token_logprobs, top_k
+from opdlight.models.probe import ProbeResult, probe_result
+from opdlight.models.student import Student
+from opdlight.system.timer import Timer
+from opdlight.types import SupportScores, TeacherScores, TokenBatch
+
+
+class Scored(NamedTuple):
+    """What was found about a micro-batch."""
+
+    scores: SupportScores  # for the loss, with the student's graph
+    probe: ProbeResult | None  # for the callbacks, detached; None if the request probes nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorer:
+    """Asks the student, then the teachers, then the student again.
+
+    The student's hidden states come first, since it may choose the support; then each teacher scores its rows; then the
+    student is scored on the support.
+
+    Args:
+        student: may be training.
+        teachers: frozen.
+        reference: the student as it was at the start, for losses with `needs.reference`.
+        timer: what is done for the callbacks' sake is timed as `watch`.
+    """
+
+    student: Student
+    teachers: BatchScorer
+    reference: BatchScorer | None = None
+    timer: Timer = field(default_factory=Timer)
+
+    def score(self, batch: TokenBatch, request: ScoreRequest, *, hidden: Tensor | None = None) -> Scored:
+        """Exactly the scores that `request` asks for.
+
+        Args:
+            batch: with N loss positions.
+            request: without the student's part.
+            hidden: the student's hidden states [N, d], if they are known already; the gradient ends there.
+        """
+        hidden = self.student.hidden(batch) if hidden is None else hidden
+        head = self.student.head()
+        request = replace(request, student_ids=student_choice(hidden, head, request))
+        if request.probe_at is not None:
+            with self.timer("watch"):
+                at = request.probe_at.to(hidden.device)
+                best = top_k(hidden[at], head, min(request.probe_k, len(request.shared)), shared=request.shared)
+                request = replace(request, probe_at=at, probe_student_ids=best)
+        teacher = self.teachers.score(batch, request)
+        if request.needs.reference:
+            assert self.reference is not None
+            start = ScoreRequest(needs=Needs(sampled=True), shared=request.shared, temperature=request.temperature)
+            teacher = replace(teacher, reference=self.reference.score(batch, start).sampled)
+        scores = student_scores(hidden, head, batch.target_ids, request, teacher)
+        if teacher.probe is None:
+            return Scored(scores, None)
+        with self.timer("watch"):
+            return Scored(scores, probe_result(batch, request, teacher.probe, hidden.detach(), head))
+
+    @torch.no_grad()
+    def student_logprobs(self, batch: TokenBatch, request: ScoreRequest) -> Tensor:
+        """Log π(y) [N] of the student as it is now, detached; no teacher is asked."""
+        return _sampled(self.student.hidden(batch), self.student.head(), batch.target_ids, request)
+
+
+def student_choice(hidden: Tensor, head: LMHead, request: ScoreRequest) -> Tensor | None:
+    """The student's top-K of the shared ids [N, K], if the loss compares there; no gradient."""
+    if request.needs.chosen_by != "student":
+        return None
+    return top_k(hidden, head, request.needs.k, shared=request.shared)
+
+
+def student_scores(
+    hidden: Tensor, head: LMHead, target_ids: Tensor, request: ScoreRequest, teacher: TeacherScores
+) -> SupportScores:
+    """What a loss may look at, with gradients to the student's hidden states [N, d] and its head.
+
+    Args:
+        hidden: [N, d].
+        head: the student's.
+        target_ids: [N] the sampled tokens.
+        request: names what is computed.
+        teacher: scores of the same positions; its support says where the student's logits are taken.
+    """
+    needs, temperature, support = request.needs, request.temperature, teacher.support
+    sampled = _sampled(hidden, head, target_ids, request) if needs.sampled else None
+    logits = None
+    if support is not None:
+        logits = support_values(hidden, head, support.token_ids, temperature, whole=request.full_vocabulary)
+    return SupportScores(
+        support=support,
+        student_logits=logits,
+        student_normaliser=log_normaliser(hidden, head, temperature) if needs.normaliser else None,
+        student_sampled=sampled,
+        teacher_sampled=teacher.sampled,
+        teacher_entropy=teacher.entropy,
+        reference_sampled=teacher.reference,
+    )
+
+
+def _sampled(hidden: Tensor, head: LMHead, target_ids: Tensor, request: ScoreRequest) -> Tensor:
+    top_p = request.top_p if request.needs.top_p else 1.0
+    return token_logprobs(hidden, head, target_ids, request.temperature, top_p=top_p)
