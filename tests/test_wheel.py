@@ -106,4 +106,5 @@ def test_what_readmes_show_of_ones_own_parts_works_beside_the_wheel(installed: P
         env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {f"{Path(folder)}" for folder, *_ in jobs} == {str(p.parent) for p in tmp_path.glob("*/runs")}
+    assert {Path(folder) for folder, *_ in jobs} == {runs.parent for runs in tmp_path.glob("*/runs")}
+    assert "mine/disagreement/sums" in (tmp_path / "callbacks" / "runs" / "latest" / "metrics.csv").read_text()

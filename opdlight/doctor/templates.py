@@ -118,7 +118,7 @@ def rows_of(student: Student, opening: Opening, answer: str, *, stopped: bool = 
     renderer = ChatRenderer(student.tokenizer, student.chat_template)
     conversation = renderer.start(opening.system_prompt, opening.observation)
     for _ in range(TURNS - 1):
-        ids = renderer.written(answer, conversation)[: None if stopped else -1]
+        ids = renderer.encode_reply(answer, conversation)[: None if stopped else -1]
         completion = Completion(
             request_id="doctor",
             token_ids=ids,

@@ -1,4 +1,4 @@
-"""Rolling the student out: a Collector drives environments and an Engine."""
+"""Rollouts: a Collector connects environments with an Engine and returns trajectories."""
 
 from opdlight.rollout.collector import Collector, Limits
 from opdlight.rollout.engines.base import Completion, Engine, Request, Sampling

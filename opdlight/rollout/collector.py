@@ -1,43 +1,44 @@
-"""Environments × engine → trajectories. Continuous batching: a turn begins the moment its environment has answered."""
+"""Rolls out trajectories with continuous batching: each turn starts as soon as its environment has answered."""
 
-import hashlib
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError, EngineError, PlainTextError
 from opdlight.rollout.engines.base import Completion, Engine, Request, Sampling
-from opdlight.rollout.env_pool import Answer, EnvPool
-from opdlight.rollout.rendering import ChatRenderer, Conversation
-from opdlight.types import RolloutRequest, Status, Trajectory, Turn
+from opdlight.rollout.env_answers import Answer
+from opdlight.rollout.env_pool import EnvPool
+from opdlight.rollout.episode import Episode, sampling_seed_of
+from opdlight.rollout.rendering import ChatRenderer
+from opdlight.types import RolloutRequest, Status, Trajectory
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How long a task's trajectories may become, in tokens."""
+    """The limits of a task's trajectories."""
 
-    turn_tokens: int  # longest completion of one turn
-    trajectory_tokens: int  # longest context: prompt, observations and completions of one conversation
-    env_seconds: float = math.inf  # longest reset or step of the environment; then its trajectory ends as env_error
+    turn_tokens: int  # longest completion of one turn, in tokens
+    trajectory_tokens: int  # longest context of a conversation: prompts, observations and completions
+    env_seconds: float = math.inf  # longest reset or step of the environment; a longer one ends as env_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutStats:
-    """Figures of one collection."""
+    """Figures of one call of `Collector.collect`."""
 
     seconds: float
     turns: int
-    generated_tokens: int  # sampled by the student
-    prompt_tokens: int  # sent to the engine, summed over turns (cached ones included)
+    generated_tokens: int  # by the student
+    prompt_tokens: int  # sum over turns of the prompt length, cached tokens included
     env_errors: int  # trajectories that ended because their environment raised
-    row_splits: int  # how often a rewritten history began a new training row
+    row_splits: int  # training rows that a rewritten history began
 
     @property
     def tokens_per_second(self) -> float:
@@ -45,47 +46,19 @@ class RolloutStats:
         return self.generated_tokens / max(self.seconds, 1e-9)
 
 
-@dataclass(slots=True)
-class _Episode:
-    """A trajectory in the making."""
-
-    request: RolloutRequest
-    conversation: Conversation | None = None
-    completion: Completion | None = None  # generated, not yet answered by the environment
-    turns: list[Turn] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    def end_turn(self, reward: float) -> None:
-        """Record the turn that the environment has answered, or that ended the trajectory."""
-        if self.completion is None or self.conversation is None:
-            return
-        turn = Turn(
-            prompt_ids=self.conversation.prompt_ids,
-            completion_ids=self.completion.token_ids,
-            sampled_logprobs=self.completion.logprobs,
-            finish_reason=self.completion.finish_reason,
-            policy_version=self.completion.policy_version,
-            reward=reward,
-        )
-        self.turns.append(turn)
-
-
-def sampling_seed_of(request: RolloutRequest, turn: int, sampling_seed: int) -> int:
-    """The sampling seed in [0, 2⁶³) of one turn; a function of its arguments alone, the same on every machine."""
-    parts = (sampling_seed, request.task, request.seed, request.group, request.sample, turn)
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
-
-
 class Collector:
     """Rolls the student out in the environments of its tasks.
 
     Args:
-        engine: generates; used by the thread that calls `collect`, and by no other.
+        engine: generates; only the thread that calls `collect` uses it. The caller closes it.
         renderer: turns conversations into token ids.
-        make_env: task name → a new environment. Instances are reused between episodes of a task.
-        limits: token limits by task.
-        env_threads: how many environments reset or step at once, beside the engine.
-        max_active: how many trajectories are under way at once; the others wait for their turn.
+        make_env: task name → a new environment. Instances are reused for further episodes of the task.
+        limits: limits by task.
+        env_threads: number of threads in which environments reset and step.
+        max_active: most trajectories that are rolled out at the same time; the others wait.
+
+    Raises:
+        ConfigError: naming a limit that is out of bounds or exceeds the engine's context.
     """
 
     def __init__(
@@ -109,12 +82,12 @@ class Collector:
         if max_active < 1:
             raise ConfigError.wrong("max_active", expected="an integer ≥ 1", got=max_active)
         self.engine, self.renderer, self.limits, self.max_active = engine, renderer, dict(limits), max_active
-        self.last: RolloutStats | None = None  # figures of the last collection
+        self.last: RolloutStats | None = None  # of the last `collect`
         self._cancelled = False
         self._envs = EnvPool(make_env, env_threads, {task: limit.env_seconds for task, limit in limits.items()})
 
     def prepare(self, requests: Sequence[RolloutRequest]) -> None:
-        """Hint that these requests will be collected soon: environments build what is slow in the background."""
+        """Announce requests that will be collected soon, so that environments can prepare them in the background."""
         for task, seed in dict.fromkeys((r.task, r.seed) for r in requests):
             self._envs.prepare(task, seed)
 
@@ -126,19 +99,29 @@ class Collector:
         sampling_seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Trajectory]:
-        """Roll out every request; trajectories come in the order of the requests.
+        """Roll out every request and return the trajectories in the order of the requests.
 
-        The same requests, weights, sampling and `sampling_seed` give the same trajectories, however turns were batched.
-        An environment that raises ends its own trajectory (status env_error) and no other; so does one whose text
-        spells a control token that the tokenizer cannot write as ordinary text.
-        `progress` is called with (finished, wanted) trajectories whenever one finishes.
+        The same requests, weights, sampling and `sampling_seed` give the same trajectories, however turns are batched.
+        An environment that raises ends its own trajectory with status env_error; so does one whose text spells a
+        control token that the tokenizer cannot encode as ordinary text.
+
+        Args:
+            requests: what to roll out.
+            sampling: the rollout policy.
+            sampling_seed: the seeds of all turns depend on it.
+            progress: called with the numbers of finished and of all trajectories whenever one finishes.
+
+        Raises:
+            ConfigError: for a task that has no limits.
+            CancelledError: after `cancel`.
+            EngineError: of the engine.
         """
         if unknown := sorted({r.task for r in requests} - set(self.limits)):
             raise ConfigError.wrong("requests", expected=f"of the tasks {sorted(self.limits)}", got=unknown)
         start = time.perf_counter()
         sampling = sampling.resolve(self.renderer.tokenizer)
         waiting = deque(enumerate(requests))
-        live: dict[int, _Episode] = {}
+        live: dict[int, Episode] = {}
         finished: dict[int, Trajectory] = {}
         splits = 0
         if progress:
@@ -149,17 +132,17 @@ class Collector:
             episode = live.pop(number)
             self._envs.finish(number)
             splits += episode.conversation.splits if episode.conversation else 0
-            finished[number] = _trajectory(episode, status)
+            finished[number] = episode.trajectory(status)
             if progress:
                 progress(len(finished), len(requests))
 
         try:
             while waiting or live:
                 if self._cancelled:
-                    raise CancelledError("the rollout was given up")
+                    raise CancelledError("the rollout was cancelled")
                 while waiting and len(live) < self.max_active:
                     number, request = waiting.popleft()
-                    live[number] = _Episode(request)
+                    live[number] = Episode(request)
                     self._envs.reset(number, request.task, request.seed)
                 for number, answer in self._answers():
                     status = self._observe(number, live[number], answer)
@@ -170,29 +153,29 @@ class Collector:
                     if status := self._act(number, live[number], completion):
                         end(number, status)
         finally:
-            if live:  # an exception is on its way
+            if live:  # an exception was raised
                 self._envs.abandon()
         trajectories = [finished[number] for number in range(len(requests))]
         self.last = _stats(trajectories, seconds=time.perf_counter() - start, splits=splits)
         return trajectories
 
     def cancel(self) -> None:
-        """Let a `collect` of another thread end with CancelledError; from then on nothing is collected."""
+        """Make a `collect` that runs in another thread, and every later one, raise CancelledError."""
         self._cancelled = True
 
     def close(self) -> None:
-        """Stop the threads and close the environments; the engine belongs to the caller."""
+        """Stop the threads and close the environments, but not the engine."""
         self._envs.close()
 
     def _answers(self) -> list[tuple[int, Answer]]:
-        """What the environments said. Sleeps only if the engine has nothing to do."""
+        """The new answers of the environments; waits for one only if the engine has nothing to do."""
         idle = not self.engine.has_unfinished()
         if idle and not self._envs.in_flight:
             raise EngineError("The engine has no unfinished request, but trajectories still wait for a completion.")
         return self._envs.answers(wait=idle)
 
-    def _observe(self, number: int, episode: _Episode, answer: Answer) -> Status | None:
-        """Take an environment's answer; returns how the trajectory ended, or None if it goes on."""
+    def _observe(self, number: int, episode: Episode, answer: Answer) -> Status | None:
+        """Process an answer of the environment; returns the status if the trajectory has ended with it, else None."""
         episode.end_turn(answer.reward)
         for name, value in answer.metrics.items():
             episode.metrics[name] = episode.metrics.get(name, 0.0) + value
@@ -216,8 +199,8 @@ class Collector:
             return Status.ENV_ERROR
         return None
 
-    def _submit(self, number: int, episode: _Episode, sampling: Sampling, sampling_seed: int) -> Status | None:
-        """Ask the engine for the next turn, unless the context is full."""
+    def _submit(self, number: int, episode: Episode, sampling: Sampling, sampling_seed: int) -> Status | None:
+        """Request the next completion; returns a status instead if the context is full."""
         assert episode.conversation is not None
         prompt_ids = episode.conversation.prompt_ids
         limits = self.limits[episode.request.task]
@@ -235,29 +218,16 @@ class Collector:
         self.engine.add_request(request)
         return None
 
-    def _act(self, number: int, episode: _Episode, completion: Completion) -> Status | None:
-        """Send the completion to its environment, unless it was cut because the context is full."""
+    def _act(self, number: int, episode: Episode, completion: Completion) -> Status | None:
+        """Send the completion to the environment; returns a status instead if it was cut at the end of the context."""
         assert episode.conversation is not None
         episode.completion = completion
         length = len(episode.conversation.prompt_ids) + len(completion.token_ids)
         if completion.finish_reason == "length" and length >= self.limits[episode.request.task].trajectory_tokens:
             episode.end_turn(reward=0.0)
             return Status.TRUNCATED_TOKENS
-        self._envs.step(number, episode.conversation.said(completion))
+        self._envs.step(number, episode.conversation.answer_text(completion))
         return None
-
-
-def _trajectory(episode: _Episode, status: Status) -> Trajectory:
-    return Trajectory(
-        task=episode.request.task,
-        group=episode.request.group,
-        seed=episode.request.seed,
-        turns=episode.turns,
-        reward=sum(turn.reward for turn in episode.turns),
-        status=status,
-        metrics=episode.metrics,
-        spelled_control_tokens=episode.conversation.spelled if episode.conversation else 0,
-    )
 
 
 def _stats(trajectories: Sequence[Trajectory], *, seconds: float, splits: int) -> RolloutStats:

@@ -1,4 +1,4 @@
-"""Only the chat template writes control tokens: other text that spells one stays text, whatever the tokenizer."""
+"""Only the chat template writes control tokens: any other text that spells one is encoded as ordinary text."""
 
 import json
 import secrets
@@ -13,38 +13,42 @@ from opdlight.errors import PlainTextError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-OWN_MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # a model writes these itself
-_FIRST, _LAST = 0x100000, 0x10FFFD  # private use: what stands for a piece of text while a template renders it
+MODEL_MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # control tokens that a model may write itself
+_FIRST, _LAST = 0x100000, 0x10FFFD  # private-use characters, used as placeholders while a template renders a text
 
 
-class StandIns:
-    """Characters that stand, within one conversation, for the pieces of its text that must not be read as tokens."""
+class Placeholders:
+    """One character for each text of a conversation that must not be encoded as a control token."""
 
     def __init__(self) -> None:
         self._character: dict[str, str] = {}
 
-    def of(self, piece: str) -> str:
-        """The character that stands for `piece`."""
+    def of(self, text: str) -> str:
+        """The placeholder of `text`: always the same, and a new one for a new text.
+
+        Raises:
+            PlainTextError: if there are more texts than private-use characters.
+        """
         if len(self._character) > _LAST - _FIRST:
             raise PlainTextError(f"A conversation holds over {_LAST - _FIRST} different characters of private use.")
-        return self._character.setdefault(piece, chr(_FIRST + len(self._character)))
+        return self._character.setdefault(text, chr(_FIRST + len(self._character)))
 
-    def back(self, text: str) -> str:
-        """`text` with the pieces themselves."""
+    def restore(self, text: str) -> str:
+        """`text` with every placeholder replaced by the text that it stands for."""
         if not self._character:
             return text
-        return text.translate({ord(c): piece for piece, c in self._character.items()})
+        return text.translate({ord(c): original for original, c in self._character.items()})
 
 
 class ControlTokens:
-    """The tokens that steer a conversation, and text that spells them without being them.
+    """The control tokens of a tokenizer, and how to encode text that spells one without meaning it.
 
-    These are the tokenizer's special tokens and, of its other added tokens, those that the chat template holds and the
-    marks of thinking and tool calls. Added tokens that only abbreviate text (runs of blanks, HTML) are text.
+    Control tokens are the tokenizer's special tokens and, of its other added tokens, those that the chat template
+    contains and the marks of thinking and tool calls. Added tokens that abbreviate text (runs of blanks, HTML) are not.
 
-    Before a template renders a text of the environment, `escape` puts a stand-in for each control token that the text
-    spells, so the template and the tokenizer see one strange character; `encode` writes the pieces back as ordinary
-    tokens. Where nothing is spelled both leave everything as it is.
+    Before a template renders a text of the environment, `escape` replaces each control token in it by a placeholder;
+    after rendering, `encode` encodes the text behind a placeholder with ordinary tokens. Both leave text without a
+    control token unchanged.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -53,40 +57,40 @@ class ControlTokens:
         self.contents = {
             i: token.content
             for i, token in tokenizer.added_tokens_decoder.items()
-            if token.special or token.content in OWN_MARKS or (token.content.strip() and token.content in template)
+            if token.special or token.content in MODEL_MARKS or (token.content.strip() and token.content in template)
         }  # id → text
 
-    def escape(self, text: str, stand_ins: StandIns, *, spared: Container[str] = ()) -> tuple[str, int]:
-        """`text` with a stand-in for each control token that it spells, except those `spared`, and how many there were.
+    def escape(self, text: str, placeholders: Placeholders, *, spared: Container[str] = ()) -> tuple[str, int]:
+        """`text` with a placeholder for each control token in it, except those in `spared`, and their number.
 
         Raises:
-            PlainTextError: if the tokenizer does not say where in the text its tokens lie.
+            PlainTextError: if the tokenizer does not report the position of a token in the text.
         """
-        text = "".join(stand_ins.of(c) if _FIRST <= ord(c) <= _LAST else c for c in text)
+        text = "".join(placeholders.of(c) if _FIRST <= ord(c) <= _LAST else c for c in text)
         count = 0
         while found := [(s, e) for s, e, i in self._spelled(text) if self.contents[i] not in spared]:
             parts, at = [], 0
             for start, end in found:
-                parts += [text[at:start], stand_ins.of(text[start:end])]
+                parts += [text[at:start], placeholders.of(text[start:end])]
                 at = end
             text = "".join([*parts, text[at:]])
             count += len(found)
         return text, count
 
-    def encode(self, text: str, stand_ins: StandIns) -> list[int]:
-        """Ids of template text: its control tokens are tokens, what a character stands for is ordinary text.
+    def encode(self, text: str, placeholders: Placeholders) -> list[int]:
+        """The ids of a rendered text, in which placeholders stand for ordinary text.
 
         Raises:
-            PlainTextError: if the vocabulary writes a control token's text as that token even so.
+            PlainTextError: if the vocabulary has no other way to write the text of a control token.
         """
-        if stand_ins.back(text) == text:
+        if placeholders.restore(text) == text:
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         renamed, name_of, id_of = self._renamed
         parts, at = [], 0
         for start, end, i in self._spelled(text):
-            parts += [stand_ins.back(text[at:start]), name_of[i]]
+            parts += [placeholders.restore(text[at:start]), name_of[i]]
             at = end
-        joined = "".join([*parts, stand_ins.back(text[at:])])
+        joined = "".join([*parts, placeholders.restore(text[at:])])
         ids = []
         for i in renamed.encode(joined, add_special_tokens=False).ids:
             if i not in id_of and i in self.contents and i != self.tokenizer.unk_token_id:
@@ -109,7 +113,10 @@ class ControlTokens:
 
     @cached_property
     def _renamed(self) -> tuple[Tokenizer, dict[int, str], dict[int, int]]:
-        """The tokenizer with names for its control tokens that no text holds: name by id, and id by its own id."""
+        """A copy of the tokenizer whose control tokens have names that occur in no text.
+
+        With it go id of a control token → its name, and id in the copy → id in the tokenizer.
+        """
         backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise self._unsafe("it is not a fast tokenizer (no tokenizer.json)")

@@ -1,4 +1,4 @@
-"""Chat messages → token ids, turn by turn, without ever tokenising again what the student sampled."""
+"""From chat messages to token ids, turn by turn; tokens that the student sampled are never tokenised again."""
 
 import inspect
 import re
@@ -13,24 +13,25 @@ from transformers import PreTrainedTokenizerBase
 
 from opdlight.config.values import hint
 from opdlight.errors import ConfigError
-from opdlight.rollout.control_tokens import OWN_MARKS, ControlTokens, StandIns
+from opdlight.rollout.control_tokens import MODEL_MARKS, ControlTokens, Placeholders
 from opdlight.rollout.engines.base import Completion
 
 OPEN, CLOSE = "<think>", "</think>"
-STAND_IN = "\U0010ffff"  # no character, so no text holds it: what a template writes behind it is the template's own
+MARK = "\U0010ffff"  # a noncharacter, which occurs in no text: what follows it was written by the template
+# arguments that transformers or the renderer gives the template
 RESERVED = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {"tools", "documents"}
 
 
 class ChatRenderer:
-    """Renders conversations with a tokenizer's own chat template.
+    """Renders conversations with the chat template of a tokenizer.
 
     Args:
         tokenizer: with a chat template.
-        arguments: what the template is given beside the messages, such as `enable_thinking`.
-        key: config key of the arguments, for errors; before its `chat_template` it names the model.
+        arguments: further arguments of the template, such as `enable_thinking`.
+        key: config key of `arguments`, for errors; without its ending `chat_template` it is the key of the model.
 
     Raises:
-        ConfigError: without a template, and for an argument that the template does not mention.
+        ConfigError: if there is no template, or if it does not use one of the arguments.
     """
 
     def __init__(
@@ -57,11 +58,15 @@ class ChatRenderer:
                 )
 
     def start(self, system_prompt: str | None, observation: str, *, fresh_prompt: bool = False) -> "Conversation":
-        """A conversation whose first user message is `observation`. See `Conversation` for `fresh_prompt`."""
+        """Begin a `Conversation` whose first user message is `observation`."""
         return Conversation(self, system_prompt, observation, fresh_prompt=fresh_prompt)
 
     def render(self, messages: list[dict[str, str]], *, generation_prompt: bool = True) -> str:
-        """The conversation as text, with `generation_prompt` up to where the assistant's next answer begins."""
+        """The conversation as text; with `generation_prompt` it ends where the assistant's next answer begins.
+
+        Raises:
+            ConfigError: if the template refuses the messages.
+        """
         how: dict[str, Any] = {**self.arguments, "tokenize": False, "add_generation_prompt": generation_prompt}
         try:
             return str(self.tokenizer.apply_chat_template(messages, **how))
@@ -72,67 +77,73 @@ class ChatRenderer:
             ) from error
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of template text. The template writes special tokens itself, so none are added here."""
+        """The token ids of a rendered text; the template has written the special tokens, so none are added."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def text(self, completion: Completion) -> str:
-        """The completion as text: special tokens are kept, but not the stop token that ended it."""
+    def decode(self, completion: Completion) -> str:
+        """The completion as text, special tokens included, but without the stop token at its end."""
         ids = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def opening(self, messages: list[dict[str, str]], text: str) -> str:
-        """The `<think>` that the prompt `text` of these messages opens for the assistant; empty if it opens none."""
+    def opened_thought(self, messages: list[dict[str, str]], text: str) -> str:
+        """The `<think>` at the end of the prompt `text`, rendered from `messages`; empty if the template wrote none."""
         if OPEN not in text:
             return ""
-        _, _, after = self.render([*messages[:-1], {**messages[-1], "content": STAND_IN}]).rpartition(STAND_IN)
+        _, _, after = self.render([*messages[:-1], {**messages[-1], "content": MARK}]).rpartition(MARK)
         _, opened, rest = after.rpartition(OPEN) if text.endswith(after) else ("", "", "")
         return "" if CLOSE in rest else opened + rest
 
     @cached_property
     def turn_end(self) -> int | None:
-        """The control token that the template writes after the assistant's words; None if it writes none there."""
+        """The control token with which the template ends the assistant's turn; None if there is none."""
         messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
         try:
             _, _, after = self.render(messages, generation_prompt=False).rpartition("answer")
-        except ConfigError:  # of a template that wants other roles nothing is known
+        except ConfigError:  # the template needs other roles
             return None
         first = self.encode(after.lstrip())[:1]
         return first[0] if first and first[0] in self.control.contents else None
 
-    def written(self, reply: str, conversation: "Conversation", end: int | None = None) -> list[int]:
-        """Ids of a turn in which the assistant says `reply`, as a model would have to sample them, and of its `end`.
+    def encode_reply(self, reply: str, conversation: "Conversation", end: int | None = None) -> list[int]:
+        """The ids that a model would have to sample to answer `reply` in this conversation, its `end` token included.
 
-        The end is the template's, or the end of sequence where it has none. Where the prompt has opened a thought, the
-        reply's own is its continuation, and a reply without one ends it.
+        By default the end is the template's, or the end of sequence where the template has none. If the prompt ends
+        with an opened thought, a thought at the beginning of the reply continues it, and a reply without one closes it.
         """
-        if conversation.opening:
+        if conversation.opened_thought:
             thought = reply.lstrip()
             if thought.startswith(OPEN):
-                reply = thought.removeprefix(OPEN).removeprefix(conversation.opening.removeprefix(OPEN))
+                reply = thought.removeprefix(OPEN).removeprefix(conversation.opened_thought.removeprefix(OPEN))
             else:
                 reply = f"\n{CLOSE}\n\n{reply}"
-        stand_ins = StandIns()
-        text, _ = self.control.escape(reply, stand_ins, spared=OWN_MARKS)
+        placeholders = Placeholders()
+        text, _ = self.control.escape(reply, placeholders, spared=MODEL_MARKS)
         ends = [i for i in (end, self.turn_end, self.tokenizer.eos_token_id) if i is not None]
-        return [*self.control.encode(text, stand_ins), *ends[:1]]
+        return [*self.control.encode(text, placeholders), *ends[:1]]
 
 
 class Conversation:
-    """One trajectory's messages and the ids of its next prompt.
+    """The messages of one trajectory, and the ids of its next prompt.
 
-    While the rendered text only grows, the next prompt is
+    As long as each rendered text begins with the one before, the next prompt is
         previous prompt ids + completion ids + ids of the bridge,
-    where the bridge is what the template puts between the completion and the next answer: the end of the assistant's
-    turn, the observation, the start of the next answer. A stop token that was sampled is the first of these and is not
-    repeated; after a completion cut by length the whole bridge, end-of-turn marker included, is the environment's.
-    Where the template rewrites history (it strips <think>, trims blanks, or ends a turn with another token than the
-    one sampled), everything is rendered again: the trajectory goes on in a new training row, and `splits` counts it.
+    where the bridge is what the template writes between the completion and the next answer: the end of the assistant's
+    turn, the observation, the start of the next answer. If the student sampled a stop token, it is the first token of
+    the bridge and is not repeated; after a completion cut by length the bridge keeps its end-of-turn token.
+    If the template rewrites earlier turns (it strips <think>, trims blanks, or ends a turn with another token than the
+    sampled one), the prompt is encoded anew from the rendered text: the trajectory continues in a new training row, and
+    `splits` counts these.
 
-    Control tokens are the template's alone: where an observation, a system prompt or, in a rewritten history, the
-    assistant's own words spell one, they are encoded as ordinary text (the assistant's marks of thinking and tool calls
-    are its own). `spelled` counts those of the environment.
+    Only the template writes control tokens. One that is spelled in an observation, a system prompt or, in a rewritten
+    history, an answer of the assistant is encoded as ordinary text, except the marks of thinking and tool calls in an
+    answer. `spelled` counts those in observations and system prompts.
 
-    With `fresh_prompt` every observation is a complete prompt, so each turn starts over (and counts as a split).
+    Args:
+        renderer: renders the messages.
+        system_prompt: of the environment, if it has one.
+        observation: the first user message.
+        fresh_prompt: every observation is a complete prompt, so each turn begins a new conversation and counts as a
+            split.
     """
 
     def __init__(
@@ -140,29 +151,29 @@ class Conversation:
     ) -> None:
         self.renderer, self.fresh_prompt = renderer, fresh_prompt
         self.splits = self.spelled = 0
-        self._stand_ins = StandIns()
+        self._placeholders = Placeholders()
         self._opening_messages = [] if system_prompt is None else [self._message("system", system_prompt)]
         self._begin(observation)
 
     def _message(self, role: str, content: str) -> dict[str, str]:
-        escaped, count = self.renderer.control.escape(content, self._stand_ins)
+        escaped, count = self.renderer.control.escape(content, self._placeholders)
         self.spelled += count
         return {"role": role, "content": escaped}
 
     def _begin(self, observation: str) -> None:
         self._messages = [*self._opening_messages, self._message("user", observation)]
-        self._show(self.renderer.render(self._messages))
+        self._set_text(self.renderer.render(self._messages))
         self.prompt_ids = self._encode(self._text)
 
-    def _show(self, text: str) -> None:
-        self._text, self.opening = text, self.renderer.opening(self._messages, text)
+    def _set_text(self, text: str) -> None:
+        self._text, self.opened_thought = text, self.renderer.opened_thought(self._messages, text)
 
     def _encode(self, text: str) -> list[int]:
-        return self.renderer.control.encode(text, self._stand_ins)
+        return self.renderer.control.encode(text, self._placeholders)
 
-    def said(self, completion: Completion) -> str:
-        """The assistant's whole turn as text: the `<think>` that the prompt has opened, and the completion."""
-        return self.opening + self.renderer.text(completion)
+    def answer_text(self, completion: Completion) -> str:
+        """The assistant's turn as text: the thought that the prompt has opened, if any, and the completion."""
+        return self.opened_thought + self.renderer.decode(completion)
 
     def advance(self, completion: Completion, observation: str) -> list[int]:
         """The prompt ids of the next turn, after the student's `completion` and the environment's `observation`."""
@@ -170,15 +181,17 @@ class Conversation:
             self.splits += 1
             self._begin(observation)
             return self.prompt_ids
-        answer, _ = self.renderer.control.escape(self.renderer.text(completion), self._stand_ins, spared=OWN_MARKS)
+        answer, _ = self.renderer.control.escape(
+            self.renderer.decode(completion), self._placeholders, spared=MODEL_MARKS
+        )
         before, user = self._text + answer, self._message("user", observation)
-        # a template that opens thoughts either shows past ones as they are or writes their <think> itself
-        ways = [self.opening + answer, answer] if self.opening else [answer]
-        histories = [[*self._messages, {"role": "assistant", "content": way}, user] for way in ways]
+        # a template that opens a thought may or may not write its <think> again when it renders the past turn
+        answers = [self.opened_thought + answer, answer] if self.opened_thought else [answer]
+        histories = [[*self._messages, {"role": "assistant", "content": content}, user] for content in answers]
         texts = [self.renderer.render(messages) for messages in histories]
-        way = next((i for i, text in enumerate(texts) if text.startswith(before)), 0)
-        self._messages = histories[way]
-        self._show(texts[way])
+        chosen = next((i for i, text in enumerate(texts) if text.startswith(before)), 0)
+        self._messages = histories[chosen]
+        self._set_text(texts[chosen])
         bridge = self._encode(self._text[len(before) :]) if self._text.startswith(before) else []
         stopped = completion.finish_reason == "stop" and bool(completion.token_ids)
         if not bridge or (stopped and bridge[0] != completion.token_ids[-1]):
@@ -190,7 +203,7 @@ class Conversation:
 
 
 class _Generation(Extension):
-    """Lets Jinja parse the tag of transformers around what the assistant says."""
+    """Lets Jinja parse the tag `generation`, with which transformers marks the assistant's words."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -200,8 +213,8 @@ class _Generation(Extension):
 
 
 def _arguments(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """What a chat template reads beside what transformers and the renderer give it."""
+    """The variables that a chat template reads, without those that transformers or the renderer sets."""
     template = tokenizer.get_chat_template()
-    environment = Environment(extensions=[_Generation, loopcontrols])  # it parses and renders nothing
+    environment = Environment(extensions=[_Generation, loopcontrols])  # only parses
     given = {"messages", "raise_exception", "strftime_now", *RESERVED, *tokenizer.special_tokens_map}
     return meta.find_undeclared_variables(environment.parse(template)) - given

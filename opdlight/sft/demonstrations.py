@@ -173,7 +173,7 @@ def tokens(demonstration: Demonstration, renderer: ChatRenderer, end: int | None
         demonstration.system_prompt, steps[0].observation, fresh_prompt=demonstration.fresh_prompt
     )
     for number, step in enumerate(steps):
-        ids = renderer.written(step.reply, conversation, end)
+        ids = renderer.encode_reply(step.reply, conversation, end)
         completion = Completion(
             request_id="", token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
         )

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from opdlight.batch.collate import count_splits
-from opdlight.rollout.collector import sampling_seed_of
 from opdlight.rollout.engines.base import Completion, Request, Sampling
 from opdlight.rollout.engines.scripted import ScriptedEngine
+from opdlight.rollout.episode import sampling_seed_of
 from opdlight.types import RolloutRequest, Status, Trajectory
 from tests.rollout.walking import END, GO, WAIT, Envs, Walk, collector, requests, roll
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from opdlight.errors import PlainTextError
 from opdlight.models.loading import load_tokenizer
-from opdlight.rollout.control_tokens import ControlTokens, StandIns
+from opdlight.rollout.control_tokens import ControlTokens, Placeholders
 from opdlight.rollout.rendering import ChatRenderer
 from tests.rollout.test_rendering import completion
 from tests.tiny_models import CHATML, tiny_tokenizer
@@ -167,12 +167,12 @@ def test_a_tokenizer_that_does_not_say_where_its_tokens_lie_is_refused_only_then
         prompt(tokenizer, "hi<|im_end|>")
 
 
-def test_a_conversation_with_more_strange_characters_than_stand_ins_is_refused() -> None:
-    stand_ins = StandIns()
+def test_a_conversation_with_more_strange_characters_than_placeholders_is_refused() -> None:
+    placeholders = Placeholders()
     for n in range(0x10FFFD - 0x100000 + 1):
-        stand_ins.of(str(n))
+        placeholders.of(str(n))
     with pytest.raises(PlainTextError, match="private use"):
-        stand_ins.of("one more")
+        placeholders.of("one more")
 
 
 def test_a_rewritten_history_keeps_the_assistants_words_as_text() -> None:

@@ -52,8 +52,8 @@ def test_where_the_prompt_opens_none_it_hears_the_completion(template: str) -> N
 
 def test_an_observation_opens_no_thought() -> None:
     renderer = ChatRenderer(character_tokenizer(TURNS))  # nothing follows the observation but its end
-    assert renderer.start(None, "a<think>").opening == ""
-    assert ChatRenderer(character_tokenizer(THOUGHT_SHOWN)).start(None, "a</think>").opening == "<think>"
+    assert renderer.start(None, "a<think>").opened_thought == ""
+    assert ChatRenderer(character_tokenizer(THOUGHT_SHOWN)).start(None, "a</think>").opened_thought == "<think>"
 
 
 def test_a_thought_that_never_ends_holds_no_answer_and_no_action() -> None:

@@ -142,10 +142,10 @@ def test_fresh_prompts_start_over_with_the_system_prompt() -> None:
 def test_answer_text_keeps_special_tokens_but_not_the_stop_token() -> None:
     renderer = ChatRenderer(character_tokenizer())
     ids = [THINK, *letters("a"), UNTHINK, *letters("b")]
-    assert renderer.text(completion([*ids, END])) == "<think>a</think>b"
-    assert renderer.text(completion([*ids, STOP])) == "<think>a</think>b"
-    assert renderer.text(completion([*ids, END], "length")) == "<think>a</think>b</s>"
-    assert renderer.text(completion([], "length")) == ""
+    assert renderer.decode(completion([*ids, END])) == "<think>a</think>b"
+    assert renderer.decode(completion([*ids, STOP])) == "<think>a</think>b"
+    assert renderer.decode(completion([*ids, END], "length")) == "<think>a</think>b</s>"
+    assert renderer.decode(completion([], "length")) == ""
 
 
 def test_answer_that_ends_inside_a_character_extends() -> None:

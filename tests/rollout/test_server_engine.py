@@ -230,7 +230,7 @@ def test_closing_gives_up_what_a_server_does_not_answer(
     while fake.most_at_once < 4:
         engine.step()
     engine.close()
-    sent = [future for future in engine._flying if not future.cancelled()]
+    sent = [future for future in engine._in_flight if not future.cancelled()]
     assert not wait(sent, timeout=60).not_done  # else the process would wait for them at its end
     assert len(requests(fake)) == 1 + 4  # the check at the start
     held.set()

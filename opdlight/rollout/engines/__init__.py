@@ -1,1 +1,1 @@
-"""Rollout engines: what samples the student's tokens."""
+"""Rollout engines, which sample the student's tokens."""

@@ -1,4 +1,4 @@
-"""What a rollout engine is (token ids in, token ids out), and a scripted one for tests."""
+"""The protocol of a rollout engine, which takes and returns token ids, and the types of its requests and replies."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,11 +13,15 @@ from opdlight.errors import ConfigError, EngineError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """The rollout policy: how tokens are drawn from the student's distribution."""
+    """The rollout policy: how tokens are drawn from the student's distribution.
 
-    temperature: NonNegativeFloat = 1.0  # logits are divided by it; 0 takes the most probable token
-    top_p: Annotated[float, Bounds(above=0, at_most=1)] = 1.0  # only the smallest set with this mass is drawn from
-    stop: Sequence[NonNegativeInt | str] = ()  # tokens that end a completion, beside the ends of the model's folder
+    Raises:
+        ConfigError: for a value that is out of bounds.
+    """
+
+    temperature: NonNegativeFloat = 1.0  # logits are divided by it; 0 is greedy
+    top_p: Annotated[float, Bounds(above=0, at_most=1)] = 1.0  # mass of the most probable tokens that are drawn from
+    stop: Sequence[NonNegativeInt | str] = ()  # further stop tokens, beside those of the model's folder
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", tuple(self.stop))
@@ -31,29 +35,29 @@ class Sampling:
             raise ConfigError.wrong("sampling.top_p", expected="a number in (0, 1]", got=self.top_p)
 
     def resolve(self, tokenizer: Any, *, skip_unknown: bool = False) -> Self:
-        """The same policy with the id that `tokenizer` gives each string of `stop`.
+        """The same policy with each string in `stop` replaced by its id.
 
         Args:
             tokenizer: of the model that samples.
-            skip_unknown: leave out what is no token of it, which it can never sample; otherwise that is an error.
+            skip_unknown: leave out a stop that is not a token of this model; by default that is an error.
 
         Raises:
-            ConfigError: naming `sampling.stop`, for a string that is not one token, or an id that is none.
+            ConfigError: naming `sampling.stop`, for a string that is not exactly one token, or an unknown id.
         """
         vocabulary, ids = tokenizer.get_vocab(), []
         known = set(vocabulary.values())
         for token in self.stop:
-            written = [token] if isinstance(token, int) else [vocabulary[token]] if token in vocabulary else []
-            written = written or list(tokenizer(token, add_special_tokens=False)["input_ids"])
-            if len(written) == 1 and written[0] in known and written[0] != tokenizer.unk_token_id:
-                ids.append(written[0])
+            encoded = [token] if isinstance(token, int) else [vocabulary[token]] if token in vocabulary else []
+            encoded = encoded or list(tokenizer(token, add_special_tokens=False)["input_ids"])
+            if len(encoded) == 1 and encoded[0] in known and encoded[0] != tokenizer.unk_token_id:
+                ids.append(encoded[0])
             elif not skip_unknown:
                 raise _wrong_stop(token)
         return replace(self, stop=ids)
 
-    def stop_ids(self, own: Sequence[int]) -> list[int]:
-        """Every id that ends a completion: the `own` ones of a model, and those of a resolved `stop`."""
-        return sorted({*own, *(token for token in self.stop if isinstance(token, int))})
+    def stop_ids(self, of_model: Sequence[int]) -> list[int]:
+        """All ids that end a completion: those of the model and those of `stop`, which must be resolved."""
+        return sorted({*of_model, *(token for token in self.stop if isinstance(token, int))})
 
 
 def _wrong_stop(token: object) -> ConfigError:
@@ -68,12 +72,16 @@ class Request:
 
     request_id: str
     prompt_ids: list[int]  # [P]
-    max_tokens: int  # longest completion
+    max_tokens: int  # longest completion, in tokens
     sampling: Sampling
-    seed: int | None = None  # same weights, prompt and seed → same completion; None draws from the engine's own stream
+    seed: int | None = None  # same weights, prompt and seed: same completion; None: the engine's own random stream
 
     def check(self, max_model_len: int) -> None:
-        """Raise EngineError unless the request is complete and fits a context of `max_model_len` tokens."""
+        """Check that the request is complete and fits a context of `max_model_len` tokens.
+
+        Raises:
+            EngineError: if it is not.
+        """
         if not self.prompt_ids:
             raise EngineError(f"Expected `prompt_ids` of request {self.request_id} to hold a token, but got none.")
         if unresolved := [token for token in self.sampling.stop if isinstance(token, str)]:
@@ -91,7 +99,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What the engine sampled for one request."""
+    """The engine's reply to a request."""
 
     request_id: str
     token_ids: list[int]  # [C] the stop token included when it was sampled
@@ -101,7 +109,7 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Generates completions; `step` advances every running request, so that requests can join and leave at any time."""
+    """Generates completions. Every `step` advances all running requests, so a request can be added at any time."""
 
     policy_version: int
     max_model_len: int
@@ -110,16 +118,16 @@ class Engine(Protocol):
         """Queue a request; raises EngineError if it cannot be served."""
 
     def step(self) -> list[Completion]:
-        """One decoding step of all running requests; returns those that finished with it."""
+        """Do one decoding step for all running requests and return the completions that it finished."""
 
     def has_unfinished(self) -> bool:
         """True while a request is queued or running."""
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Take new weights by checkpoint name; raises EngineError if they do not fit or requests are unfinished."""
+        """Load weights, named as in a checkpoint; raises EngineError if they do not fit or requests are unfinished."""
 
     def stats(self) -> dict[str, float]:
-        """Counters since the engine started."""
+        """Counters since the engine was started."""
 
     def close(self) -> None:
-        """Release the model and its cache."""
+        """Free the model and its cache."""

@@ -1,4 +1,4 @@
-"""What a model folder says about itself: its stop tokens and the weights it consists of."""
+"""Stop tokens, and names and shapes of the weights of a model, read from its folder."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,15 +10,19 @@ from transformers.core_model_loading import revert_weight_conversion
 from opdlight.errors import EngineError
 from opdlight.models.loading import load_skeleton, load_tokenizer
 
-Shapes = Mapping[str, tuple[torch.Size, int]]  # weight name → (shape, identity); tied weights share an identity
+Shapes = Mapping[str, tuple[torch.Size, int]]  # weight name → (shape, identity); tied weights have the same identity
 
 
 def stop_token_ids(model: str, *, trust_remote_code: bool = False) -> list[int]:
-    """The end-of-sequence ids that the tokenizer and the generation config of `model` name."""
+    """The end-of-sequence ids of the tokenizer and of the generation config of `model`.
+
+    Raises:
+        EngineError: if there are none.
+    """
     eos = [load_tokenizer(model, trust_remote_code=trust_remote_code).eos_token_id]
     try:
         configured = GenerationConfig.from_pretrained(model).eos_token_id
-    except OSError:  # the model has no generation config: the tokenizer decides
+    except OSError:  # no generation config
         configured = None
     eos += configured if isinstance(configured, list) else [configured]
     found = sorted({token for token in eos if token is not None})
@@ -28,21 +32,22 @@ def stop_token_ids(model: str, *, trust_remote_code: bool = False) -> list[int]:
 
 
 def checkpoint_shapes(model: str, *, trust_remote_code: bool = False) -> Shapes:
-    """Name, shape and identity of every weight of `model`, from its config alone."""
+    """Name → shape and identity of every weight of `model`, from its config, without loading weights."""
     reference = load_skeleton(model, trust_remote_code=trust_remote_code)
     weights = revert_weight_conversion(reference, reference.state_dict(keep_vars=True))
     return {name: (weight.shape, id(weight)) for name, weight in weights.items()}
 
 
 def named_weights(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
-    """Every weight under its checkpoint name."""
+    """Every weight of `model` under its name in a checkpoint."""
     return list(revert_weight_conversion(model, model.state_dict()).items())
 
 
 def complete_weights(weights: Iterable[tuple[str, Tensor]], shapes: Shapes) -> dict[str, Tensor]:
-    """Every weight of the model by name; a tied weight that came under one of its names is there under all of them.
+    """Name → weight for all `shapes`; a tied weight that comes under one of its names is returned under all.
 
-    Raises EngineError if a name is unknown, a shape differs, or a weight is missing.
+    Raises:
+        EngineError: if a name is unknown, a shape differs, or a weight is missing.
     """
     found: dict[str, Tensor] = {}
     for name, weight in weights:

@@ -1,4 +1,4 @@
-"""What runs in a process of a rollout pool: one engine, and the messages between it and the pool."""
+"""The actor of a Ray pool: one engine in its own process, and its messages to the pool."""
 
 import os
 import socket
@@ -14,13 +14,13 @@ from torch import Tensor
 from opdlight.rollout.engines.base import Completion, Engine, Request
 from opdlight.system.distributed import full_tensor
 
-POLL_SECONDS = 0.05  # longest that an actor decodes without a word, and that its pool waits for one
-Packed = tuple[np.ndarray, torch.dtype, torch.Size]  # a weight's bytes, which Ray shares without a copy
+POLL_SECONDS = 0.05  # longest time that an actor decodes before it reports, and that the pool waits for a report
+Packed = tuple[np.ndarray, torch.dtype, torch.Size]  # bytes of a weight, which processes of a node share without a copy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What an actor answers to every call."""
+    """An actor's reply to every call."""
 
     completions: list[Completion]
     stats: dict[str, float]
@@ -34,17 +34,17 @@ class EngineActor:
     engine: Engine
 
     def start(self, make_engine: Callable[..., Engine], model: str) -> Report:
-        """Make the engine: not in `__init__`, whose errors Ray would hand on as text."""
+        """Make the engine. Not in `__init__`: Ray would turn an error there into text."""
         self.engine = make_engine(model=model)
         return self._report([])
 
     def load(self, weights: Mapping[str, Packed], policy_version: int) -> Report:
-        """Take weights from this node's object store."""
+        """Load weights from the object store of this node."""
         self.engine.update_weights(((name, unpacked(*raw)) for name, raw in weights.items()), policy_version)
         return self._report([])
 
     def advance(self, requests: list[Request]) -> Report:
-        """Queue requests, then decode until something has finished or `POLL_SECONDS` have passed."""
+        """Queue requests, then decode until a completion has finished or `POLL_SECONDS` have passed."""
         for request in requests:
             self.engine.add_request(request)
         completions: list[Completion] = []
@@ -63,13 +63,13 @@ class EngineActor:
 
 
 def packed(weight: Tensor) -> Packed:
-    """A weight to put into the object store; one that is divided is put together, every rank must ask."""
+    """A weight for the object store; a sharded one is gathered (collective: every rank must call it)."""
     full = full_tensor(weight).detach().cpu().contiguous()
     return full.reshape(-1).view(torch.uint8).numpy(), full.dtype, full.shape
 
 
 def unpacked(raw: np.ndarray, dtype: torch.dtype, shape: torch.Size) -> Tensor:
-    """The weight, in the object store's own memory: it may be read only."""
+    """The weight as a tensor over the memory of the object store; it must not be written to."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an engine only reads
+        warnings.simplefilter("ignore")  # torch warns that the array is read-only
         return torch.from_numpy(raw).view(dtype).reshape(shape)

@@ -1,8 +1,8 @@
-"""Many engines, each in a process of its own: Ray actors on one machine or many, seen from outside as one engine.
+"""A pool of engines in processes of their own, Ray actors on one machine or several, that acts as one engine.
 
-The only file that imports ray, and only when a pool starts. An actor takes calls one at a time and in order, so the
-pool keeps two under way at each that is busy: the next one begins the moment the last one ends, while its answer
-travels. An actor that dies is replaced; what it had not answered goes to the others.
+This is the only file that imports ray, and only when a pool starts. An actor runs its calls one after the other; the
+pool keeps two calls pending at each busy actor, so that it starts the second while the reply to the first is on its
+way. An actor that dies is replaced, and its unfinished requests are sent to others.
 """
 
 import logging
@@ -31,10 +31,10 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would send the working directory to every node
 }
-_START_SECONDS = 1800.0  # longest that an actor may take to be placed, to load its model and to be ready
-_MOST_DEATHS = 3  # of one place in a row without a completion, or with the same request
-_BLOCK = 32  # tokens; prompts that agree in whole blocks are taken for cached
-_PREFILL = 256  # so many tokens of a prompt that are not cached weigh as much as a request that runs
+_START_SECONDS = 1800.0  # longest time for an actor to be scheduled and to load its model
+_MOST_DEATHS = 3  # of an actor and its replacements in a row without a completion, or with the same request
+_BLOCK = 32  # tokens; the prefix cache is modelled in blocks of this size
+_PREFILL = 256  # uncached prompt tokens that count as much load as one running request
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -42,40 +42,41 @@ class _Member:
     """An actor as the pool sees it."""
 
     actor: Any
-    calls: deque[Any]  # references to the answers that are still to come, oldest first
-    deaths: int  # of its predecessors, in a row without a completion
-    since: float  # when it was asked to start
-    report: Report | None = None  # the last one; None while it starts
-    weights: Any = None  # reference to those that it has been told to load
-    running: set[str] = field(default_factory=set)  # requests that it has to answer
-    queued: list[Request] = field(default_factory=list)  # those of them that it has not been told yet
-    cached: set[int] = field(default_factory=set)  # ends of prompt blocks that it has seen with these weights
+    calls: deque[Any]  # references to pending replies, oldest first
+    deaths: int  # of the actors that it replaces, in a row without a completion
+    since: float  # time.monotonic() when it was started
+    report: Report | None = None  # the last reply; None until it has started
+    weights: Any = None  # reference to the weights that it was last sent
+    running: set[str] = field(default_factory=set)  # ids of its unfinished requests
+    queued: list[Request] = field(default_factory=list)  # those of them that it has not been sent yet
+    cached: set[int] = field(default_factory=set)  # hashes of the prompt blocks in its prefix cache
 
 
 class RayEngine:
     """A pool of engines as Ray actors: requests are spread by load, weights travel once to each node.
 
-    A request goes to the actor with the fewest unfinished ones; 256 tokens of its prompt that an actor has not cached
-    weigh as much as one of them, so that a long conversation stays where it is. An error of an engine is raised as it
-    is. An actor that dies is replaced by one with the current weights, and what it had not answered is answered by
-    another: the same completion where requests have seeds, and never twice.
+    A request goes to the actor with the least load: its number of unfinished requests, plus one for every 256 prompt
+    tokens that are not in its prefix cache, so that a long conversation stays with its actor. An error of an engine is
+    raised unchanged. An actor that dies is replaced by one with the current weights, and its unfinished requests are
+    repeated by other actors: no completion is returned twice, and one with a seed is the same.
 
-    Every machine needs opdlight, the environment's packages, and `model` under the same path; a shared folder or a Hub
-    name gives that. Each process of `trainer=ddp` or `fsdp` has a pool of its own: let them share one Ray by
-    `address=auto`, with room for processes × actors, because with null each starts a Ray that takes the whole machine
-    for its own. Ray knows nothing of the trainer's GPUs: start it with CUDA_VISIBLE_DEVICES naming the others.
+    Every machine needs opdlight, the environment's packages, and `model` under the same path (a shared folder or a Hub
+    name). Each process of `trainer=ddp` or `fsdp` has its own pool: let them share one Ray cluster with `address=auto`
+    and with resources for processes × actors, because with null each process starts a Ray that assumes the whole
+    machine. Ray does not know which GPUs the trainer uses: start it with CUDA_VISIBLE_DEVICES set to the others.
 
     Args:
-        model: folder or Hub name, as `engine` takes it.
-        engine: makes an actor's engine, given `model`.
-        actors: how many.
-        address: of a running Ray cluster, `auto` for the one that this machine belongs to; null starts Ray here, and
-            `close` ends it.
+        model: folder or Hub name, passed to `engine`.
+        engine: makes the engine of an actor from `model`.
+        actors: number of actors.
+        address: address of a running Ray cluster, or `auto` for the one of this machine; null starts Ray on this
+            machine until `close`.
         num_cpus: CPUs of each actor, and its threads.
-        num_gpus: GPUs of each actor; 0 shares those that are visible with the trainer.
+        num_gpus: GPUs of each actor; with 0 it shares the trainer's.
 
     Raises:
-        EngineError: from any method, if an actor cannot be started or replacements keep dying.
+        ConfigError: if there is no cluster at `address`, or this machine has too few resources.
+        EngineError: also by the methods, if an actor cannot be started or actors keep dying.
     """
 
     def __init__(
@@ -90,23 +91,23 @@ class RayEngine:
     ) -> None:
         self.policy_version = 0
         self._make_engine, self._model = engine, resolve_model(model)
-        self._weights: Any = None  # reference to the newest; None: those of the folder
-        self._waiting: deque[str] = deque()  # requests without an actor
-        self._requests: dict[str, Request] = {}  # all that are unfinished
-        self._deaths: Counter[str] = Counter()  # how many actors have died with an unfinished request
-        self._past: Counter[str] = Counter(restarts=0, resent=0)  # and the counters of actors that died
+        self._weights: Any = None  # reference to the current weights; None: those of the model's folder
+        self._waiting: deque[str] = deque()  # ids of requests without an actor
+        self._requests: dict[str, Request] = {}  # all unfinished ones, by id
+        self._deaths: Counter[str] = Counter()  # request id → actors that died while it was unfinished
+        self._past: Counter[str] = Counter(restarts=0, resent=0)  # with the counters of the actors that died
         self._members: list[_Member] = []
         self._ray = _import_ray()
         self._owns_ray = not self._ray.is_initialized()
         if self._owns_ray:
-            self._join(address)
+            self._start_ray(address)
         try:
-            self._check_room(actors, {"CPU": num_cpus, "GPU": num_gpus}, final=address is None)
+            self._check_resources(actors, {"CPU": num_cpus, "GPU": num_gpus}, final=address is None)
             options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": "SPREAD"}
             self._actor_class = self._ray.remote(EngineActor).options(**options)
             self._members += [self._new_member(deaths=0) for _ in range(actors)]
             while starting := [m for m in self._members if m.report is None]:
-                self._check_patience(starting)
+                self._check_start_time(starting)
                 self._receive(seconds=1.0)
         except BaseException:
             self.close()
@@ -114,7 +115,7 @@ class RayEngine:
         self.max_model_len = min(m.report.max_model_len for m in self._members if m.report is not None)
 
     def add_request(self, request: Request) -> None:
-        """Queue a request. What only an actor's engine can refuse, such as an unknown token id, `step` raises."""
+        """Queue a request. What only an actor's engine can detect, such as an unknown token id, is raised by `step`."""
         request.check(self.max_model_len)
         if request.request_id in self._requests:
             raise EngineError(f"Request {request.request_id} is already running.")
@@ -122,23 +123,23 @@ class RayEngine:
         self._waiting.append(request.request_id)
 
     def step(self) -> list[Completion]:
-        """What has been completed since; waits at most `POLL_SECONDS` for something."""
+        """The completions since the last call; waits up to `POLL_SECONDS` for one."""
         ready = [m for m in self._members if m.report is not None]
         while ready and self._waiting:
             self._assign(self._requests[self._waiting.popleft()], ready)
         if self._requests and not ready:
-            self._check_patience(self._members)
+            self._check_start_time(self._members)
         return self._receive(POLL_SECONDS)
 
     def has_unfinished(self) -> bool:
-        """True while a request waits or runs."""
+        """True while a request is queued or running."""
         return bool(self._requests)
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Load weights by their checkpoint names into every actor; those that are starting load them afterwards.
+        """Load weights, named as in a checkpoint, into all actors; those that are starting load them afterwards.
 
-        Raises EngineError while requests are unfinished, and if an engine refuses the weights: then all of them do,
-        before anything has changed.
+        Raises:
+            EngineError: while requests are unfinished, or if the engines refuse the weights; nothing changes then.
         """
         if self._requests:
             raise EngineError(f"Weights cannot change while {len(self._requests)} requests are unfinished.")
@@ -160,7 +161,7 @@ class RayEngine:
         self._weights, self.policy_version = new, policy_version
 
     def stats(self) -> dict[str, float]:
-        """Sums over the actors' counters, those that died included as far as they had told; restarts, repeats."""
+        """Sums of the actors' counters, up to their last report for those that died; restarts and repeated requests."""
         total = Counter(self._past)
         for member in self._members:
             if member.report is not None:
@@ -168,7 +169,7 @@ class RayEngine:
         return {name: float(value) for name, value in total.items()}
 
     def close(self) -> None:
-        """End the actors, and Ray if the pool has started it."""
+        """Stop the actors, and Ray if the pool has started it."""
         if not self._ray.is_initialized():
             return
         for member in self._members:
@@ -178,14 +179,14 @@ class RayEngine:
             self._ray.shutdown()
             self._owns_ray = False
 
-    def _join(self, address: str | None) -> None:
-        own = {} if address else {"include_dashboard": False}
+    def _start_ray(self, address: str | None) -> None:
+        options = {} if address else {"include_dashboard": False}
         host, _, port = (address or "").rpartition(":")
         try:
-            if port.isdigit():  # Ray would try for many minutes
+            if port.isdigit():  # ray.init would try an unreachable address for minutes
                 socket.create_connection((host, int(port)), timeout=10).close()
-            with _process_state_kept():
-                self._ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+            with _process_state_restored():
+                self._ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         except OSError as error:
             if address is None:
                 raise
@@ -198,18 +199,18 @@ class RayEngine:
         return _Member(actor=actor, calls=calls, deaths=deaths, since=time.monotonic())
 
     def _assign(self, request: Request, ready: list[_Member]) -> None:
-        """Give a request to the one of these actors that has the least to do with it."""
+        """Assign a request to the actor with the least load; see the class."""
         blocks = set(_block_ends(request.prompt_ids))
         member = min(ready, key=lambda m: len(m.running) + len(blocks - m.cached) * _BLOCK / _PREFILL)
         member.running.add(request.request_id)
         member.queued.append(request)
         member.cached.update(blocks)
 
-    def _go_on(self, member: _Member) -> None:
-        """Keep two calls under way at an actor that has something to do."""
+    def _keep_busy(self, member: _Member) -> None:
+        """Send an actor new weights if it lacks them, and keep two calls pending while it has requests."""
         if member.report is None:
             return
-        if member.weights is not self._weights:  # it has started since they came
+        if member.weights is not self._weights:  # it was starting when they came
             member.calls.append(member.actor.load.remote(self._weights, self.policy_version))
             member.weights = self._weights
         while member.running and len(member.calls) < 2:
@@ -217,9 +218,9 @@ class RayEngine:
             member.queued = []
 
     def _receive(self, seconds: float) -> list[Completion]:
-        """Take every answer that is there, the first of which may be waited for; no actor is left idle."""
+        """Process all replies that have arrived, after waiting up to `seconds` for the first; keep the actors busy."""
         for member in self._members:
-            self._go_on(member)
+            self._keep_busy(member)
         oldest = {m.calls[0]: m for m in self._members if m.calls}
         if not oldest:
             return []
@@ -229,11 +230,11 @@ class RayEngine:
         for call in answered:
             completions += self._take(oldest[call])
         for member in self._members:
-            self._go_on(member)
+            self._keep_busy(member)
         return completions
 
     def _take(self, member: _Member) -> list[Completion]:
-        """The oldest answer of an actor; if it has died there is none, and it is replaced."""
+        """The completions in an actor's oldest pending reply; an actor that has died is replaced and gives none."""
         errors = self._ray.exceptions
         try:
             member.report = report = self._ray.get(member.calls.popleft())
@@ -249,8 +250,8 @@ class RayEngine:
         return report.completions
 
     def _replace(self, member: _Member, error: Exception) -> None:
-        """Let a new actor take the place of one that has died; its requests wait for any that is ready."""
-        self._ray.kill(member.actor)  # one that only cannot be reached must not go on either
+        """Replace an actor that has died by a new one; its requests go to the front of the queue."""
+        self._ray.kill(member.actor)  # it may only be unreachable
         member.calls.clear()
         sent = member.running - {request.request_id for request in member.queued}
         self._deaths.update(sent)
@@ -269,18 +270,18 @@ class RayEngine:
         self._waiting.extendleft(reversed([r for r in self._requests if r in member.running]))
         self._members[self._members.index(member)] = self._new_member(member.deaths + 1)
 
-    def _check_room(self, actors: int, each: Mapping[str, float], *, final: bool) -> None:
-        """Refuse more than this machine has; a cluster may still grow."""
+    def _check_resources(self, actors: int, each: Mapping[str, float], *, final: bool) -> None:
+        """Compare the actors' resources with those of the cluster: too few are an error if `final`, else a warning."""
         for kind, amount in each.items():
-            there = self._ray.cluster_resources().get(kind, 0)
-            if actors * amount <= there:
+            available = self._ray.cluster_resources().get(kind, 0)
+            if actors * amount <= available:
                 continue
             if final:
-                most = f"at most {there:g} {kind}s of this machine / `engine.num_{kind.lower()}s` = {amount:g}"
+                most = f"at most {available:g} {kind}s of this machine / `engine.num_{kind.lower()}s` = {amount:g}"
                 raise ConfigError.wrong("engine.actors", expected=most, got=actors)
-            log.warning("Waiting for %d actors × %g %ss: the cluster has %g.", actors, amount, kind, there)
+            log.warning("Waiting for %d actors × %g %ss: the cluster has %g.", actors, amount, kind, available)
 
-    def _check_patience(self, starting: list[_Member]) -> None:
+    def _check_start_time(self, starting: list[_Member]) -> None:
         if time.monotonic() - min(m.since for m in starting) > _START_SECONDS:
             raise EngineError(
                 f"A rollout actor has not started within {_START_SECONDS:g} s. Of the cluster's "
@@ -289,7 +290,7 @@ class RayEngine:
 
 
 def _block_ends(prompt_ids: list[int]) -> Iterator[int]:
-    """A running hash at the end of each whole block: the same where two prompts are the same up to there."""
+    """The hash of the prompt up to the end of each whole block; equal where two prompts agree up to there."""
     running = 0
     for start in range(0, len(prompt_ids) - _BLOCK + 1, _BLOCK):
         running = hash((running, *prompt_ids[start : start + _BLOCK]))
@@ -300,7 +301,7 @@ def _import_ray() -> Any:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
-        with _process_state_kept():
+        with _process_state_restored():
             import ray
     except ImportError as error:
         raise MissingDependencyError.extra("The Ray engine", "ray") from error
@@ -308,8 +309,8 @@ def _import_ray() -> Any:
 
 
 @contextmanager
-def _process_state_kept() -> Iterator[None]:
-    """Put back what Ray's start changes for the whole process: Python's random stream, what SIGTERM does."""
+def _process_state_restored() -> Iterator[None]:
+    """Restore what starting Ray changes in this process: Python's random state and the handler of SIGTERM."""
     stream, handler = random.getstate(), signal.getsignal(signal.SIGTERM)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A fake engine that a script answers for."""
+"""An engine for tests, whose completions come from a function."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -9,12 +9,12 @@ from opdlight.rollout.engines.base import Completion, Request
 
 
 class ScriptedEngine:
-    """A fake engine: a script answers, `events` tells in which order things happened.
+    """An engine for tests: a function gives the completions, and `events` records the order of the calls.
 
     Args:
-        answer: prompt ids → token ids, or (token ids, log-probs). Finishes by "length"
-            if cut at `max_tokens`, else by "stop"; the first token of `sampling.stop` is the last one.
-        steps: request → after how many decoding steps it finishes (at least 1).
+        answer: prompt ids → token ids, or (token ids, log-probs). They end at the first token in `sampling.stop`; the
+            finish reason is "length" if they are cut at `max_tokens`, else "stop".
+        steps: request → number of decoding steps that it takes (at least 1).
         max_model_len: longest context in tokens.
 
     `events` holds ("add", request id), ("finish", request id), ("update", version) and ("close",).
@@ -33,7 +33,7 @@ class ScriptedEngine:
         self.requests: list[Request] = []  # every request ever added
         self.weights: dict[str, Tensor] = {}  # of the last update
         self.steps_taken = 0
-        self._running: dict[str, tuple[Request, int]] = {}  # request, steps left
+        self._running: dict[str, tuple[Request, int]] = {}  # request id → request, steps left
 
     def add_request(self, request: Request) -> None:
         """Queue a request."""
@@ -86,5 +86,5 @@ class ScriptedEngine:
         return {"requests": float(len(self.requests)), "steps": float(self.steps_taken)}
 
     def close(self) -> None:
-        """Record it."""
+        """Record the call in `events`."""
         self.events.append(("close",))

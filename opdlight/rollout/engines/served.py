@@ -1,8 +1,8 @@
-"""A student behind `vllm serve`: requests by HTTP, weights through a folder that both sides see.
+"""A student behind `vllm serve`: requests over HTTP, weights through a folder that both sides see.
 
-Every completion says which weights sampled it (vLLM's weight version), and none is returned that other weights sampled
-than `policy_version` says. A server that was restarted has forgotten its version: it gets the weights again, and the
-requests that it answered without them are sent again, with the same seeds.
+The server labels every completion with the version of the weights that sampled it, and only completions of the version
+`policy_version` are returned. A server that was restarted has lost weights and version: it is sent the weights again,
+and requests that it answered without them are repeated with the same seeds.
 """
 
 import time
@@ -22,10 +22,10 @@ from opdlight.rollout.engines.model_folder import named_weights, stop_token_ids
 from opdlight.rollout.engines.served_weights import ServedWeights
 from opdlight.system.vllm_http import VLLMServer
 
-STEP_SECONDS = 0.05  # how long a step waits for a completion: environments are served in between
-UNLABELLED = "default"  # vLLM's weight version after its start
-HOT, CHECKED = 2.0, 32  # temperature (the highest that vLLM takes) and tokens of the check of log-probs
-DIFFERENT = 0.2  # nats in the mean from which on its log-probs are others; bfloat16 stays far below
+STEP_SECONDS = 0.05  # longest time that a step waits for a completion; between steps environments are served
+UNLABELLED = "default"  # vLLM's weight version when it has just started
+HOT, CHECKED = 2.0, 32  # the check of log-probs: temperature (the highest that vLLM allows) and number of tokens
+DIFFERENT = 0.2  # nats; a larger mean difference fails the check. The rounding of bfloat16 stays far below
 _COUNTERS = (
     "requests",
     "prompt_tokens",
@@ -39,24 +39,25 @@ _COUNTERS = (
 
 
 class VLLMServerEngine:
-    """An engine whose model lies behind `VLLM_SERVER_DEV_MODE=1 vllm serve --enable-scale-out`, all for itself.
+    """An engine that uses a server, `VLLM_SERVER_DEV_MODE=1 vllm serve --enable-scale-out`, which nobody else may use.
 
-    Log-probs are raw, as those of `VLLMEngine`; so are the stop tokens.
+    Log-probs and stop tokens are as those of `VLLMEngine`.
 
     Args:
         model: folder or Hub name of the student as it starts; of a LoRA adapter, which is merged.
         max_model_len: longest context in tokens; the server's may be longer.
-        url: where the server listens.
-        weights_folder: weights are written here; the server must see it under the same path.
-        concurrency: requests that are under way at once.
+        url: address of the server.
+        weights_folder: folder for the weights; the server must see it under the same path.
+        concurrency: most requests that run at the same time.
         timeout: seconds until an attempt counts as failed; a completion or a reload must not take longer.
-        retries: further attempts after one that failed; 8 wait for about two minutes in all.
+        retries: further attempts after one that failed; the pauses before 8 of them take about two minutes.
         api_key_env: environment variable with the key of `vllm serve --api-key`.
         trust_remote_code: run the code that the model brings with it (`auto_map`).
 
     Raises:
-        ServerError: if the server is away or refuses.
+        ServerError: if the server cannot be reached or refuses a request.
         EngineError: if it cannot serve this student.
+        ConfigError: if its context is too short, or beside several trainer processes.
     """
 
     def __init__(
@@ -78,9 +79,9 @@ class VLLMServerEngine:
             url, "engine", concurrency=concurrency, timeout=timeout, retries=retries, api_key_env=api_key_env
         )
         self.policy_version, self.max_model_len = 0, max_model_len
-        self._flying: dict[Future[dict[str, Any]], Request] = {}
-        self._waiting: list[Request] = []  # until the server has its weights again
-        self._lost = 0  # restarts without a completion in between
+        self._in_flight: dict[Future[dict[str, Any]], Request] = {}
+        self._waiting: list[Request] = []  # to be sent when the server has its weights again
+        self._restarts = 0  # of the server since the last completion
         self._stats = dict.fromkeys(_COUNTERS, 0.0)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="engine")
         start = time.perf_counter()
@@ -90,14 +91,14 @@ class VLLMServerEngine:
             self._stop_ids = stop_token_ids(source, **trust)
             self._weights = ServedWeights(self._server, source, weights_folder, **trust)
             first = AutoModelForCausalLM.from_pretrained(source, dtype="auto", **trust).eval()
-        self._weights.update(named_weights(first), 0)  # whatever a run before has left there
+        self._weights.update(named_weights(first), 0)  # the server may hold those of an earlier run
         self._check_logprobs(first)
         self._stats["start_seconds"] = time.perf_counter() - start
 
     def add_request(self, request: Request) -> None:
         """Queue a request."""
         request.check(self.max_model_len)
-        if any(request.request_id == r.request_id for r in (*self._flying.values(), *self._waiting)):
+        if any(request.request_id == r.request_id for r in (*self._in_flight.values(), *self._waiting)):
             raise EngineError(f"Request {request.request_id} is already running.")
         if self._waiting:
             self._waiting.append(request)
@@ -105,7 +106,7 @@ class VLLMServerEngine:
             self._send(request)
 
     def _send(self, request: Request) -> None:
-        self._flying[self._threads.submit(self._generate, request)] = request
+        self._in_flight[self._threads.submit(self._generate, request)] = request
 
     def _generate(self, request: Request) -> dict[str, Any]:
         return self._server.generate(
@@ -120,14 +121,14 @@ class VLLMServerEngine:
         )
 
     def step(self) -> list[Completion]:
-        """Wait a moment for completions; returns those that are there."""
+        """Wait up to `STEP_SECONDS` for a completion and return all that have arrived."""
         start = time.perf_counter()
-        if self._waiting and not self._flying:
+        if self._waiting and not self._in_flight:
             self._restore()
-        done, _ = wait(self._flying, timeout=STEP_SECONDS, return_when=FIRST_COMPLETED)
+        done, _ = wait(self._in_flight, timeout=STEP_SECONDS, return_when=FIRST_COMPLETED)
         completions = []
         for future in done:
-            request = self._flying.pop(future)
+            request = self._in_flight.pop(future)
             completion = self._completion(request, future.result())
             if completion is None:
                 self._waiting.append(request)
@@ -137,18 +138,18 @@ class VLLMServerEngine:
             self._stats["requests"] += 1
             self._stats["prompt_tokens"] += len(request.prompt_ids)
             self._stats["generated_tokens"] += len(completion.token_ids)
-        if self._waiting:  # what has not been sent yet need not be answered in vain
-            self._waiting += [self._flying.pop(future) for future in list(self._flying) if future.cancel()]
-        self._lost = 0 if completions else self._lost
+        if self._waiting:  # do not send what the server would answer without weights
+            self._waiting += [self._in_flight.pop(future) for future in list(self._in_flight) if future.cancel()]
+        self._restarts = 0 if completions else self._restarts
         self._stats["steps"] += 1
         self._stats["seconds"] += time.perf_counter() - start
         return completions
 
     def _restore(self) -> None:
-        """The server has forgotten its weights, and nothing runs there: push them, then send again what it lost."""
-        self._lost += 1
-        if self._lost > self._server.retries + 1:
-            raise EngineError(f"{self._server.url} has lost its weights {self._lost} times without one completion.")
+        """After a restart of the server: send it the weights, then the requests that wait."""
+        self._restarts += 1
+        if self._restarts > self._server.retries + 1:
+            raise EngineError(f"{self._server.url} has lost its weights {self._restarts} times without one completion.")
         self._weights.push()
         self._stats["restarts"] += 1
         waiting, self._waiting = self._waiting, []
@@ -156,7 +157,7 @@ class VLLMServerEngine:
             self._send(request)
 
     def _completion(self, request: Request, reply: dict[str, Any]) -> Completion | None:
-        """The checked completion; None if other weights sampled it."""
+        """The checked completion; None if the server has answered without its weights or aborted the request."""
         choice = reply["choices"][0]
         spans = choice.get("weight_versions")
         if not isinstance(spans, list) or not all(isinstance(s, dict) for s in spans):
@@ -179,17 +180,17 @@ class VLLMServerEngine:
         )
 
     def _tokens(self, request: Request, choice: dict[str, Any]) -> tuple[list[int], list[float]]:
-        """Token ids [C] and log-probs [C]: one for each, finite, and an end that explains itself."""
-        ids, told = choice.get("token_ids"), choice.get("logprobs")
-        content = told.get("content") if isinstance(told, dict) else None
+        """Token ids [C] and log-probs [C] of a reply, which must match, be finite, and agree with the finish reason."""
+        ids, reported = choice.get("token_ids"), choice.get("logprobs")
+        content = reported.get("content") if isinstance(reported, dict) else None
         try:
-            said = [(int(c["token_id"]), float(c["logprob"])) for c in content or ()]
+            tokens = [(int(c["token_id"]), float(c["logprob"])) for c in content or ()]
         except (KeyError, TypeError, ValueError) as error:
             raise self._server.wrong_reply("a log-prob per token", content) from error
-        logprobs = [logprob for _, logprob in said]
-        if not ids or [i for i, _ in said] != ids or len(ids) > request.max_tokens:
+        logprobs = [logprob for _, logprob in tokens]
+        if not ids or [i for i, _ in tokens] != ids or len(ids) > request.max_tokens:
             raise self._server.wrong_reply(f"1 to {request.max_tokens} tokens with a log-prob each", choice)
-        if not all(-9000 < logprob <= 1e-3 for logprob in logprobs):  # vLLM writes −9999 for −∞ and NaN
+        if not all(-9000 < logprob <= 1e-3 for logprob in logprobs):  # vLLM replaces −∞ and NaN by −9999
             raise self._server.wrong_reply("finite log-probs ≤ 0", logprobs)
         stops = request.sampling.stop_ids(self._stop_ids)
         ended = {"stop": ids[-1] in stops, "length": len(ids) == request.max_tokens}
@@ -202,16 +203,17 @@ class VLLMServerEngine:
 
     def has_unfinished(self) -> bool:
         """True while a request is queued or running."""
-        return bool(self._flying or self._waiting)
+        return bool(self._in_flight or self._waiting)
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Write the weights by their checkpoint names, let the server load them, and make sure that it did.
+        """Write the weights, named as in a checkpoint, let the server load them, and check that it has.
 
-        Raises EngineError, before anything has changed, while requests are unfinished and if names or shapes differ
-        from the model's.
+        Raises:
+            EngineError: while requests are unfinished, or if names or shapes differ from the model's; nothing changes
+                then.
         """
         if self.has_unfinished():
-            count = len(self._flying) + len(self._waiting)
+            count = len(self._in_flight) + len(self._waiting)
             raise EngineError(f"Weights cannot change while {count} requests are unfinished.")
         start = time.perf_counter()
         self._weights.update(weights, policy_version)
@@ -219,7 +221,7 @@ class VLLMServerEngine:
         self._stats["update_seconds"] += time.perf_counter() - start
 
     def _check_model(self) -> str:
-        """The served model's name; its context must hold ours."""
+        """The name of the served model; ConfigError if its context is shorter than `max_model_len`."""
         reply = self._server.get("/v1/models")
         try:
             name, context = str(reply["data"][0]["id"]), int(reply["data"][0]["max_model_len"])
@@ -232,7 +234,7 @@ class VLLMServerEngine:
 
     @torch.no_grad()
     def _check_logprobs(self, model: PreTrainedModel) -> None:
-        """What the server says of sampled tokens must be what the model says: raw log-probs, of these weights."""
+        """Compare the server's log-probs of sampled tokens with the model's: they must be raw and of these weights."""
         sampling = Sampling(temperature=HOT)
         request = Request(request_id="check", prompt_ids=[0, 1, 2], max_tokens=CHECKED, sampling=sampling)
         how = {"temperature": HOT, "max_tokens": CHECKED, "seed": 0, "ignore_eos": True, "logprobs": 0}
@@ -251,7 +253,7 @@ class VLLMServerEngine:
 
     @property
     def dtype(self) -> str:
-        """In which the server holds its weights, such as bfloat16."""
+        """The dtype of the server's weights, such as bfloat16."""
         reply = self._server.get("/server_info?config_format=json")
         try:
             return str(reply["vllm_config"]["model_config"]["dtype"]).removeprefix("torch.")
@@ -259,11 +261,11 @@ class VLLMServerEngine:
             raise self._server.wrong_reply("its dtype (vllm_config.model_config.dtype)", reply) from error
 
     def stats(self) -> dict[str, float]:
-        """Totals since the start: requests, tokens, steps, seconds; restarts and what had to be sent again."""
+        """Totals since the start: requests, tokens, steps, seconds, restarts of the server and repeated requests."""
         return {**self._stats, **self._server.stats()}
 
     def close(self) -> None:
-        """Give up what is under way and remove the written weights; the server goes on."""
+        """Abort all requests and delete the written weights; the server keeps running."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._server.close()
         self._weights.remove()

@@ -1,4 +1,4 @@
-"""The weights of a student behind `vllm serve`: written to a folder, loaded by the server, labelled with a version."""
+"""The weights of a student behind `vllm serve`: written to a folder, loaded by the server, and labelled there."""
 
 import secrets
 import shutil
@@ -15,33 +15,36 @@ from opdlight.system.distributed import full_tensor
 from opdlight.system.files import replacing
 from opdlight.system.vllm_http import Unavailable, VLLMServer
 
-REFUSED = "collective_rpc method failed"  # how vLLM words that its worker raised; the server dies of it
+REFUSED = "collective_rpc method failed"  # vLLM's message after an error in its worker, which ends the server
 
 
 class ServedWeights:
-    """What the server is to sample with, and how it gets it.
+    """The current weights of the server, and how they are sent to it.
 
-    vLLM reports the label of its weights with every completion, and has none after its start.
+    vLLM reports the label of its weights with every completion; when it has just started, they have none.
 
     Args:
-        server: in development mode, which lets weights be loaded.
-        model: folder or Hub name, for names and shapes.
-        folder: weights are written here; the server must see it under the same path.
+        server: a server in development mode, in which it can load weights.
+        model: folder or Hub name; gives names and shapes of the weights.
+        folder: folder for the weights; the server must see it under the same path.
         trust_remote_code: run the code that the model brings with it (`auto_map`).
     """
 
     def __init__(self, server: VLLMServer, model: str, folder: str, *, trust_remote_code: bool = False) -> None:
         self._server, self._folder = server, Path(folder).absolute()
         self._shapes = checkpoint_shapes(model, trust_remote_code=trust_remote_code)
-        self._run = f"opdlight-{secrets.token_hex(4)}"  # another run at the same server has other labels
+        self._run = f"opdlight-{secrets.token_hex(4)}"  # labels of different runs differ
         self._current: Path | None = None
         self.label = ""
 
     def update(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Write them by their checkpoint names and push; raises EngineError before that if they do not fit.
+        """Write the weights, named as in a checkpoint, and push them.
 
-        The first weights go this way too, and not from the model's folder: that has a tied head under one name only,
-        and then vLLM's CPU head stays as it was.
+        The first weights are written, too, instead of loaded from the model's folder, which has a tied head under one
+        name only: vLLM on a CPU would not update its copy of the head.
+
+        Raises:
+            EngineError: if they do not fit the model; nothing is written then.
         """
         named = complete_weights(weights, self._shapes)
         before, folder = self._current, self._folder / f"{self._run}-{version}"
@@ -56,22 +59,25 @@ class ServedWeights:
             shutil.rmtree(before)
 
     def push(self) -> None:
-        """Let the server load and label them, while it answers no request; a restart on the way begins it anew.
+        """Let the server load and label the written weights; it must not be answering requests.
+
+        If the server is restarted meanwhile, this begins again.
 
         Raises:
-            ServerError: if the server stays away. EngineError: if it does not take weights, or not these.
+            ServerError: if the server cannot be reached.
+            EngineError: if it cannot load weights, or refuses these.
         """
         self._server.retry(self._push_once)
 
     def _push_once(self) -> None:
-        loading = f"{self.label}-loading"  # a restart would forget it
+        loading = f"{self.label}-loading"  # lost in a restart, which `/weight_info` shows below
         try:
             self._server.attempt("POST", "/update_weight_version", {"new_version": loading})
         except ServerError as error:
             if error.status != 404:
                 raise
             raise EngineError(
-                f"{error} Start the server with VLLM_SERVER_DEV_MODE=1: else it takes no weights."
+                f"{error} Start the server with VLLM_SERVER_DEV_MODE=1: otherwise it cannot load weights."
             ) from error
         try:
             body = {"method": "reload_weights", "kwargs": {"weights_path": str(self._current)}}
@@ -92,8 +98,8 @@ class ServedWeights:
         self._server.attempt("POST", "/update_weight_version", {"new_version": self.label})
 
     def remove(self) -> None:
-        """Delete what was written; the server keeps what it has loaded."""
+        """Delete the written weights; the server keeps those that it has loaded."""
         if self._current is not None:
             shutil.rmtree(self._current, ignore_errors=True)
-            with suppress(OSError):  # another run's weights are there
+            with suppress(OSError):  # not empty: it holds weights of another run
                 self._folder.rmdir()

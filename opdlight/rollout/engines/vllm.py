@@ -1,7 +1,7 @@
 """vLLM inside the trainer's process: continuous batching, a prefix cache, and weights that follow the student.
 
-The only file that imports vllm, and only when an engine starts. One process holds trainer and engine, so what vLLM
-changes for the whole process when it starts (threads, random streams, process-group variables) is put back.
+This is the only file that imports vllm, and only when an engine starts. Trainer and engine share the process, so what
+starting vLLM changes in it (number of threads, random states, process-group variables) is restored.
 """
 
 import gc
@@ -26,33 +26,37 @@ from opdlight.rollout.engines.model_folder import checkpoint_shapes, complete_we
 from opdlight.system.distributed import full_tensor
 
 _SETTINGS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in this process, so weights are handed over, not sent
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding threads to cores would bind the trainer's too
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in this process: weights need not be sent
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding threads to cores would bind those of the trainer, too
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
 _GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _COUNTERS = ("requests", "prompt_tokens", "cached_tokens", "generated_tokens", "steps", "seconds", "update_seconds")
-_alive: set[int] = set()  # engines of this process; they share vLLM's process group
+_alive: set[int] = set()  # ids of the engines of this process, which share vLLM's process group
 
 
 class VLLMEngine:
-    """An in-process vLLM engine. Runs on the device that the installed vLLM was built for.
+    """An in-process vLLM engine, on the device that the installed vLLM was built for.
 
     Log-probs are raw: of the full distribution at temperature 1, before temperature and top-p. Completions stop at the
     end-of-sequence ids of the tokenizer and of the generation config, and at `sampling.stop`; the stop token is their
     last token.
 
     Args:
-        model: folder or Hub name of a Hugging Face causal LM with its tokenizer; of a LoRA adapter, which is merged.
-        dtype: of weights, activations and cache; weights that arrive in another one are converted.
+        model: folder or Hub name of a Hugging Face causal LM with its tokenizer, or of a LoRA adapter, which is merged.
+        dtype: of weights, activations and cache; weights of another one are converted.
         max_model_len: longest context in tokens.
-        max_num_seqs: how many requests decode at once.
+        max_num_seqs: most requests that are decoded at once.
         gpu_memory_utilization: share of the GPU's memory that the engine may fill (GPU only).
         kv_cache_gib: size of the key/value cache in GiB (CPU only).
-        threads: CPU threads while the engine works; None shares the trainer's setting.
-        seed: of requests that bring no seed.
+        threads: CPU threads while the engine runs; None: as many as the trainer.
+        seed: of the random stream for requests without a seed.
         trust_remote_code: run the code that the model brings with it (`auto_map`).
+
+    Raises:
+        ConfigError: if vLLM cannot serve the model with these arguments.
+        MissingDependencyError: if vLLM is not installed.
     """
 
     def __init__(
@@ -84,23 +88,23 @@ class VLLMEngine:
             "enable_prefix_caching": True,
             "logprobs_mode": "raw_logprobs",
             "skip_tokenizer_init": True,
-            "generation_config": "vllm",  # sampling is what the request says, not what the model folder suggests
+            "generation_config": "vllm",  # do not take sampling parameters from the model's folder
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
             "trust_remote_code": trust_remote_code,
         }
         trust = {"trust_remote_code": trust_remote_code}
         start = time.perf_counter()
-        with whole_model(model, dtype, **trust) as folder, _process_state_kept(), self._engine_threads():
+        with whole_model(model, dtype, **trust) as folder, _process_state_restored(), self._engine_threads():
             self._stop_ids, self._shapes = stop_token_ids(folder, **trust), checkpoint_shapes(folder, **trust)
             self._vllm = _import_vllm()
             if self._vllm.platforms.current_platform.is_cpu():
                 arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
-                # after a part of a prompt vLLM winds a request's random generator back, which a CPU generator cannot do
+                # with chunked prefill vLLM resets the random generator of a request, which is not possible on a CPU
                 arguments["enable_chunked_prefill"] = False
             try:
                 self._engine: Any = self._vllm.LLMEngine.from_engine_args(self._vllm.EngineArgs(folder, **arguments))
-            except Exception as error:  # a head size, a length, a memory: each refusal is of another class
+            except Exception as error:  # the class depends on what vLLM refuses
                 raise ConfigError(_refusal(model, max_model_len, error)) from error
         self._vocabulary_size = self._engine.model_config.get_vocab_size()
         self._stats["start_seconds"] = time.perf_counter() - start
@@ -131,7 +135,7 @@ class VLLMEngine:
         self._running.add(request.request_id)
 
     def step(self) -> list[Completion]:
-        """One decoding step of all running requests; returns those that finished with it."""
+        """Do one decoding step for all running requests and return the completions that it finished."""
         start = time.perf_counter()
         with self._engine_threads():
             outputs = self._engine.step()
@@ -166,20 +170,21 @@ class VLLMEngine:
         return bool(self._running)
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Load weights by their checkpoint names and forget every cached prefix.
+        """Load weights, named as in a checkpoint, and clear the prefix cache.
 
-        Raises EngineError, before anything has changed, while requests are unfinished and if names or shapes differ
-        from the model's.
+        Raises:
+            EngineError: while requests are unfinished, or if names or shapes differ from the model's; nothing changes
+                then.
         """
         if self._running:
             raise EngineError(f"Weights cannot change while {len(self._running)} requests are unfinished.")
         start = time.perf_counter()
-        # Tied weights go under every name: vLLM's CPU head packs its own copy, again only if it gets its weight by name
+        # a tied weight is passed under every name: vLLM on a CPU has a packed copy of the head, updated only by name
         named = complete_weights(weights, self._shapes)
         with torch.no_grad(), self._engine_threads():
             self._engine.collective_rpc(
                 "reload_weights",
-                # one by one, so that of a divided student no more than one weight is whole at a time
+                # one by one: of a sharded student only one weight at a time is gathered
                 kwargs={
                     "weights_iterator": ((n, full_tensor(w)) for n, w in named.items()),
                     "is_checkpoint_format": True,
@@ -197,16 +202,16 @@ class VLLMEngine:
         return dict(self._stats)
 
     def close(self) -> None:
-        """Release the model and its cache. The process group goes with the last engine, unless the trainer made it."""
+        """Free the model and its cache; the last engine also destroys the process group unless the trainer made it."""
         if id(self) not in _alive:
             return
         _alive.discard(id(self))
         client = self._engine.engine_core
         if _alive or not self._owns_group:
-            client._finalizer.detach()  # its full shutdown would destroy the group that others still use
+            client._finalizer.detach()  # its full shutdown would destroy a process group that is still used
             client.engine_core.model_executor.shutdown()
             client.engine_core.scheduler.shutdown()
-            gc.unfreeze()  # vLLM froze everything that was alive when it started
+            gc.unfreeze()  # vLLM has excluded all objects from garbage collection when it started
         else:
             client.shutdown()
         del client, self._engine
@@ -216,7 +221,7 @@ class VLLMEngine:
 
     @contextmanager
     def _engine_threads(self) -> Iterator[None]:
-        """Within, torch uses the engine's number of threads."""
+        """In the block, torch uses the engine's number of threads."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
         try:
@@ -226,7 +231,7 @@ class VLLMEngine:
 
 
 def _refusal(model: str, max_model_len: int, error: Exception) -> str:
-    """What vLLM has against a model, with the key that says so."""
+    """The error message for a model that vLLM refuses, with the config key to change."""
     details = error.errors() if hasattr(error, "errors") else []  # pydantic's text repeats all arguments
     reason = " ".join(str(details[0]["msg"] if details else error or type(error).__name__).split())
     key = "engine"
@@ -240,7 +245,7 @@ def _refusal(model: str, max_model_len: int, error: Exception) -> str:
 def _import_vllm() -> Any:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM warns before it has set its own level
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM logs before it has set the level
     try:
         import vllm
         import vllm.platforms
@@ -251,9 +256,9 @@ def _import_vllm() -> Any:
 
 
 @contextmanager
-def _process_state_kept() -> Iterator[None]:
-    """Put back what vLLM's start changes for the whole process."""
-    group = {name: os.environ.pop(name, None) for name in _GROUP_VARIABLES}  # the engine is a world of its own
+def _process_state_restored() -> Iterator[None]:
+    """Restore what starting vLLM changes in this process."""
+    group = {name: os.environ.pop(name, None) for name in _GROUP_VARIABLES}  # the engine has its own group
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     streams = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count()))
@@ -262,7 +267,7 @@ def _process_state_kept() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it by one that does nothing
+        torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it by a function that does nothing
         torch.set_num_threads(threads)
         random.setstate(streams[0])
         np.random.set_state(streams[1])
