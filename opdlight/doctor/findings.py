@@ -59,8 +59,8 @@ def _hydra(value: object) -> str:
     return str(value)
 
 
-def said_once(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings, where one fault that several checks met is one finding that names them all."""
+def merge_findings(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings; a fault that several checks report is one finding that names them all."""
     met: dict[tuple[str, str, str], list[Finding]] = {}
     for number, f in enumerate(findings):
         same = (f.verdict, f.evidence, f.repair) if f.verdict is not Verdict.PASS else ("", "", str(number))
