@@ -17,7 +17,6 @@ GIVEN: Mapping[str, Any] = {
     "num_sanity_val_steps": 0,  # the student is evaluated before training anyway
     "log_every_n_steps": 1,
     "enable_model_summary": False,
-    "inference_mode": False,  # the metrics live through validation loops inside and outside of fit
     "use_distributed_sampler": False,  # the module itself takes its share of each batch
 }
 # arguments that the loop would ignore or be broken by: what each may be, and what to set instead
@@ -42,7 +41,6 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "overfit_batches": ((0, 0.0), "a rollout is never seen twice; `task.tasks` says which questions there are"),
     "fast_dev_run": ((False, 0), "set `trainer.max_steps=1`"),
     "barebones": ((False,), "leave callbacks out by `~callbacks.<name>`"),
-    "inference_mode": ((False,), "the metrics live through evaluations inside and outside of training"),
     "use_distributed_sampler": ((False,), "each process takes its share of a batch by itself"),
     "reload_dataloaders_every_n_epochs": ((0,), "a run is one epoch"),
     "enable_checkpointing": ((), "`~callbacks.checkpoints` leaves a run without them, the other commands write none"),

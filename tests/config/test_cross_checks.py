@@ -34,7 +34,6 @@ WRONG = [
     ("trainer.overfit_batches=1", "0 (a rollout is never seen twice"),
     ("trainer.fast_dev_run=true", "false (set `trainer.max_steps=1`)"),
     ("trainer.barebones=true", "false (leave callbacks out"),
-    ("trainer.inference_mode=true", "false (the metrics live"),
     ("trainer.use_distributed_sampler=true", "false (each process takes its share"),
     ("trainer.reload_dataloaders_every_n_epochs=1", "0 (a run is one epoch"),
     ("trainer.enable_checkpointing=false", "left out (`~callbacks.checkpoints` leaves a run without them"),
@@ -76,7 +75,7 @@ def test_a_trainer_is_given_what_no_config_needs_to_say_and_a_config_that_says_i
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = make_trainer(compose("train", TrainConfig, ["trainer.max_steps=5"]).trainer, **quiet)
     assert (trainer.max_steps, trainer.max_epochs, trainer.num_sanity_val_steps) == (5, 1, 0)
-    assert (trainer.log_every_n_steps, trainer.validate_loop.inference_mode) == (1, False)  # type: ignore[attr-defined]
+    assert trainer.log_every_n_steps == 1  # type: ignore[attr-defined]
     trainer = make_trainer(compose("train", TrainConfig, ["+trainer.log_every_n_steps=3"]).trainer, **quiet)
     assert trainer.log_every_n_steps == 3  # type: ignore[attr-defined]
 
