@@ -15,7 +15,7 @@ from opdlight.config import instantiate
 from opdlight.data.tasks import TaskMixture
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.doctor.answers import check_answers, first_turns, whole_episodes
-from opdlight.doctor.findings import Finding, Verdict, as_json, said_once, table, worst
+from opdlight.doctor.findings import Finding, Verdict, as_json, merge_equal, table, worst
 from opdlight.doctor.limits import check_context, check_support
 from opdlight.doctor.memory import check_memory, on_gpu
 from opdlight.doctor.patient import Pair, Patient
@@ -125,7 +125,7 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
         found += examine(patient)
         with progress("greedy answers"):
             found += _answers(cfg, patient)
-    found = said_once(found)
+    found = merge_equal(found)
     show(table(found))
     counts = {v: sum(f.verdict is v for f in found) for v in Verdict}
     say("doctor: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
@@ -149,7 +149,7 @@ def examine_quickly(cfg: DictConfig, mixture: TaskMixture, module: OnPolicyDisti
         return
     teachers = {name: module.teachers.of(name) for name in mixture.teachers}
     with isolate_rng(include_cuda=False):
-        found = said_once(examine(patient_of(cfg, mixture, module.student, module.loss, teachers)))
+        found = merge_equal(examine(patient_of(cfg, mixture, module.student, module.loss, teachers)))
     bad = [f for f in found if f.verdict is not Verdict.PASS]
     for finding in bad:
         say(f"doctor: {finding}", style="yellow")

@@ -21,7 +21,7 @@ from opdlight.config import CONF, DoctorConfig, TrainConfig, compose, instantiat
 from opdlight.config.help import help_text
 from opdlight.doctor import examination
 from opdlight.doctor.examination import attempt, examine_config, examine_quickly
-from opdlight.doctor.findings import Finding, Verdict, said_once, table
+from opdlight.doctor.findings import Finding, Verdict, merge_equal, table
 from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError
 from opdlight.train.build import build
@@ -182,11 +182,11 @@ def test_a_fault_that_several_checks_meet_is_said_once() -> None:
 
     met = [f for name in ("context", "memory") for task in ("a", "b") for f in attempt(name, task, broken)]
     fine = Finding(check="support", verdict=Verdict.PASS, evidence="all", about="a")
-    once, *others = said_once([*met, fine, replace(fine, about="b")])
+    once, *others = merge_equal([*met, fine, replace(fine, about="b")])
     assert (once.check, once.about, once.verdict) == ("context, memory", "a, b", Verdict.FAIL)
     assert others == [fine, replace(fine, about="b")]
     other = replace(met[0], evidence="another", repair="loss.k=8")
-    assert said_once([met[0], other, replace(other, repair="loss.k=9")]) == [
+    assert merge_equal([met[0], other, replace(other, repair="loss.k=9")]) == [
         met[0],
         other,
         replace(other, repair="loss.k=9"),
