@@ -59,19 +59,19 @@ def _hydra(value: object) -> str:
     return str(value)
 
 
-def merge_equal(findings: Sequence[Finding]) -> list[Finding]:
+def merge_findings(findings: Sequence[Finding]) -> list[Finding]:
     """The findings; those with the same verdict, evidence and repair become one that names all their checks."""
-    equal: dict[tuple[str, str, str], list[Finding]] = {}
+    met: dict[tuple[str, str, str], list[Finding]] = {}
     for number, f in enumerate(findings):
         same = (f.verdict, f.evidence, f.repair) if f.verdict is not Verdict.PASS else ("", "", str(number))
-        equal.setdefault(same, []).append(f)
+        met.setdefault(same, []).append(f)
     return [
         replace(
             group[0],
             check=", ".join(dict.fromkeys(f.check for f in group)),
             about=", ".join(dict.fromkeys(f.about for f in group if f.about)),
         )
-        for group in equal.values()
+        for group in met.values()
     ]
 
 
