@@ -3,7 +3,6 @@
 Example: python tools/bench_alfworld.py --games 200 --no-stock
 """
 
-import argparse
 import random
 import resource
 import time
@@ -14,6 +13,7 @@ from opdlight.envs.alfworld.env import ALFWorldEnv
 from opdlight.envs.alfworld.game import Game, Play
 from opdlight.envs.alfworld.generator import Design, generate
 from opdlight.envs.alfworld.wheel import ROOMS, TASK_TYPES
+from opdlight.system.arguments import argument_parser
 
 SIZES = {"small": ((3, 6), (3, 6)), "large": ((10, 20), (8, 16))}  # receptacles, objects
 
@@ -82,7 +82,7 @@ def growth(games: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--games", type=int, default=2000, help="games of the memory measurement")
     parser.add_argument("--resets", type=int, default=20, help="games of the speed measurement, of each size")
     parser.add_argument("--no-stock", action="store_true", help="leave TextWorld's engine out")

@@ -20,6 +20,7 @@ from opdlight.losses.divergences import reverse_kl
 from opdlight.losses.outside import renormalised
 from opdlight.models import support_product
 from opdlight.models.lm_head import LMHead, support_logits
+from opdlight.system.arguments import argument_parser
 
 WAYS = ("union", "gather", "checkpointed", "full")
 CHUNK = 256  # positions of one checkpointed chunk
@@ -74,13 +75,16 @@ def measure(job: tuple[argparse.Namespace, int, str]) -> tuple[float, float, flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--n", type=int, default=1024, help="positions")
     parser.add_argument("--d", type=int, default=128, help="hidden size")
     parser.add_argument("--k", type=int, default=32, help="support size")
     parser.add_argument("--distinct", type=int, default=3000, help="distinct ids over all supports")
-    parser.add_argument("--vocabularies", type=int, nargs="+", default=[32_768, 131_072, 262_144], help="their sizes")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="times are relative to the last one")
+    parser.add_argument(
+        "--vocabularies", type=int, nargs="+", metavar="V", default=[32_768, 131_072, 262_144], help="their sizes"
+    )
+    known = f"of {', '.join(WAYS)}; times are relative to the last one"
+    parser.add_argument("--ways", nargs="+", choices=WAYS, metavar="WAY", default=WAYS, help=known)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--repeat", type=int, default=2, help="steps of each way; the fastest counts")
     args = parser.parse_args()

@@ -6,7 +6,6 @@ the other, so that other work on the machine slows both.
 Example: python tools/bench_overlap.py --pairs 3 task=sums engine=ray
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -17,6 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from opdlight.system.arguments import argument_parser
 
 
 def seconds_a_step(staleness: int, steps: int, overrides: list[str]) -> tuple[float, float, float]:
@@ -38,7 +39,7 @@ def seconds_a_step(staleness: int, steps: int, overrides: list[str]) -> tuple[fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=3, help="runs of each kind")
     parser.add_argument("--steps", type=int, default=20, help="updates of a run")
     parser.epilog = "Everything else goes to opdlight.train."

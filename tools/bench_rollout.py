@@ -25,6 +25,7 @@ from opdlight.data.tasks import Task
 from opdlight.errors import OpdError
 from opdlight.rollout import ChatRenderer, Collector, Completion, Engine, Limits, Request, Sampling, VLLMEngine
 from opdlight.rollout.collector import RolloutStats
+from opdlight.system.arguments import argument_parser
 from opdlight.types import RolloutRequest
 
 
@@ -71,7 +72,7 @@ class LockStep:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--model", default="opdlight/assets/lab/student", help="Hugging Face folder")
     parser.add_argument("--env", default="opdlight/ALFWorld-v0", help="Gymnasium id of a text environment")
     parser.add_argument(

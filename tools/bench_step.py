@@ -6,7 +6,6 @@ with it, what they write) is the last line.
 Example: python tools/bench_step.py --updates 10 task=sums loss=sampled_token
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from opdlight.data.requests import OnPolicyData
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.errors import OpdError
 from opdlight.models import teacher
+from opdlight.system.arguments import argument_parser
 from opdlight.train.build import build
 
 
@@ -65,7 +65,7 @@ class Record(L.Callback):
 
 def main() -> None:
     """Run the updates and print the shares."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.epilog = "Everything else goes to opdlight.train."
     parser.add_argument("--updates", type=int, default=10, help="the first one of each task warms up and is left out")
     args, overrides = parser.parse_known_args()

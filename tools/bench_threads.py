@@ -5,7 +5,6 @@ updates of a run without its first two; the ratio is to the setting that opdligh
 Example: python tools/bench_threads.py --turns 3 task=sums
 """
 
-import argparse
 import csv
 import os
 import statistics
@@ -16,6 +15,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from opdlight.system.arguments import argument_parser
 
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 SETTINGS = {
@@ -43,10 +44,13 @@ def seconds_a_step(setting: dict[str, str], steps: int, overrides: list[str]) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--turns", type=int, default=3, help="runs of each setting")
     parser.add_argument("--steps", type=int, default=10, help="updates of a run")
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="settings to compare")
+    known = ", ".join(repr(name) for name in SETTINGS)
+    parser.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME", help=f"of {known}"
+    )
     parser.epilog = "Everything else goes to opdlight.train."
     arguments, overrides = parser.parse_known_args()
     if min(arguments.turns, arguments.steps) < 1:

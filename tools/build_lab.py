@@ -32,6 +32,7 @@ from opdlight.sft.demonstrations import (
     read_demonstrations,
     write_demonstrations,
 )
+from opdlight.system.arguments import argument_parser
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "opdlight" / "assets" / "lab"
@@ -240,7 +241,7 @@ def bundle(work: Path, target: Path) -> None:
 def main() -> None:
     """Run the stages named on the command line."""
     stages = ["demonstrations", "tokenizer", *PASSES, "bundle"]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("stages", nargs="*", default=stages, help=f"which stages to run, of {', '.join(stages)}")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "lab", help="where intermediate results stay")
     parser.add_argument("--workers", type=int, default=2, help="processes that play demonstrations")

@@ -8,13 +8,14 @@
 - There is no circle between files, imports inside functions and for types included.
 """
 
-import argparse
 import ast
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+from opdlight.system.arguments import argument_parser
 
 LAYERS = (
     ("types", "bounds", "errors"),
@@ -135,7 +136,7 @@ def _room_of_name(name: str) -> str | None:
 
 def main() -> None:
     """Check this repository."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argument_parser(__doc__).parse_args()
     found = violations(Path(__file__).resolve().parents[1])
     print("\n".join(found) if found else "layers: imports go one way")
     sys.exit(bool(found))

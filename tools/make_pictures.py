@@ -8,7 +8,6 @@ that token selected; `--task` narrows the choice. Look at the pictures before yo
 Example: python tools/make_pictures.py runs/latest --task alfworld
 """
 
-import argparse
 import io
 import os
 import shutil
@@ -20,6 +19,7 @@ from PIL import Image
 
 from opdlight.errors import OpdError
 from opdlight.report.build import report
+from opdlight.system.arguments import argument_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 1300, 800  # of the window, in CSS pixels; the pictures have twice as many
@@ -72,7 +72,7 @@ def main(run: Path, out: Path, task: str | None) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder for the pictures (default: docs)")
     parser.add_argument("--task", help="show a trajectory of this task in the inspector (default: of any)")

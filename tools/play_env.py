@@ -4,7 +4,6 @@ python tools/play_env.py opdlight/ToyText-v0 game=Taxi-v4 --seed 3
 python tools/play_env.py opdlight/ReasoningGym-v0 dataset=chain_sum 'params={"max_terms": 3}' --expert
 """
 
-import argparse
 import ast
 import sys
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import opdlight.envs  # noqa: F401  (registers the tasks)
 from opdlight.envs.base import TextEnv, unknown_name
 from opdlight.envs.wrapped import make_text_env
 from opdlight.errors import ConfigError, OpdError
+from opdlight.system.arguments import argument_parser
 
 _YAML_WORDS = {"true": True, "false": False, "null": None}
 
@@ -82,7 +82,7 @@ def ask_expert(env: TextEnv) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status: 0 after an episode, 1 when the player leaves, 2 on a wrong argument."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("env", help="the task, such as opdlight/ToyText-v0")
     parser.add_argument("kwargs", nargs="*", metavar="name=value", help="arguments of the task")
     parser.add_argument(

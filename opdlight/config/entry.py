@@ -100,7 +100,7 @@ def compose(
 def _composed(
     config_name: str, schema: type | None, overrides: Sequence[str], *, conf: Path, extra: Path | None
 ) -> tuple[DictConfig, DictConfig]:
-    """What `compose` returns, and the same with Hydra's own config."""
+    """What `compose` returns, and the same with Hydra's own config in it."""
     search = [] if extra is None else [search_path([f"file://{extra.absolute()}"])]
     with _initialised(conf):
         try:
@@ -134,7 +134,7 @@ def hydra_entry(
     def decorate(run: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(run)
         def job(cfg: DictConfig) -> Any:
-            _hear_warnings()
+            _show_warnings()
             try:
                 check(cfg, schema)
                 if (hydra_cfg := HydraConfig.get()).mode == RunMode.MULTIRUN:
@@ -168,7 +168,7 @@ def hydra_entry(
             parser.prog = f"python -m {module or f'opdlight.{config_name}'}"
             args = parser.parse_args()
             name, extra = args.config_name or config_name, Path(args.config_dir) if args.config_dir else None
-            own = not (args.hydra_help or args.shell_completion or args.experimental_rerun or args.config_path)
+            composed = not (args.hydra_help or args.shell_completion or args.experimental_rerun or args.config_path)
             try:
                 if extra is not None and not extra.is_dir():
                     raise ConfigError.wrong("--config-dir", expected="a folder that exists", got=str(extra))
@@ -178,11 +178,11 @@ def hydra_entry(
                 if any(field.name == "resume" for field in fields(schema)):
                     searched = extra is not None
                     _retype(args, _resumed(args.overrides, multirun=args.multirun, searched=searched))
-                look = bool(args.cfg or args.info)  # which needs no types, so no slow imports either, and no folder
-                jobs = _jobs(args.overrides, multirun=args.multirun) if own else []
-                with nullcontext() if look or not own else progress("checking the configuration", log=False):
-                    full = [_composed(name, None if look else schema, job, conf=conf, extra=extra)[1] for job in jobs]
-                if full and not look:
+                shown = bool(args.cfg or args.info)  # not run: no types to check, no slow imports, no run folder
+                jobs = _jobs(args.overrides, multirun=args.multirun) if composed else []
+                with nullcontext() if shown or not composed else progress("checking the configuration", log=False):
+                    full = [_composed(name, None if shown else schema, job, conf=conf, extra=extra)[1] for job in jobs]
+                if full and not shown:
                     with _hydra_config(full[0]):
                         typed = folder_overrides(full[0], args.overrides, multirun=args.multirun)
                     quiet = [o for o in NO_LOG if o.partition("=")[0] not in {t.partition("=")[0] for t in typed}]
@@ -196,8 +196,8 @@ def hydra_entry(
     return decorate
 
 
-def _hear_warnings() -> None:
-    """Let stderr have what opdlight itself warns of: Hydra without a log has silenced it along with the libraries."""
+def _show_warnings() -> None:
+    """Show opdlight's own warnings on stderr: with its logs disabled, Hydra silences them with those of libraries."""
     for name in logging.root.manager.loggerDict:
         if name.startswith("opdlight."):
             logging.getLogger(name).disabled = False
@@ -211,7 +211,7 @@ def _plain(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
 
 
 def _choices(config_name: str, overrides: Sequence[str]) -> list[str]:
-    """Those that choose an option of a group, of the folders that are searched besides too, and these folders."""
+    """The overrides that choose an option of a group, and those that add a folder to the search path."""
     folders = [o for o in overrides if o.lstrip("+").startswith("hydra.searchpath=")]
     loader = GlobalHydra.instance().config_loader()
     pairs = [o.partition("=")[::2] for o in overrides]
@@ -236,7 +236,7 @@ def _initialised(conf: Path) -> Iterator[None]:
 
 @contextmanager
 def _hydra_config(full: DictConfig) -> Iterator[None]:
-    """Let `${hydra:…}` interpolations see `full` for a while."""
+    """Within, `${hydra:…}` interpolations are resolved in `full`."""
     holder = HydraConfig.instance()
     before = holder.cfg
     holder.set_config(full)
@@ -247,7 +247,11 @@ def _hydra_config(full: DictConfig) -> Iterator[None]:
 
 
 def _resumed(overrides: list[str], *, multirun: bool, searched: bool) -> list[str]:
-    """With `resume=` the command line of that run comes first; `searched`: a --config-dir is given."""
+    """The overrides, after those of the run that `resume=` names; `searched`: a --config-dir is given.
+
+    Raises:
+        ConfigError: if `resume` is swept over, or names no run.
+    """
     found = with_resumed(overrides, searched=searched)
     if found != overrides and multirun:
         raise ConfigError.wrong("resume", expected="of one run", got="--multirun")
@@ -255,7 +259,7 @@ def _resumed(overrides: list[str], *, multirun: bool, searched: bool) -> list[st
 
 
 def _retype(args: Namespace, overrides: list[str]) -> None:
-    """Let the command line have these overrides, for Hydra and for processes that Lightning starts too."""
+    """Replace the overrides of the command line, for Hydra and for the processes that Lightning starts."""
     sys.argv = [*(a for a in sys.argv if a not in args.overrides), *overrides]
     args.overrides = overrides
 

@@ -18,10 +18,15 @@ LONGEST = 80  # characters of a name that is made of overrides
 
 
 def folder_overrides(full: DictConfig, overrides: Sequence[str], *, multirun: bool) -> list[str]:
-    """The command line with a folder, which is there then, in place of `run_dir=`; unchanged for a command without one.
+    """Make the run folder, and return the overrides with that folder in them, for Hydra, in place of `run_dir=`.
 
-    A folder that the command line names is taken as it is; one named by the clock is made, with -2, -3, … behind its
-    name if there is one already. `full` is the composed config, that of Hydra included.
+    A folder that the command line names is used as it is. Otherwise a new one is named by the clock, with -2, -3, …
+    appended if there is one of that name already. A command that has no run folder gets its overrides back.
+
+    Args:
+        full: the composed config, that of Hydra included.
+        overrides: of the command line.
+        multirun: a sweep, whose folder holds one for each job.
 
     Raises:
         ConfigError: if the folder cannot be made, or several processes would make one each.
@@ -33,12 +38,12 @@ def folder_overrides(full: DictConfig, overrides: Sequence[str], *, multirun: bo
     kept = [text for text, o in parsed if o.key_or_group != "run_dir"]
     given = [str(o.value()) for name in (key, "run_dir") for _, o in parsed if o.key_or_group == name]
     if given:
-        folder = made(given[-1])
+        folder = make_folder(given[-1])
     elif _started_from_outside():
         raise ConfigError.wrong("run_dir", expected="one folder for all the processes that were started", got="none")
     else:
         swept = "".join(f"-{_safe(_last(o))}" for _, o in parsed if o.is_sweep_override()) if multirun else ""
-        folder = reserved(Path(str(OmegaConf.select(full, key)) + swept[:LONGEST]))
+        folder = make_new_folder(Path(str(OmegaConf.select(full, key)) + swept[:LONGEST]))
     found = [*kept, quoted(key, str(folder))]
     if multirun and not any(o.key_or_group == "hydra.sweep.subdir" for _, o in parsed):
         keys = {o.key_or_group for _, o in parsed if o.is_sweep_override()}
@@ -48,7 +53,7 @@ def folder_overrides(full: DictConfig, overrides: Sequence[str], *, multirun: bo
 
 
 def job_name(overrides: Sequence[str], swept: set[str]) -> str:
-    """What a job of a sweep has of its own, in characters that neither shells nor Hydra read as something else.
+    """The end of the folder's name of a sweep's job: its overrides of the `swept` keys, in plain characters.
 
     >>> job_name(["task=sums", "optimizer.lr=0.01", "loss=topk_rkl"], {"optimizer.lr", "loss"})
     '_lr-0.01_loss-topk_rkl'
@@ -57,11 +62,11 @@ def job_name(overrides: Sequence[str], swept: set[str]) -> str:
     return "".join(f"_{_safe(_last(o))}-{_safe(o.get_value_element_as_str())}" for o in own)[:LONGEST]
 
 
-def made(folder: str | Path) -> Path:
-    """The folder, made if it is not there.
+def make_folder(folder: str | Path) -> Path:
+    """Make the folder if it is not there; returns its absolute path.
 
     Raises:
-        ConfigError: if it cannot be.
+        ConfigError: if it cannot be made.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -70,13 +75,13 @@ def made(folder: str | Path) -> Path:
     return Path(folder).absolute()
 
 
-def reserved(folder: Path) -> Path:
-    """A new folder of this name or, if another run was faster, of this name with -2, -3 and so on.
+def make_new_folder(folder: Path) -> Path:
+    """Make a new folder of this name or, if another run has it already, of this name with -2, -3 and so on.
 
     Raises:
         ConfigError: if it cannot be made.
     """
-    made(folder.parent)
+    make_folder(folder.parent)
     for number in count(1):
         own = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         try:
@@ -95,7 +100,7 @@ def _refused(folder: str | Path, error: OSError) -> ConfigError:
 
 
 def _started_from_outside() -> bool:
-    """By torchrun or srun, as one of several: each would make a folder of its own."""
+    """Did torchrun or srun start this process as one of several? Each would make a folder of its own."""
     torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     return torchrun or ("SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1")
 

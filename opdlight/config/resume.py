@@ -1,4 +1,4 @@
-"""The command line of a run that goes on: that of its folder, and what is added to it."""
+"""The command line that resumes a run: the one in its folder, and what is added to it."""
 
 import json
 import re
@@ -19,7 +19,7 @@ FILE = "overrides.json"  # in the run folder: the command line that made the run
 
 
 def resume_command(run_dir: str) -> str:
-    """What to type so that a run goes on."""
+    """The command that resumes a run."""
     return f"python -m opdlight.train {shlex.quote(quoted('resume', run_dir))}"
 
 
@@ -28,17 +28,19 @@ def search_path(folders: Sequence[str]) -> str:
     return f"{SEARCH_PATH}=[{','.join(_text(folder) for folder in folders)}]"
 
 
-def made_by(hydra: HydraConf) -> list[str]:
-    """The command line that made a run, its --config-dir as an override."""
+def command_line(hydra: HydraConf) -> list[str]:
+    """The overrides that a run was started with, its --config-dir as one of them."""
     given = [f"file://{source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"]
     folders = list(dict.fromkeys([*given, *hydra.searchpath]))
     return [*hydra.overrides.task, *([search_path(folders)] if folders else [])]
 
 
 def with_resumed(overrides: Sequence[str], *, searched: bool = False) -> list[str]:
-    """The overrides themselves; with `resume=<folder>` those of that run before them, and its folder as the run's own.
+    """The overrides; with `resume=<folder>` among them, after those of that run and with its folder as run folder.
 
-    `searched`: a --config-dir comes with them, which takes the place of the run's.
+    Args:
+        overrides: of the command line.
+        searched: a --config-dir comes with them, which replaces that of the run.
 
     Raises:
         ConfigError: if the folder holds no run.
@@ -58,7 +60,9 @@ def with_resumed(overrides: Sequence[str], *, searched: bool = False) -> list[st
         raise ConfigError.wrong("resume", expected=expected, got=str(wanted[-1]))
     given = {o.key_or_group for o in now} | ({SEARCH_PATH} if searched else set())
     if "run_dir" in given:
-        raise ConfigError("Expected `resume` without `run_dir`: a run goes on in its own folder, which may be moved.")
+        raise ConfigError(
+            "Expected `resume` without `run_dir`: a run is resumed in its own folder, which may be moved."
+        )
     before = json.loads((folder / FILE).read_text(encoding="utf-8"))
     kept = [text for text, o in zip(before, _parsed(before), strict=True) if o.key_or_group not in {*given, "run_dir"}]
     return [*kept, *overrides, quoted("hydra.run.dir", str(folder))]

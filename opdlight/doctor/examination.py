@@ -1,4 +1,4 @@
-"""The examination: every check in turn; what cannot be checked is itself a finding."""
+"""All checks in turn; a check that cannot be made is a finding itself."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +15,7 @@ from opdlight.config import instantiate
 from opdlight.data.tasks import TaskMixture
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.doctor.answers import check_answers, first_turns, whole_episodes
-from opdlight.doctor.findings import Finding, Verdict, as_json, said_once, table, worst
+from opdlight.doctor.findings import Finding, Verdict, as_json, merge_findings, table, worst
 from opdlight.doctor.limits import check_context, check_support
 from opdlight.doctor.memory import check_memory, on_gpu
 from opdlight.doctor.patient import Pair, Patient
@@ -71,7 +71,7 @@ def examine(patient: Patient) -> list[Finding]:
 
 
 def attempt(check: str, about: str, run: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """The findings of a check; if it raises, a fail with the reason, so that the others go on."""
+    """The findings of a check; if it raises, a fail with the reason, so that the others still run."""
     try:
         return list(run())
     except Exception as error:  # noqa: BLE001  whatever a broken pair raises is what the doctor looks for
@@ -125,7 +125,7 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
         found += examine(patient)
         with progress("greedy answers"):
             found += _answers(cfg, patient)
-    found = said_once(found)
+    found = merge_findings(found)
     show(table(found))
     counts = {v: sum(f.verdict is v for f in found) for v in Verdict}
     say("doctor: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
@@ -138,9 +138,9 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
 
 
 def examine_quickly(cfg: DictConfig, mixture: TaskMixture, module: OnPolicyDistillation) -> None:
-    """What `opdlight.train` does before the first rollout: the checks that need no answer, on the models it has built.
+    """The checks that `opdlight.train` makes before its first rollout, on the models it has built; none needs answers.
 
-    Nothing changes: no gradient is left, the loss remembers nothing, and the random streams go on as they were.
+    Nothing changes: no gradient is left, the loss keeps no state, and the random streams are as before.
 
     Raises:
         ConfigError: if a check fails, with its evidence and how to train all the same.
@@ -149,7 +149,7 @@ def examine_quickly(cfg: DictConfig, mixture: TaskMixture, module: OnPolicyDisti
         return
     teachers = {name: module.teachers.of(name) for name in mixture.teachers}
     with isolate_rng(include_cuda=False):
-        found = said_once(examine(patient_of(cfg, mixture, module.student, module.loss, teachers)))
+        found = merge_findings(examine(patient_of(cfg, mixture, module.student, module.loss, teachers)))
     bad = [f for f in found if f.verdict is not Verdict.PASS]
     for finding in bad:
         say(f"doctor: {finding}", style="yellow")

@@ -16,9 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from opdlight.config.folders import made
+from opdlight.config.folders import make_folder
 from opdlight.config.resume import FILE as OVERRIDES
-from opdlight.config.resume import made_by
+from opdlight.config.resume import command_line
 from opdlight.errors import ConfigError
 from opdlight.run_folder import checkpoints
 from opdlight.system.console import is_first_process, say
@@ -37,7 +37,7 @@ def open_run(cfg: DictConfig) -> Path:
         ConfigError: if the folder cannot be written to, or another run is using it.
     """
     quiet_libraries()
-    folder = made(cfg.run_dir)
+    folder = make_folder(cfg.run_dir)
     try:
         if is_first_process():
             _lock(folder)
@@ -65,7 +65,7 @@ def _describe(cfg: DictConfig, folder: Path) -> None:
         for line in _differences(folder / "config.yaml", cfg):
             say(f"changed since: {line}")
     if "resume" in cfg and HydraConfig.initialized():
-        write_text(folder / OVERRIDES, json.dumps(made_by(HydraConfig.get())))
+        write_text(folder / OVERRIDES, json.dumps(command_line(HydraConfig.get())))
     write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     versions = {"python": platform.python_version(), "machine": platform.platform(), "cores": str(os.cpu_count())}
     versions["threads"] = describe()

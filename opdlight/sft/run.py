@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from opdlight.batch.collate import Collate
 from opdlight.callbacks import StageProgress
 from opdlight.config import instantiate, make_trainer
-from opdlight.config.resume import SEARCH_PATH, made_by, quoted
+from opdlight.config.resume import SEARCH_PATH, command_line, quoted
 from opdlight.data.tasks import TaskMixture
 from opdlight.distillation.optim import check_optimizer
 from opdlight.models import Student
@@ -76,7 +76,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
         logger=MetricsFile(folder),
         default_root_dir=str(folder),
         callbacks=[StageProgress()],
-        enable_checkpointing=False,  # Lightning's own, from which nothing goes on
+        enable_checkpointing=False,  # there is no resume of sft
     )
     updates = cfg.trainer.max_steps
     if is_first_process():
@@ -102,6 +102,6 @@ def train_command(student: Path) -> str:
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
         chosen = [quoted(group, hydra.runtime.choices[group]) for group in ("task", "model")]
-        chosen += [override for override in made_by(hydra) if override.startswith(SEARCH_PATH)]
+        chosen += [override for override in command_line(hydra) if override.startswith(SEARCH_PATH)]
     typed = [shlex.quote(override) for override in (*chosen, quoted("model.student.model", str(student)))]
     return f"python -m opdlight.train {' '.join(typed)}"

@@ -1,4 +1,4 @@
-"""A run that goes on from its newest checkpoint."""
+"""Resuming a run from its newest checkpoint."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from opdlight.errors import ConfigError
 from opdlight.run_folder import checkpoints, records
 from opdlight.run_folder.summary import SUMMARY, is_complete
-from opdlight.system.console import say
+from opdlight.system.console import is_first_process, say
 
 
 def batches(cfg: DictConfig) -> int:
@@ -16,30 +16,48 @@ def batches(cfg: DictConfig) -> int:
     return math.ceil(cfg.trainer.max_steps / cfg.rollout.mini_batches)
 
 
-def check_steps(cfg: DictConfig, checkpoint: Path) -> None:
-    """Raise ConfigError if the run has done more updates than `trainer.max_steps` allows now."""
-    done = checkpoints.steps_of(checkpoint)
+def newest_checkpoint(cfg: DictConfig) -> Path | None:
+    """The checkpoint that the run resumes from; None for a new run and for one that has none yet.
+
+    Raises:
+        CheckpointError: if no checkpoint of the folder is sound.
+        ConfigError: if the run has done more updates than `trainer.max_steps` allows now.
+    """
+    if not cfg.resume:
+        return None
+    checkpoint = checkpoints.newest(Path(cfg.run_dir).absolute(), first=is_first_process())
+    done = checkpoints.steps_of(checkpoint) if checkpoint else 0
     if batches(cfg) < done:
         expected = f"at least {done * cfg.rollout.mini_batches}, the updates that {cfg.resume} has done"
         raise ConfigError.wrong("trainer.max_steps", expected=expected, got=cfg.trainer.max_steps)
+    return checkpoint
 
 
-def go_on(cfg: DictConfig, folder: Path, checkpoint: Path | None, *, first: bool) -> bool:
-    """Wind the records back to the checkpoint and say where the run goes on; False if nothing is left to do."""
-    over = (
+def prepare_folder(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> bool:
+    """Cut the records of a resumed run back to its checkpoint and say what happens; False if nothing is left to do.
+
+    Raises:
+        ConfigError: if a new run would write into a folder that holds checkpoints.
+    """
+    if not cfg.resume:
+        if checkpoints.list_checkpoints(folder):
+            expected = "a folder without checkpoints, or `resume` it"
+            raise ConfigError.wrong("run_dir", expected=expected, got=str(folder))
+        say(f"run folder: {folder}")  # before anything slow, so that each of several runs can be watched
+        return True
+    trained = (
         checkpoint is not None and checkpoints.is_last(checkpoint) and checkpoints.steps_of(checkpoint) == batches(cfg)
     )
-    if over and is_complete(folder, teachers=cfg.evaluate_teachers):
+    if trained and is_complete(folder, teachers=cfg.evaluate_teachers):
         say(f"nothing to do: {folder} has done its {cfg.trainer.max_steps} updates (trainer.max_steps)")
         return False
-    if first:
+    if is_first_process():
         records.truncate(folder, checkpoints.read_manifest(checkpoint)["records"] if checkpoint else {})
         (folder / SUMMARY).unlink(missing_ok=True)  # of a run that was shorter
-    if over:
+    if trained:
         say(f"nothing to train: {folder} has done its {cfg.trainer.max_steps} updates; its end is done again")
+    elif checkpoint:
+        say(f"resuming {folder} after step {checkpoints.steps_of(checkpoint)}")
     else:
-        where = (
-            f"after step {checkpoints.steps_of(checkpoint)}" if checkpoint else "at the start: it has no checkpoint yet"
-        )
-        say(f"{folder} goes on {where}")
+        say(f"resuming {folder} at the start: it has no checkpoint yet")
     return True

@@ -1,6 +1,7 @@
 """A distillation run: every part is built, the student is measured, trained and measured again."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import lightning as L
@@ -12,7 +13,6 @@ from opdlight.data.requests import OnPolicyData
 from opdlight.data.tasks import TaskMixture
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.doctor.examination import examine_quickly
-from opdlight.errors import ConfigError
 from opdlight.metrics.success import Result
 from opdlight.run_folder import checkpoints
 from opdlight.run_folder.folder import describe_progress, link_latest, open_run
@@ -24,7 +24,7 @@ from opdlight.system.console import is_first_process, progress, say
 from opdlight.system.lightning_internals import completed_steps
 from opdlight.system.preemption import Preempted, Preemption
 from opdlight.train.build import build
-from opdlight.train.resume import batches, check_steps, go_on
+from opdlight.train.resume import batches, newest_checkpoint, prepare_folder
 from opdlight.train.teachers import evaluate_teachers
 from opdlight.types import Trajectory
 
@@ -34,7 +34,10 @@ AFTER = "evaluate after"  # the part of the end of a run that measures the train
 def train(cfg: DictConfig) -> dict[str, float]:
     """Evaluate, distil, evaluate again, measure the teachers; everything goes to the run folder.
 
-    With `resume` the run of that folder goes on from its newest checkpoint, or from the start if it had none yet.
+    With `resume`, the run of that folder continues from its newest checkpoint, or from the start if it has none yet.
+
+    Returns:
+        `success/<task>` of the trained student on held-out episodes, in [0, 1].
     """
     with Preemption() as preemption:
         try:
@@ -42,23 +45,16 @@ def train(cfg: DictConfig) -> dict[str, float]:
         except Preempted as stop:
             again = " The rollout is done again." if preemption.rollout_lost else ""
             say(f"{describe_progress(Path(cfg.run_dir))}{again}")
-            say(f"{stop.why}: stopped. To go on: {resume_command(cfg.run_dir)}")
+            say(f"{stop.why}: stopped. To resume: {resume_command(cfg.run_dir)}")
             raise
 
 
 def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     started = time.perf_counter()
-    folder, first = Path(cfg.run_dir).absolute(), is_first_process()
-    checkpoint = checkpoints.newest(folder, first=first) if cfg.resume else None
-    if checkpoint:
-        check_steps(cfg, checkpoint)  # before anything of this command line is written down
+    checkpoint = newest_checkpoint(cfg)  # an error of it comes before this command line is written to the folder
     folder = open_run(cfg)
-    if not cfg.resume and checkpoints.list_checkpoints(folder):
-        raise ConfigError.wrong("run_dir", expected="a folder without checkpoints, or `resume` it", got=str(folder))
-    if cfg.resume and not go_on(cfg, folder, checkpoint, first=first):
+    if not prepare_folder(cfg, folder, checkpoint):
         return {f"success/{name}": rate for name, rate in read_successes(folder).items()}
-    if not cfg.resume:
-        say(f"run folder: {folder}")  # at once, so that of several runs each can be watched
     say(threads.describe())
     L.seed_everything(cfg.seed, verbose=False)
     mixture: TaskMixture = instantiate(cfg.task)
@@ -91,17 +87,7 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     seconds = {"set-up": time.perf_counter() - started}
     try:
         examine_quickly(cfg, mixture, module)
-        if checkpoint is None:
-            with timed(seconds, "evaluate before"):
-                trainer.validate(module, datamodule=data, verbose=False)
-            module.before, module.evaluated = module.evaluated, {}
-        if first:
-            link_latest(folder)
-        with timed(seconds, "train"):
-            fit(trainer, module, data, checkpoint, closing)  # its last validation loop: the figures after
-        if not module.evaluated and AFTER not in closing.failed:  # a limit such as trainer.max_time stopped it earlier
-            with closing.part(AFTER):
-                trainer.validate(module, datamodule=data, verbose=False)
+        _measure_and_fit(trainer, module, data, checkpoint, closing, seconds)
         with closing.part("save the student"):
             module.student.save(folder / "student")
     finally:
@@ -109,37 +95,63 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
             module.source.close()
         close_loggers(loggers, closing)
     teachers: dict[str, list[Trajectory]] = {}
-    if cfg.evaluate_teachers and first:
+    if cfg.evaluate_teachers and is_first_process():
         with timed(seconds, "evaluate teachers"), closing.part("evaluate the teachers"):
             teachers = evaluate_teachers(cfg, mixture)
+    outcome = _outcome(mixture, module, teachers)
     throughput = next((c for c in callbacks if isinstance(c, Throughput)), Throughput())
     seconds |= {f"train: {name}": s for name, s in throughput.seconds.items()}
-    outcome = {
-        name: Outcome(
-            before=module.before[name],
-            after=module.evaluated[name],
-            teacher=Result.of(teachers[name]) if name in teachers else None,
-        )
-        for name in mixture.names
-        if name in module.before and name in module.evaluated  # trainer.limit_val_batches=0 measures none
-    }
-    if first:
+    if is_first_process():
         close_run(folder, outcome, closing, seconds=seconds, generated=throughput.generated, trained=throughput.trained)
     closing.end()
     return {f"success/{name}": o.after.success for name, o in outcome.items()}
 
 
-def fit(
-    trainer: L.Trainer, module: OnPolicyDistillation, data: OnPolicyData, checkpoint: Path | None, closing: Closing
+def _measure_and_fit(
+    trainer: L.Trainer,
+    module: OnPolicyDistillation,
+    data: OnPolicyData,
+    checkpoint: Path | None,
+    closing: Closing,
+    seconds: dict[str, float],
 ) -> None:
-    """Train; what fails after the last update, such as the evaluation after it, does not cost the student.
+    """The student before, during and after training; `seconds` gets how long each took.
 
-    Of several processes the others would wait in the middle of theirs, so there it ends the run; `resume` goes on.
+    An error after the last update, such as one in the evaluation after it, is noted and does not cost the student. With
+    several processes it ends the run, because the others would wait in the middle of theirs; `resume` does the end
+    again.
     """
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    except Exception as error:
-        done = completed_steps(trainer)
-        if trainer.world_size > 1 or done < data.train_set.updates:
-            raise
-        closing.note(AFTER, error)
+    if checkpoint is None:
+        with timed(seconds, "evaluate before"):
+            trainer.validate(module, datamodule=data, verbose=False)
+        module.evaluations.keep_as_before()
+    if is_first_process():
+        link_latest(Path(trainer.default_root_dir))
+    with timed(seconds, "train"):
+        try:
+            trainer.fit(
+                module, datamodule=data, ckpt_path=checkpoint
+            )  # its last validation loop is that after training
+        except Exception as error:
+            if trainer.world_size > 1 or completed_steps(trainer) < data.train_set.updates:
+                raise
+            closing.note(AFTER, error)
+    if not module.evaluations.last and AFTER not in closing.failed:  # trainer.max_time or so ended it earlier
+        with closing.part(AFTER):
+            trainer.validate(module, datamodule=data, verbose=False)
+
+
+def _outcome(
+    mixture: TaskMixture, module: OnPolicyDistillation, teachers: Mapping[str, list[Trajectory]]
+) -> dict[str, Outcome]:
+    """By task; none for what was not evaluated, as with trainer.limit_val_batches=0."""
+    results = module.evaluations
+    return {
+        name: Outcome(
+            before=results.before[name],
+            after=results.last[name],
+            teacher=Result.of(teachers[name]) if name in teachers else None,
+        )
+        for name in mixture.names
+        if name in results.before and name in results.last
+    }

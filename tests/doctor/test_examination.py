@@ -21,7 +21,7 @@ from opdlight.config import CONF, DoctorConfig, TrainConfig, compose, instantiat
 from opdlight.config.help import help_text
 from opdlight.doctor import examination
 from opdlight.doctor.examination import attempt, examine_config, examine_quickly
-from opdlight.doctor.findings import Finding, Verdict, said_once, table
+from opdlight.doctor.findings import Finding, Verdict, merge_findings, table
 from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError
 from opdlight.train.build import build
@@ -176,24 +176,24 @@ def test_a_check_that_raises_is_a_fail_with_the_reason() -> None:
     assert (finding.verdict, finding.evidence) == (Verdict.FAIL, "could not be checked: KeyError: 'layer'")
 
 
-def test_a_fault_that_several_checks_meet_is_said_once() -> None:
+def test_a_fault_that_several_checks_meet_is_merge_findings() -> None:
     def broken() -> list[Any]:
         raise KeyError("layer")
 
     met = [f for name in ("context", "memory") for task in ("a", "b") for f in attempt(name, task, broken)]
     fine = Finding(check="support", verdict=Verdict.PASS, evidence="all", about="a")
-    once, *others = said_once([*met, fine, replace(fine, about="b")])
+    once, *others = merge_findings([*met, fine, replace(fine, about="b")])
     assert (once.check, once.about, once.verdict) == ("context, memory", "a, b", Verdict.FAIL)
     assert others == [fine, replace(fine, about="b")]
     other = replace(met[0], evidence="another", repair="loss.k=8")
-    assert said_once([met[0], other, replace(other, repair="loss.k=9")]) == [
+    assert merge_findings([met[0], other, replace(other, repair="loss.k=9")]) == [
         met[0],
         other,
         replace(other, repair="loss.k=9"),
     ]
 
 
-def test_an_environment_that_raises_is_said_once(tmp_path: Path) -> None:
+def test_an_environment_that_raises_is_merge_findings(tmp_path: Path) -> None:
     env = ["task.tasks.sums.env.id=tests.doctor.test_examination:Broken-v0", "~task.tasks.sums.env.dataset"]
     env += ["~task.tasks.sums.env.params", "~task.tasks.sums.env.instruction"]
     code, report = doctor(tmp_path, *env)

@@ -84,7 +84,7 @@ def test_a_run_writes_a_checkpoint_says_what_is_kept_and_goes_on(tmp_path: Path)
     stopping, kept, resume = lines[-3:]
     assert stopping == "Ctrl-C: stopping. Once more ends it at once."
     assert kept.startswith(f"Kept in {folder}: {done} updates.")
-    assert resume == f"Ctrl-C: stopped. To go on: python -m opdlight.train resume={folder}"
+    assert resume == f"Ctrl-C: stopped. To resume: python -m opdlight.train resume={folder}"
 
 
 def test_before_the_first_update_nothing_is_kept_and_it_is_said(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_before_the_first_update_nothing_is_kept_and_it_is_said(tmp_path: Path) 
     process = start(folder, "trainer.max_steps=3", "task.tasks.sums.episodes=2000")
     said = said_when_interrupted(process, log, lambda: log.exists() and "evaluate sums" in log.read_text())
     assert f"Kept in {folder}: no checkpoint yet; a resume starts from the beginning." in said
-    assert "Ctrl-C: stopped. To go on: " in said.splitlines()[-1]
+    assert "Ctrl-C: stopped. To resume: " in said.splitlines()[-1]
     assert not (tmp_path / "latest").is_symlink()  # it did not get as far as training
 
 
@@ -142,4 +142,4 @@ def test_two_processes_that_a_terminal_interrupts_stop_at_the_same_step(tmp_path
     assert "Traceback" not in out + error
     done = sum(bool(row["loss/train"]) for row in metrics(tmp_path))
     assert steps_of(list_checkpoints(tmp_path)[-1]) == done
-    assert out.count("Ctrl-C: stopping") == out.count("Ctrl-C: stopped. To go on: ") == 1
+    assert out.count("Ctrl-C: stopping") == out.count("Ctrl-C: stopped. To resume: ") == 1

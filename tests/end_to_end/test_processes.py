@@ -100,7 +100,7 @@ def test_a_divided_student_goes_on_divided_or_whole(tmp_path: Path) -> None:
                 shutil.rmtree(checkpoint)
         made = run(folder, f"resume={folder}", f"trainer={trainer}")
         assert made.returncode == 0, made.stderr[-3000:]
-        assert f"{folder} goes on after step 1" in made.stdout
+        assert f"resuming {folder} after step 1" in made.stdout
         assert_same(whole, folder)
 
 
@@ -108,7 +108,7 @@ def test_sigterm_stops_all_processes_at_the_same_step(tmp_path: Path) -> None:
     overrides = [*FAKE, "trainer=ddp", "trainer.accelerator=cpu", "rollout.groups=3", "trainer.max_steps=500"]
     made = run(tmp_path, *overrides, stop_after=2)
     assert made.returncode == 0, made.stderr[-3000:]
-    assert "SIGTERM: stopped. To go on:" in made.stdout
+    assert "SIGTERM: stopped. To resume:" in made.stdout
     done = sum(bool(row["loss/train"]) for row in metrics(tmp_path))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir())[-1] == f"step-{done:08d}"
 

@@ -88,8 +88,8 @@ def test_sigterm_writes_a_checkpoint_and_exits_with_0(whole: tuple[Path, float],
     assert_same_run(whole[0], folder)
     said = Path(f"{folder}.log").read_text()
     assert stops > 1
-    assert f"SIGTERM: stopped. To go on: python -m opdlight.train resume={folder}" in said
-    assert "goes on after step" in said
+    assert f"SIGTERM: stopped. To resume: python -m opdlight.train resume={folder}" in said
+    assert "after step" in said
 
 
 @pytest.mark.parametrize("step", [0, 3, 6])
@@ -103,7 +103,7 @@ def test_it_goes_on_from_any_checkpoint(step: int, whole: tuple[Path, float], tm
     assert sorted(p.name for p in folder.iterdir() if "events" not in p.name) == sorted(
         p.name for p in whole[0].iterdir() if "events" not in p.name
     )
-    assert f"{folder} goes on after step {step}" in Path(f"{folder}.log").read_text()
+    assert f"resuming {folder} after step {step}" in Path(f"{folder}.log").read_text()
 
 
 def test_a_batch_that_was_rolled_out_ahead_is_not_lost(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_has_a_predecessor(whole: tuple[Path, float], tmp_p
     assert_same_run(whole[0], folder)
     said = Path(f"{folder}.log").read_text()
     assert "step-00000004 is damaged: expected weights.safetensors to be" in said
-    assert f"{folder} goes on after step 3" in said
+    assert f"resuming {folder} after step 3" in said
     assert (folder / "checkpoints" / "damaged-step-00000004").is_dir()
 
 
@@ -182,7 +182,7 @@ def test_a_run_that_has_ended_goes_on_to_more_steps(mini_batches: int, left: str
     folder = tmp_path / "run"
     if left != "-end":
         shutil.rmtree(folder / "checkpoints" / "step-00000002-end")
-    assert f"{folder} goes on after step 2" in go_on(folder, f"trainer.max_steps={4 * mini_batches}")
+    assert f"resuming {folder} after step 2" in go_on(folder, f"trainer.max_steps={4 * mini_batches}")
     rows, whole = ([r for r in metrics(tmp_path / name) if r["loss/train"]] for name in ("run", "whole"))
     assert [r["step"] for r in rows] == ["0", "1", "2", "3"]
     for key in ("loss/train", "optimizer/grad_norm", "optimizer/learning_rate", "coverage/student_mass/sums"):

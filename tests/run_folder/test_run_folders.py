@@ -10,7 +10,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from opdlight.config import CONF, hydra_entry
-from opdlight.config.folders import job_name, reserved
+from opdlight.config.folders import job_name, make_new_folder
 from opdlight.errors import ConfigError
 from opdlight.run_folder.folder import link_latest, open_run
 
@@ -61,7 +61,7 @@ def names(folder: Path) -> set[str]:
 def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
     wanted = tmp_path / "runs" / "2026-01-01_00-00-00-sums"
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(reserved, [wanted] * 8))
+        found = list(pool.map(make_new_folder, [wanted] * 8))
     assert {path.name for path in found} == {wanted.name, *(f"{wanted.name}-{i}" for i in range(2, 9))}
 
 

@@ -40,11 +40,14 @@ def ends(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> in
 def test_help_says_what_it_is_for(
     tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
     assert ends(tool, ["--help"], monkeypatch) in (0, None)
     out = capsys.readouterr().out
+    wide = [line for line in out.splitlines() if len(line) > 70 and "python tools/" not in line]
+    assert not wide, "wrapped at the terminal's width, but for commands to copy"
     (purpose,) = [line for line in (ROOT / "tools" / tool).read_text().splitlines() if line.startswith('"""')][:1]
     assert out.startswith(f"usage: {tool}")
-    assert purpose.strip('"')[:50] in out, "the docstring, with its examples, is the description"
+    assert purpose.strip('"')[:50] in " ".join(out.split()), "the docstring, with its examples, is the description"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
