@@ -207,7 +207,7 @@ def _bar(axis: Axes, x: float, interval: Interval, colour: str, *, scale: float 
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write whole or not at all."""
+    """Write atomically."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     plt.close(figure)

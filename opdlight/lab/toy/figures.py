@@ -128,7 +128,7 @@ def _legend(figure: Figure, axis: Axes, outcome: Outcome) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write whole or not at all."""
+    """Write atomically."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     plt.close(figure)
