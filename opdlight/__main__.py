@@ -20,7 +20,9 @@ def main() -> None:
         _complete(names)
     elif first in names:
         del sys.argv[1]
-        # as `python -m` does it: processes that Lightning starts run the same module
+        # as `python -m` does it: modules of one's own are found in the current folder, and processes that Lightning
+        # starts run the same module
+        sys.path.insert(0, os.getcwd())
         runpy.run_module(f"opdlight.{first}", run_name="__main__", alter_sys=True)
     else:
         near = difflib.get_close_matches(first, names, n=1)

@@ -49,7 +49,7 @@ def write_files(readme: Path, folder: Path) -> list[Path]:
 
 
 def commands(readme: Path) -> list[list[str]]:
-    """The words of every command line, without `$`, comments and the environment variables in front."""
+    """The words of every command line, without `$`, comments and environment variables; `opdlight` as `python -m`."""
     found = []
     for block in blocks(readme, "bash", "console"):
         for line in block.text.replace("\\\n", " ").splitlines():
@@ -59,6 +59,8 @@ def commands(readme: Path) -> list[list[str]]:
             words = shlex.split(line, comments=True)
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 del words[0]
+            if words[:1] == ["opdlight"]:
+                words = ["python", "-m", ".".join(words[:2]), *words[2:]]
             if words:
                 found.append(words)
     return found

@@ -84,11 +84,18 @@ def test_it_brings_the_command(installed: Path, tmp_path: Path) -> None:
     command = tmp_path / "opdlight"  # as pip writes it
     command.write_text(f"import sys\nfrom {script.module} import {script.attr}\nsys.exit({script.attr}())\n")
     environment = {**os.environ, "PYTHONPATH": str(installed)}
-    done = subprocess.run(
-        [sys.executable, command, "train", "task=sums", "--cfg", "job"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, command, *arguments],
+            cwd=tmp_path / "runs", env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    (tmp_path / "runs").mkdir()
+    done = run("train", "task=sums", "--cfg", "job")
     assert "_target_: opdlight.data.TaskMixture" in done.stdout, done.stderr
+    (tmp_path / "runs" / "own.py").write_text("class Loss: ...")  # where the command is started, not where it lies
+    assert "Unknown key `loss.support`: own.Loss does not take it." in run("train", "loss._target_=own.Loss").stderr
 
 
 def test_what_readmes_show_of_ones_own_parts_works_beside_the_wheel(installed: Path, tmp_path: Path) -> None:

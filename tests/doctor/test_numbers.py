@@ -227,7 +227,7 @@ def test_greedy_first_turns_are_the_students(tmp_path: Path) -> None:
 def test_memory_adds_up(tmp_path: Path) -> None:
     one = patient(tmp_path, micro_batch_tokens=100, optimizer="torch.optim.AdamW")
     numbers = sum(p.numel() for p in one.student.parameters())
-    parts = estimate(one, gpu=False, there=1 << 40)
+    parts = estimate(one, gpu=False, available=1 << 40)
     assert parts["weights"] == parts["gradients"] == parts["teachers"] == parts["engine"] == 4 * numbers
     assert parts["optimizer"] == 8 * numbers
     assert parts["activations"] == 100 * 2 * (10 * 64 + 4 * 128) * 4
