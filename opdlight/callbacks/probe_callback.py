@@ -22,7 +22,7 @@ class ProbeCallback(L.Callback, ABC):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the figures of this step."""
-        for task, seen in by_task(outputs["step"].readings).items():
+        for task, seen in by_task(outputs["step"].probes).items():
             for name, value in self.figures(seen).items():
                 pl_module.log(f"{name}/{task}", value, prog_bar=name == "coverage/student_mass")
 

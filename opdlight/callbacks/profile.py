@@ -36,7 +36,7 @@ class DepthProfile(L.Callback):
         """Append the lines of this step."""
         rows = [
             {"update": batch_idx, "task": task, "axis": axis, **row}
-            for task, seen in by_task(outputs["step"].readings).items()
+            for task, seen in by_task(outputs["step"].probes).items()
             for axis, at in (("position", octave(seen.position)), ("turn", seen.turn))
             for row in by_bucket(seen, at, doubling=axis == "position")
         ]

@@ -35,7 +35,7 @@ class TokenGaps(L.Callback):
         tokenizer = pl_module.student.tokenizer
         special = set(tokenizer.added_tokens_decoder)  # markers, ends, <think>: what training or templates added
         lines = []
-        for task, seen in by_task(outputs["step"].readings).items():
+        for task, seen in by_task(outputs["step"].probes).items():
             table = token_table(seen)
             share = sum(row["share"] for row in table if row["id"] in special)
             pl_module.log(f"gap/special_share/{task}", share)

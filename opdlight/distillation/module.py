@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
@@ -12,16 +12,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from opdlight.batch.collate import Collate, count_unshared, without_tokens
-from opdlight.batch.split import in_parts, with_global_tokens
+from opdlight.batch.collate import Collate, count_unshared
+from opdlight.batch.ranks import over_ranks
+from opdlight.batch.split import in_parts
+from opdlight.distillation.evaluations import Evaluations
 from opdlight.distillation.guards import NotFinite
 from opdlight.distillation.hooks import show_trajectories, uses_probe
 from opdlight.distillation.out_of_memory import OutOfMemory
 from opdlight.distillation.schedules import constant
-from opdlight.distillation.step import Step
+from opdlight.distillation.step import Step, Update
 from opdlight.losses import Loss, Remembers
 from opdlight.losses.reduce import token_mean
-from opdlight.metrics.success import HeldOutOutcomes, Result
+from opdlight.metrics.success import HeldOutOutcomes
 from opdlight.models.base import ScoreRequest
 from opdlight.models.probe import Probe, ProbeResult
 from opdlight.models.scorer import Scored, Scorer
@@ -82,9 +84,7 @@ class OnPolicyDistillation(L.LightningModule):
         self.updates = 0  # the student's version: how often its weights have changed
         self.not_finite = NotFinite(max_not_finite)
         self.out_of_memory = OutOfMemory(self.collate.micro_batch_tokens, self.print)
-        self.held_out = HeldOutOutcomes()
-        self.before: dict[str, Result] = {}  # the student at the start, by task
-        self.evaluated: dict[str, Result] = {}  # by the last validation loop
+        self.evaluations, self.held_out = Evaluations(), HeldOutOutcomes()
 
     def configure_model(self) -> None:
         """Divide the models over the processes, if the strategy has a mesh for it."""
@@ -92,8 +92,8 @@ class OnPolicyDistillation(L.LightningModule):
             return
         mesh = self.device_mesh["data_parallel"]
         self.student.shard(mesh)
-        if self.teacher_placement != "replicated":
-            for teachers in filter(None, (self.teachers, self.reference)):
+        for teachers in filter(None, (self.teachers, self.reference)):
+            if self.teacher_placement != "replicated":
                 teachers.shard(mesh, offload=self.teacher_placement == "offloaded")
 
     def setup(self, stage: str) -> None:
@@ -104,7 +104,7 @@ class OnPolicyDistillation(L.LightningModule):
         """Begin a step with nothing measured."""
         internals.forget_logged(self.trainer)
         internals.set_logging_step(self.trainer, batch_idx)
-        self.timer.seconds, self.evaluated = {}, {}
+        self.timer.seconds, self.evaluations.last = {}, {}
 
     def training_step(self, requests: list[RolloutRequest], batch_idx: int) -> dict[str, Any]:
         """One rollout and its updates; returns the loss and the `Step` for the callbacks."""
@@ -112,20 +112,19 @@ class OnPolicyDistillation(L.LightningModule):
         trajectories = self.roll_out(requests, batch_idx)
         updates = self.flatten(trajectories)
         learnt = [self.learn(batches) for batches in updates]
-        self.log("rollout/unshared_tokens", float(sum(all_gather(count_unshared(trajectories, self.collate.shared)))))
-        tokens = sum(batches[0].global_tokens for batches in updates if batches)
-        self.log("rollout/loss_tokens", float(tokens))
         with self.timer("watch"):
-            readings = [r for rank in all_gather([r for _, _, readings in learnt for r in readings]) for r in rank]
+            probes = [p for rank in all_gather([p for update in learnt for p in update.probes]) for p in rank]
         step = Step(
-            readings=readings,
+            probes=probes,
             trajectories=trajectories,
-            loss_tokens=tokens,
-            shares=[[b.num_tokens / b.global_tokens for b in batches] for _, batches, _ in learnt],
+            loss_tokens=sum(batches[0].global_tokens for batches in updates if batches),
+            shares=[[b.num_tokens / b.global_tokens for b in update.batches] for update in learnt],
             version=version,
             not_finite=self.not_finite.count - not_finite,
         )
-        return {"loss": self.mean_loss([loss for loss, _, _ in learnt]), "step": step}
+        self.log("rollout/loss_tokens", float(step.loss_tokens))
+        self.log("rollout/unshared_tokens", float(sum(all_gather(count_unshared(trajectories, self.collate.shared)))))
+        return {"loss": self.mean_loss([update.loss for update in learnt]), "step": step}
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End the run when too many updates were not finite; the callbacks have recorded the last one."""
@@ -143,29 +142,24 @@ class OnPolicyDistillation(L.LightningModule):
     def flatten(self, trajectories: Sequence[Trajectory]) -> list[list[TokenBatch]]:
         """② The micro-batches of each update, as many on every rank; `global_tokens` are the loss positions of all."""
         collate = replace(self.collate, micro_batch_tokens=self.out_of_memory.budget)
-        updates = []
-        for part in in_parts(trajectories, self.mini_batches):
-            batches = collate(part)
-            counts = all_gather((sum(b.num_tokens for b in batches), len(batches)))
-            total, most = sum(tokens for tokens, _ in counts), max(number for _, number in counts)
-            batches += [without_tokens(collate.tasks)] * (most - len(batches))
-            updates.append([b.to(self.device) for b in with_global_tokens(batches, total)])
+        parts = in_parts(trajectories, self.mini_batches)
+        updates = [[b.to(self.device) for b in over_ranks(collate(part), collate.tasks)] for part in parts]
         if self.loss.needs.sampled:  # later updates compare the student with what it was when it rolled out
             updates[1:] = [[self.with_rollout_logprobs(b) for b in batches] for batches in updates[1:]]
         return updates
 
-    def learn(self, batches: Sequence[TokenBatch]) -> tuple[Tensor, Sequence[TokenBatch], list[ProbeResult]]:
-        """One update; returns its loss, its micro-batches as they fitted into memory, and what callbacks look at."""
-        (loss, readings), batches = self.out_of_memory.run(
+    def learn(self, batches: Sequence[TokenBatch]) -> Update:
+        """③ ④ ⑤ One update on these micro-batches."""
+        (loss, probes), batches = self.out_of_memory.run(
             self.accumulate, batches, forget=lambda: self.student.zero_grad(set_to_none=True)
         )
         with self.timer("update"):
             self.update(loss, has_gradient=bool(batches))
-        return loss, batches, readings
+        return Update(loss, batches, probes)
 
     def accumulate(self, batches: Sequence[TokenBatch]) -> tuple[Tensor, list[ProbeResult]]:
-        """③ ④ Score, compare and differentiate each micro-batch; returns the loss of all, detached."""
-        loss, readings = torch.zeros((), device=self.device), []
+        """③ ④ Score, compare and differentiate each micro-batch; the loss of all, detached, and their probes."""
+        loss, probes = torch.zeros((), device=self.device), []
         for number, batch in enumerate(batches):
             with self.timer("score"):
                 scores, probe = self.score(batch)
@@ -176,8 +170,8 @@ class OnPolicyDistillation(L.LightningModule):
             loss += contribution.detach()
             if probe is not None:
                 with self.timer("watch"):
-                    readings.append(probe.cpu())
-        return loss, readings
+                    probes.append(probe.cpu())
+        return loss, probes
 
     def score(self, batch: TokenBatch) -> Scored:
         """③ The teachers score the support, their own or the student's choice; the student is scored on it."""
@@ -243,13 +237,11 @@ class OnPolicyDistillation(L.LightningModule):
         found = self.source.evaluate(requests, policy=self.student, version=self.updates)
         with self.timer("watch"):
             show_trajectories(self.trainer, self, found, "val")
-        self.held_out.reset()
-        self.held_out.update(found)
-        self.evaluated[requests[0].task] = Result.of_rows(self.held_out.compute())
+        self.evaluations.add(requests[0].task, found, self.held_out)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of every task that was evaluated; `HeldOutOutcomes` has gathered those of all ranks."""
-        for task, result in self.evaluated.items():
+        for task, result in self.evaluations.last.items():
             self.log(f"val/success/{task}", result.success)
             self.log(f"val/reward/{task}", result.reward)
 
@@ -262,8 +254,6 @@ class OnPolicyDistillation(L.LightningModule):
         """Complete Lightning's checkpoint, so that it is the state between two steps; leave out what is frozen."""
         checkpoint["updates"] = self.updates
         checkpoint |= {name: part.state_dict() for name, part in self._parts().items()}
-        for name in ("before", "evaluated"):
-            checkpoint[name] = {task: asdict(result) for task, result in getattr(self, name).items()}
         frozen = {name for name, weight in self.named_parameters() if not weight.requires_grad}
         checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n not in frozen}
         internals.set_between_steps(checkpoint, validating=self.trainer.validating)
@@ -274,11 +264,9 @@ class OnPolicyDistillation(L.LightningModule):
         for name, part in self._parts().items():
             if name in checkpoint:  # `loss` may be another one than before
                 part.load_state_dict(checkpoint[name])
-        for name in ("before", "evaluated"):
-            setattr(self, name, {task: Result(**result) for task, result in checkpoint[name].items()})
         internals.reopen_training(checkpoint, self.trainer.datamodule.train_set.updates)  # type: ignore[attr-defined]
 
     def _parts(self) -> Mapping[str, Any]:
         """What a step depends on beside weights and optimizer, under its name in a checkpoint."""
-        parts = {"not_finite": self.not_finite, "out_of_memory": self.out_of_memory, "source": self.source}
+        parts = {name: getattr(self, name) for name in ("not_finite", "out_of_memory", "source", "evaluations")}
         return parts | ({"loss": self.loss} if isinstance(self.loss, Remembers) else {})

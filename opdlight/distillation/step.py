@@ -1,20 +1,31 @@
-"""The record of one training step."""
+"""The records of a training step and of its updates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
 
 from opdlight.models.probe import ProbeResult
-from opdlight.types import Trajectory
+from opdlight.types import TokenBatch, Trajectory
+
+
+class Update(NamedTuple):
+    """One update of this rank."""
+
+    loss: Tensor  # summed over the loss tokens of this rank, divided by those of all ranks; detached
+    batches: Sequence[TokenBatch]  # its micro-batches, as they fitted into memory
+    probes: list[ProbeResult]  # of its micro-batches, for the callbacks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """What the callbacks get of a training step: `outputs["step"]` in `on_train_batch_end`.
 
-    A LightningModule with a training step of its own returns `{"loss": loss, "step": Step(readings=...)}`.
+    A LightningModule with a training step of its own returns `{"loss": loss, "step": Step(probes=...)}`.
     """
 
-    readings: Sequence[ProbeResult] = ()  # of all ranks
+    probes: Sequence[ProbeResult] = ()  # of all ranks
     trajectories: Sequence[Trajectory] = ()  # of this rank
     loss_tokens: int = 0  # of all ranks and updates
     shares: Sequence[Sequence[float]] = ()  # update by update: each micro-batch's part of the loss tokens of all ranks

@@ -19,8 +19,8 @@ from opdlight.types import ProbeScores, TokenBatch
 class ProbeResult:
     """What student and teacher say at n loss positions, detached; log-probs in nats, at the rollout temperature.
 
-    A training step of one's own makes one for each micro-batch (`Scorer.score` does, or by hand) and returns them as a
-    list, beside the loss, under `readings`.
+    A training step of one's own makes one for each micro-batch (`Scorer.score` does, or by hand) and returns them in
+    `distillation.step.Step.probes`, beside the loss.
     """
 
     tasks: tuple[str, ...]

@@ -124,7 +124,7 @@ def _measure_and_fit(
     if checkpoint is None:
         with timed(seconds, "evaluate before"):
             trainer.validate(module, datamodule=data, verbose=False)
-        module.before, module.evaluated = module.evaluated, {}
+        module.evaluations.keep_as_before()
     if is_first_process():
         link_latest(Path(trainer.default_root_dir))
     with timed(seconds, "train"):
@@ -136,7 +136,7 @@ def _measure_and_fit(
             if trainer.world_size > 1 or completed_steps(trainer) < data.train_set.updates:
                 raise
             closing.note(AFTER, error)
-    if not module.evaluated and AFTER not in closing.failed:  # a limit such as trainer.max_time stopped it earlier
+    if not module.evaluations.last and AFTER not in closing.failed:  # trainer.max_time or so ended it earlier
         with closing.part(AFTER):
             trainer.validate(module, datamodule=data, verbose=False)
 
@@ -145,12 +145,13 @@ def _outcome(
     mixture: TaskMixture, module: OnPolicyDistillation, teachers: Mapping[str, list[Trajectory]]
 ) -> dict[str, Outcome]:
     """By task; none for what was not evaluated, as with trainer.limit_val_batches=0."""
+    results = module.evaluations
     return {
         name: Outcome(
-            before=module.before[name],
-            after=module.evaluated[name],
+            before=results.before[name],
+            after=results.last[name],
             teacher=Result.of(teachers[name]) if name in teachers else None,
         )
         for name in mixture.names
-        if name in module.before and name in module.evaluated
+        if name in results.before and name in results.last
     }

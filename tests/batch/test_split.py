@@ -76,13 +76,13 @@ class Narrow:
 
 
 class Tokens(L.Callback):
-    """How many tokens a step had, and how many its readings are of."""
+    """How many tokens a step had, and how many its probes are of."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, int]] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.seen.append((outputs["step"].loss_tokens, sum(r.loss_tokens for r in outputs["step"].readings)))
+        self.seen.append((outputs["step"].loss_tokens, sum(r.loss_tokens for r in outputs["step"].probes)))
 
 
 @pytest.mark.parametrize("ends_at", [1, 2, 3])  # in the first micro-batch, in the second, in the next update

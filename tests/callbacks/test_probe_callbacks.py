@@ -37,7 +37,7 @@ ALONE: Any = SimpleNamespace(world_size=1)
 
 def logged(callback: ProbeCallback, *results: ProbeResult) -> dict[str, float]:
     module = Logged()
-    callback.on_train_batch_end(FIRST, module, {"step": Step(readings=results)}, None, 0)  # type: ignore[arg-type]
+    callback.on_train_batch_end(FIRST, module, {"step": Step(probes=results)}, None, 0)  # type: ignore[arg-type]
     assert all(describe(key) for key in module.values), module.values.keys()
     return module.values
 
@@ -118,7 +118,7 @@ def student_module(monkeypatch: pytest.MonkeyPatch) -> Logged:
 def test_token_gaps_are_written_by_name(student_module: Logged, tmp_path: Path) -> None:
     watch = TokenGaps(str(tmp_path), every=2, rows=1)
     for step in range(3):
-        outputs = {"step": Step(readings=[made_up([1, 1, 5])])}
+        outputs = {"step": Step(probes=[made_up([1, 1, 5])])}
         watch.on_train_batch_end(FIRST, student_module, outputs, None, step)  # type: ignore[arg-type]
     lines = [json.loads(line) for line in (tmp_path / "token_gaps.jsonl").read_text().splitlines()]
     assert [line["update"] for line in lines] == [0, 2]
@@ -133,7 +133,7 @@ def test_profile_has_a_line_a_bucket(tmp_path: Path) -> None:
     watch = DepthProfile(str(tmp_path))
     both = made_up([0, 1, 5], position=torch.tensor([0, 5, 6]), turn=torch.tensor([0, 0, 2]))
     for step in (0, 1):
-        watch.on_train_batch_end(FIRST, Logged(), {"step": Step(readings=[both])}, None, step)  # type: ignore[arg-type]
+        watch.on_train_batch_end(FIRST, Logged(), {"step": Step(probes=[both])}, None, step)  # type: ignore[arg-type]
     with (tmp_path / "profile.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
@@ -204,7 +204,7 @@ class Own(L.LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(3))
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> dict[str, Any]:
-        return {"loss": (self.weight * batch).sum(), "step": Step(readings=[made_up([0, 1, 5])])}
+        return {"loss": (self.weight * batch).sum(), "step": Step(probes=[made_up([0, 1, 5])])}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
