@@ -121,4 +121,4 @@ class TextEnv(gymnasium.Env[str, str]):
         raise NoExpertError(f"{type(self).__name__} has no expert. Implement expert_action() to demonstrate the task.")
 
     def prepare(self, seed: int) -> None:
-        """A hint that `reset(seed=seed)` follows soon, in this env or another of its class: build what is slow. Optional."""
+        """A hint that `reset(seed=seed)` follows, in this env or another of its class: build what is slow. Optional."""

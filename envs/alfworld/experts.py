@@ -133,8 +133,8 @@ class Planner:
 class HandCoded:
     """ALFWorld's own hand-coded agent. It draws from Python's global random numbers where it has a choice.
 
-    If it proposes an action that is not admissible it looks around instead, as ALFWorld's wrapper does. It often fails at
-    two objects.
+    If it proposes an action that is not admissible it looks around instead, as ALFWorld's wrapper does. It often
+    fails at two objects.
     """
 
     def __init__(self, play: Play) -> None:
