@@ -194,6 +194,7 @@ def test_a_target_whose_module_lacks_a_package_says_so(tmp_path: Path, monkeypat
     [
         (["loss=smal"], "The group `loss` has no option 'smal'. Did you mean `loss=small`? Options: large, small."),
         (["losss=small"], "Unknown key `losss`. Did you mean `loss`?"),
+        (["reader.k=3"], "Unknown key `reader.k`. It is called `probe.k` now."),
         (["+losss=small"], "Unknown key `losss`. Did you mean `loss`?"),
         (["loss.kk=3"], "Unknown key `loss.kk`. Did you mean `loss.k`? An argument of `loss` that the config does not"),
         (["+loss.kk=3"], "Unknown key `loss.kk`: config_targets.Small does not take it. Did you mean `loss.k`?"),
