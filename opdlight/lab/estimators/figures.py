@@ -14,7 +14,7 @@ from opdlight.system.files import replacing
 
 
 def draw(path: Path, rows: list[Row], real: list[Real]) -> None:
-    """Variance, bias and SNR against length, and the SNR of real trajectories; bands run from the least to the most."""
+    """Draw variance, bias and SNR against length, and the SNR of real trajectories; bands show the range."""
     names = list(dict.fromkeys(r.estimator for r in rows))
     colours = dict(zip(names, plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(names))), strict=True))
     figure, axes = plt.subplots(2, 2, figsize=(14, 10), layout="constrained")
@@ -63,7 +63,7 @@ def draw(path: Path, rows: list[Row], real: list[Real]) -> None:
 
 
 def _guides(axis: plt.Axes, rows: list[Row]) -> None:
-    """Dashed lines that grow as T² and T⁴ from the shortest length."""
+    """Draw dashed lines that grow as T² and T⁴, the paper's worst cases."""
     lengths = np.array(sorted({r.length for r in rows}), dtype=float)
     start = np.median([r.variance for r in rows if r.length == lengths[0] and r.variance])
     for power in (2, 4):

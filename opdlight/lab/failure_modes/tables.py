@@ -1,4 +1,4 @@
-"""The tables of the failure-mode study; each says in its caption what the paper expects and whether it shows."""
+"""The tables of the failure-mode study; captions say which of the paper's claims show."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ SIGNAL_NAMES = {
 
 
 def verdict(interval: Interval, *, sign: int, threshold: float = 0.0) -> str:
-    """Does an effect of this sign show: its whole 95 % interval beyond the threshold, on the other side, or neither?
+    """Whether an effect of this sign shows: "yes" if its 95 % interval lies beyond the threshold.
 
     >>> verdict(Interval(value=0.3, low=0.1, high=0.5), sign=-1)
     'the opposite'
@@ -30,7 +30,7 @@ def verdict(interval: Interval, *, sign: int, threshold: float = 0.0) -> str:
 
 
 def print_imbalance(figures: Mapping[str, Mapping[str, Interval]], tokens: Mapping[str, Tokens]) -> None:
-    """Negative rewards and concentration."""
+    """Print negative rewards and concentration."""
     shown = table("task", "figure", "all tokens", *(f"top {100 * s:g} % carry" for s in SHARES))
     shown.title = "1. Imbalance of the sampled token (rollouts at top-p 1)"
     claims = []
@@ -54,7 +54,7 @@ def print_imbalance(figures: Mapping[str, Mapping[str, Interval]], tokens: Mappi
 
 
 def print_depth(depths: Mapping[str, Mapping[str, Depth]]) -> None:
-    """The gap in depth, repetition and limits."""
+    """Print the gap in depth, repetition and length-limit hits."""
     policies = list(next(iter(depths.values())))
     shown = table("task", "figure", *policies)
     shown.title = "2. The teacher on student prefixes: gap log π(y) − log q(y), late against early"
@@ -98,15 +98,14 @@ def print_special(
     by_token: Mapping[str, Mapping[str, Mapping[str, float]]],
     arms: Mapping[str, Mapping[str, Interval]],
 ) -> None:
-    """What the special tokens carry, what both models say of each, and success after distillation.
+    """Print the shares of the special tokens, both models' log-probs of each, and success after distillation.
 
     Args:
-        console: where to.
-        shares: student → figures; the plain student is the last.
+        shares: student → figures; the last is the unchanged student.
         by_token: other student → token → means.
         arms: other student → arm → success and length-limit hits; empty if none was distilled.
     """
-    shown = table("what the special tokens carry", *shares)
+    shown = table("share of the special tokens", *shares)
     shown.title = "3. Special tokens that student and teacher write differently"
     names = {"tokens": "share of tokens", "reward": "share of |reward|",
              "sampled_gradient": "share of gradient norms, sampled token",
@@ -122,8 +121,8 @@ def print_special(
         for name, mine in others
     )
     shown.caption = (
-        "The mask takes the special tokens away. What it cannot mend: a teacher that reads a prefix which it would not "
-        f"have written. Is |reward| of the other tokens too larger than the plain student's? {follows}"
+        "The mask removes the special tokens. But the teacher still reads prefixes that it would not have written: "
+        f"is |reward| of other tokens, too, larger than with the plain student? {follows}"
     )
     show(shown)
     shown = table("student", "token", "count", "mean log π (nats)", "mean log q (nats)")
