@@ -54,7 +54,7 @@ def listed_shares(tokens: Tokens, *, draws: int, seed: int) -> dict[str, Interva
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprobs:
-    """A sampled token with the log-probs of both models (PAPER Fig. 5)."""
+    """A sampled token with the log-probs of both models (arXiv 2603.25562 Fig. 5)."""
 
     text: str
     student: float  # log π, nats
