@@ -1,4 +1,4 @@
-"""Where runs go: folders that nobody shares, and names that say what is special."""
+"""Run folders: two runs never share one, and their names contain what was overridden."""
 
 import subprocess
 import sys
