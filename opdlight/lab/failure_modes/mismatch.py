@@ -79,11 +79,11 @@ def by_token(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> dict[str, di
     """For each token that the mask removes: its count, and its mean log π and log q over all trajectories, in nats."""
     found = {}
     for token in tokens.token[tokens.listed].unique().tolist():
-        mine = tokens.listed & (tokens.token == token)
+        selected = tokens.listed & (tokens.token == token)
         found[str(tokenizer.decode([token]))] = {
-            "count": int(mine.sum()),
-            "student": float(tokens.log_pi[mine].mean()),
-            "teacher": float(tokens.log_q[mine].mean()),
+            "count": int(selected.sum()),
+            "student": float(tokens.log_pi[selected].mean()),
+            "teacher": float(tokens.log_q[selected].mean()),
         }
     return found
 
