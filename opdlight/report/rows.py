@@ -34,10 +34,10 @@ def text_of(path: Path) -> str:
 def csv_rows(path: Path, notes: list[str]) -> list[dict[str, str]]:
     """The rows of a CSV file; a last line without a line break was cut, and is left out."""
     text = text_of(path).replace("\0", "")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
+    complete = text[: text.rfind("\n") + 1]
+    if complete != text:
         notes.append(f"{path.name}: the last line was cut off, and is left out.")
-    return list(csv.DictReader(io.StringIO(whole)))
+    return list(csv.DictReader(io.StringIO(complete)))
 
 
 def to_float(cell: str | None) -> float:

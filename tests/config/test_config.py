@@ -341,6 +341,22 @@ def test_help_shows_groups_options_and_examples(conf: Path) -> None:
     assert "  loss.k=3" in help_text(conf, "main").splitlines()
 
 
+def test_help_lists_the_options_of_a_folder_of_one_s_own(conf: Path, tmp_path: Path) -> None:
+    extra = tmp_path / "mine"
+    (extra / "loss").mkdir(parents=True)
+    (extra / "loss" / "tiny.yaml").write_text("# my own\n_target_: config_targets.Small\n# a few\nk: 1\n")
+    (extra / "loss" / "large.yaml").write_text("# never chosen: Hydra searches this folder last\nk: 2\n")
+    text = start(conf, "loss=tiny", "--help", "--config-dir", str(extra), COLUMNS="100").stdout
+    lines = text.splitlines()
+    assert "             * tiny   (yours) my own" in lines
+    assert "  loss         large  the large one" in lines
+    assert "  loss.k=1" in lines and "      a few" in lines
+    assert "tiny" not in help_text(conf, "main")
+    assert "Options of your own: --config-dir <folder>, with loss/<name>.yaml in it" in help_text(conf, "main")
+    wrong = start(conf, "--help", "--config-dir", "nowhere")
+    assert wrong.stderr == "error: Expected `--config-dir` to be a folder that exists, but got 'nowhere'.\n"
+
+
 def test_only_a_comment_right_above_a_key_describes_it(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(

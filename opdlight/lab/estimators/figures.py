@@ -44,11 +44,11 @@ def draw(path: Path, rows: list[Row], real: list[Real]) -> None:
     tasks = list(dict.fromkeys(r.task for r in real))
     for number, task in enumerate(tasks):
         offset = 0.25 * (number - (len(tasks) - 1) / 2)
-        mine = [r for r in real if r.task == task]
-        at = np.arange(len(mine)) + offset
-        error = [r.snr_half for r in mine]
-        axis.errorbar([r.snr for r in mine], at, xerr=error, fmt="o", capsize=2, label=task)
-        axis.set_yticks(np.arange(len(mine)), [r.estimator for r in mine])
+        selected = [r for r in real if r.task == task]
+        at = np.arange(len(selected)) + offset
+        error = [r.snr_half for r in selected]
+        axis.errorbar([r.snr for r in selected], at, xerr=error, fmt="o", capsize=2, label=task)
+        axis.set_yticks(np.arange(len(selected)), [r.estimator for r in selected])
     axis.set(title="signal to noise of one real trajectory (95 % jackknife)", xlabel="‖E ĝ‖² / tr Cov ĝ")
     axis.set_xscale("symlog", linthresh=0.01)
     axis.grid(alpha=0.3)

@@ -87,7 +87,7 @@ def growth(rows: list[Row], name: str, quantity: str, shortest: int) -> Mean:
     """The exponent a of quantity ∝ T^a for T ≥ `shortest`: the slope of a log-log fit, mean over the seeds."""
     slopes = []
     for seed in sorted({r.seed for r in rows}):
-        mine = [r for r in rows if r.estimator == name and r.seed == seed and r.length >= shortest]
-        x, y = np.log([r.length for r in mine]), np.log([getattr(r, quantity) for r in mine])
+        selected = [r for r in rows if r.estimator == name and r.seed == seed and r.length >= shortest]
+        x, y = np.log([r.length for r in selected]), np.log([getattr(r, quantity) for r in selected])
         slopes.append(float(np.polyfit(x, y, 1)[0]))
     return Mean.of(slopes)

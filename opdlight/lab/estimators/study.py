@@ -32,8 +32,8 @@ def study(cfg: DictConfig) -> dict[str, float]:
     shown.title = f"{len(seeds)} pairs of chains, V={cfg.vocabulary}, K={cfg.k}; growth: exponents of T, T ≥ {shortest}"
     shown.caption = "bias: relative to the gradient of the sequence KL; SNR ‖E ĝ‖² / tr Cov ĝ of one sequence; ± 95 %"
     for name in estimators(cfg.k):
-        mine = [r for r in rows if r.estimator == name and r.length == longest]
-        cells = [Mean.of([getattr(r, q) for r in mine]) for q in ("variance", "snr", "sequence_bias")]
+        selected = [r for r in rows if r.estimator == name and r.length == longest]
+        cells = [Mean.of([getattr(r, q) for r in selected]) for q in ("variance", "snr", "sequence_bias")]
         slopes = [growth(rows, name, q, shortest) for q in ("variance", "second_moment")]
         shown.add_row(name, str(cells[0]), *map(str, slopes), str(cells[1]), str(cells[2]))
     show(shown)

@@ -30,8 +30,8 @@ SIGNAL_STYLE = {
 def draw_imbalance(path: Path, tokens: Mapping[str, Tokens], figures: Mapping[str, Mapping[str, Interval]]) -> None:
     """Draw `imbalance.png`: both models' probability of each sampled token, and how concentrated each signal is."""
     figure, axes = plt.subplots(len(tokens), 2, figsize=(12.5, 5.2 * len(tokens)), layout="constrained", squeeze=False)
-    for row, (task, mine) in zip(axes, tokens.items(), strict=True):
-        pi, q, negative = mine.log_pi.exp().numpy(), mine.log_q.exp().numpy(), (mine.reward < 0).numpy()
+    for row, (task, of_task) in zip(axes, tokens.items(), strict=True):
+        pi, q, negative = of_task.log_pi.exp().numpy(), of_task.log_q.exp().numpy(), (of_task.reward < 0).numpy()
         for below, colour, name in ((False, MATCHING, "q ≥ π: rewarded"), (True, SAMPLED, "q < π: punished")):
             at = negative == below
             row[0].scatter(pi[at], q[at], s=7, alpha=0.35, lw=0, color=colour, rasterized=True, label=name)
@@ -45,7 +45,7 @@ def draw_imbalance(path: Path, tokens: Mapping[str, Tokens], figures: Mapping[st
         legend = row[0].legend(markerscale=3, loc="upper left", framealpha=0.95)
         for handle in legend.legend_handles:
             handle.set_alpha(1)
-        _concentration(row[1], mine, figures[task])
+        _concentration(row[1], of_task, figures[task])
         row[1].set_title(f"{task}: who carries the signal?")
     figure.suptitle("Imbalance: few sampled tokens carry the signal", fontweight="bold")
     _save(figure, path)

@@ -54,7 +54,7 @@ def listed_shares(tokens: Tokens, *, draws: int, seed: int) -> dict[str, Interva
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprobs:
-    """A sampled token with the log-probs of both models (PAPER Fig. 5)."""
+    """A sampled token with the log-probs of both models (arXiv 2603.25562 Fig. 5)."""
 
     text: str
     student: float  # log π, nats
@@ -79,11 +79,11 @@ def by_token(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> dict[str, di
     """For each token that the mask removes: its count, and its mean log π and log q over all trajectories, in nats."""
     found = {}
     for token in tokens.token[tokens.listed].unique().tolist():
-        mine = tokens.listed & (tokens.token == token)
+        selected = tokens.listed & (tokens.token == token)
         found[str(tokenizer.decode([token]))] = {
-            "count": int(mine.sum()),
-            "student": float(tokens.log_pi[mine].mean()),
-            "teacher": float(tokens.log_q[mine].mean()),
+            "count": int(selected.sum()),
+            "student": float(tokens.log_pi[selected].mean()),
+            "teacher": float(tokens.log_q[selected].mean()),
         }
     return found
 

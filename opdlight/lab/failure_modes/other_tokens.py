@@ -1,4 +1,4 @@
-"""A student that writes some special tokens with other ids than the teacher (PAPER, failure mode 3)."""
+"""A student that writes some special tokens with other ids than the teacher (arXiv 2603.25562, failure mode 3)."""
 
 import json
 from collections.abc import Sequence

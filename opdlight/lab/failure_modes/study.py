@@ -129,10 +129,10 @@ def _depth_of(
     scored: Mapping[str, Mapping[str, Tokens]],
     rolled: Mapping[str, Mapping[str, Sequence[Trajectory]]],
 ) -> dict[str, Depth]:
-    mine = {policy: tokens[task] for policy, tokens in scored.items()}
-    edges = edges_of(list(mine.values()), cfg.buckets)
-    turns = int(max(t.turn.max() for t in mine.values())) + 1
-    return {policy: depth(cfg, tokens, rolled[policy][task], edges, turns) for policy, tokens in mine.items()}
+    by_policy = {policy: tokens[task] for policy, tokens in scored.items()}
+    edges = edges_of(list(by_policy.values()), cfg.buckets)
+    turns = int(max(t.turn.max() for t in by_policy.values())) + 1
+    return {policy: depth(cfg, tokens, rolled[policy][task], edges, turns) for policy, tokens in by_policy.items()}
 
 
 def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, folder: Path) -> OtherStudent:

@@ -34,16 +34,16 @@ def print_imbalance(figures: Mapping[str, Mapping[str, Interval]], tokens: Mappi
     shown = table("task", "figure", "all tokens", *(f"top {100 * s:g} % carry" for s in SHARES))
     shown.title = "1. Imbalance of the sampled token (rollouts at top-p 1)"
     claims = []
-    for task, mine in figures.items():
+    for task, of_task in figures.items():
         count = f"{len(tokens[task].token):,} tokens"
         for name, label in NEGATIVE.items():
-            shown.add_row(task if name == "negative" else "", label, mine[name].percent(), *("" for _ in SHARES))
+            shown.add_row(task if name == "negative" else "", label, of_task[name].percent(), *("" for _ in SHARES))
         for name in SIGNALS:
-            tops = [mine[f"{name}/top_{100 * s:g}"].percent() for s in SHARES]
+            tops = [of_task[f"{name}/top_{100 * s:g}"].percent() for s in SHARES]
             shown.add_row(count if name == "reward" else "", SIGNAL_NAMES[name], "", *tops)
-        less = [mine[f"matching_less_sampled/top_{100 * s:g}"] for s in SHARES]
+        less = [of_task[f"matching_less_sampled/top_{100 * s:g}"] for s in SHARES]
         shown.add_row("", "LSM less sampled token", "", *(i.percent() for i in less), end_section=True)
-        most = [verdict(mine[name], sign=1, threshold=0.5) for name in ("negative", "negative_large")]
+        most = [verdict(of_task[name], sign=1, threshold=0.5) for name in ("negative", "negative_large")]
         fewer = ", ".join(verdict(i, sign=-1) for i in less)
         claims.append(
             f"{task}: most rewards are negative: {most[0]} (of the large ones: {most[1]}); "
@@ -67,13 +67,13 @@ def print_depth(depths: Mapping[str, Mapping[str, Depth]]) -> None:
                 rows[f"{label}, second half of turns − first (nats)"] = [
                     d.turn_widening[name] for d in by_policy.values()
                 ]
-        said = {
+        labels = {
             "again/student": "mean log π, tokens that repeat an n-gram (nats)",
             "again/teacher": "mean log q, tokens that repeat an n-gram (nats)",
             "new/student": "mean log π, other tokens (nats)",
             "new/teacher": "mean log q, other tokens (nats)",
         }
-        rows |= {label: [d.repetition[name] for d in by_policy.values()] for name, label in said.items()}
+        rows |= {label: [d.repetition[name] for d in by_policy.values()] for name, label in labels.items()}
         for i, (label, cells) in enumerate(rows.items()):
             shown.add_row(task if not i else "", label, *map(str, cells))
         shares = {
@@ -115,10 +115,10 @@ def print_special(
     for name, label in names.items():
         cells = [s[name] for s in shares.values()]
         shown.add_row(label, *(str(c) if name.startswith("mean") else c.percent() for c in cells))
-    *others, alike = shares.items()
+    *others, plain = shares.items()
     follows = "; ".join(
-        f"{name}: {'yes' if mine['mean_other'].low > alike[1]['mean_other'].high else 'not shown'}"
-        for name, mine in others
+        f"{name}: {'yes' if figures_of['mean_other'].low > plain[1]['mean_other'].high else 'not shown'}"
+        for name, figures_of in others
     )
     shown.caption = (
         "The mask removes the special tokens. But the teacher still reads prefixes that it would not have written: "
@@ -127,8 +127,8 @@ def print_special(
     show(shown)
     shown = table("student", "token", "count", "mean log π (nats)", "mean log q (nats)")
     for student, tokens in by_token.items():
-        for token, mine in sorted(tokens.items(), key=lambda item: item[1]["teacher"]):
-            row = [repr(token), f"{mine['count']:.0f}", f"{mine['student']:.2f}", f"{mine['teacher']:.2f}"]
+        for token, means in sorted(tokens.items(), key=lambda item: item[1]["teacher"]):
+            row = [repr(token), f"{means['count']:.0f}", f"{means['student']:.2f}", f"{means['teacher']:.2f}"]
             shown.add_row(student, *row)
     show(shown)
     for student, figures in arms.items():

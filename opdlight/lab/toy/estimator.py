@@ -20,7 +20,7 @@ class Estimate:
 def discounted_gradient(
     students: Policies, teachers: Policies, walk: Walk, paths: Paths, gammas: Tensor, micro_batches: int
 ) -> Estimate:
-    """ĝ_γ = 1/N Σ_n Σ_t (Σ_{t'≥t} γ^{t'−t} r_{t'}) ∇log π(δ_t|s_t), r = log π(δ_t|s_t) − log q(δ_t|s_t) (PAPER Eq. 3).
+    """ĝ_γ = 1/N Σ_n Σ_t (Σ_{t'≥t} γ^{t'−t} r_{t'}) ∇log π(δ_t|s_t), r = log π(δ_t|s_t) − log q(δ_t|s_t) (paper Eq. 3).
 
     States and r are detached. The sum is over the T steps, the mean over the N walks.
 
@@ -53,7 +53,7 @@ def discounted_gradient(
 
 
 def gradient_variance(hidden: Tensor, output_gradients: Tensor, micro_batches: int) -> Tensor:
-    """(1/M) Σ_m ‖g_m − ḡ‖² over the parameters of the output layer, [R], float64 (PAPER, toy study).
+    """(1/M) Σ_m ‖g_m − ḡ‖² over the parameters of the output layer, [R], float64 (arXiv 2603.25562, toy study).
 
     g_m is the gradient of micro-batch m: of the mean over its walks of Σ_t R_t log π. ḡ is the mean of all g_m.
 

@@ -96,10 +96,10 @@ def draw_visits(outcome: Outcome, gammas: Sequence[float], path: Path) -> None:
 
 def _curves(axis: Axes, outcome: Outcome, values: Tensor, task: int, window: int) -> None:
     """Draw a curve for each γ: geometric mean over window and seeds; the band is the range over seeds."""
-    mine = values[task::2].double().log()
-    size = min(max(1, window // 2), len(mine))
-    means = torch.stack([chunk.mean(0) for chunk in mine.split(size)]).exp().numpy()
-    x = task + 1 + 2 * (np.minimum(np.arange(len(means)) * size + size / 2, len(mine)) - 0.5)
+    log_values = values[task::2].double().log()
+    size = min(max(1, window // 2), len(log_values))
+    means = torch.stack([chunk.mean(0) for chunk in log_values.split(size)]).exp().numpy()
+    x = task + 1 + 2 * (np.minimum(np.arange(len(means)) * size + size / 2, len(log_values)) - 0.5)
     means[~np.isfinite(means)] = np.nan
     for gamma in dict.fromkeys(g for _, g in outcome.runs):
         runs = means[:, [r for r, (_, g) in enumerate(outcome.runs) if g == gamma]]

@@ -135,7 +135,7 @@ def reverse_kl(mean: Tensor, std: Tensor, teacher_mean: Tensor, teacher_std: Ten
 
 
 def to_go(costs: Tensor, gammas: Tensor) -> Tensor:
-    """R_t = Σ_{t'≥t} γ^{t'−t} r_{t'} for `costs` r [R, N, T] and a γ for each run, `gammas` [R] (PAPER Eq. 3).
+    """R_t = Σ_{t'≥t} γ^{t'−t} r_{t'} for `costs` r [R, N, T] and a γ for each run, `gammas` [R] (paper Eq. 3).
 
     Equal to `opdlight.losses.sampled.discounted_to_go` on each walk, but as one product with Γ_{t't} = γ^{t'−t}.
 
