@@ -97,6 +97,7 @@ def test_one_key_reaches_student_teachers_and_engines() -> None:
     for name, schema in (("train", TrainConfig), ("doctor", DoctorConfig)):
         for engine in ("vllm", "ray", "vllm_server engine.url=http://x"):
             overrides = ["task=sums", "run_dir=x", *f"engine={engine}".split(), "model.trust_remote_code=true"]
+            overrides.append("evaluate_teachers=false")  # engine=vllm_server holds the student alone
             for teacher in ("local", "vllm_server teacher.url=http://x"):
                 cfg = compose(name, schema, [*overrides, *f"teacher={teacher}".split()])
                 own = cfg.engine.engine if engine == "ray" else cfg.engine
