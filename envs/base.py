@@ -30,7 +30,7 @@ def redraw(seed: int, attempt: int) -> int:
 
 
 def after_thinking(text: str) -> str | None:
-    """What follows the last `</think>`; the whole text where nothing was thought; None if the thinking never ended."""
+    """The text after the last `</think>`; all of it if there is no thinking; None if the thinking is never closed."""
     _, _, rest = text.rpartition("</think>")
     if "<think>" in rest:
         return None
@@ -38,10 +38,10 @@ def after_thinking(text: str) -> str | None:
 
 
 def read_action(text: str, *, tags: bool = False) -> str | None:
-    """The action in a completion, as all games of words read it; None if there is none.
+    """The action in a completion, lower-case; None if there is none. All multi-turn games read actions with it.
 
-    It stands in the last `<action>…</action>` after the thinking; without `tags` the bare rest of the text will do.
-    Case, blanks, quotes around it and a final full stop say nothing.
+    It is in the last `<action>…</action>` after the thinking; without `tags` the plain text after the thinking is one.
+    Case, extra blanks, quotes around it and a final full stop are ignored.
 
     >>> read_action("<think>Go.</think><action>Move  Left.</action>"), read_action("'go to cabinet 1'.")
     ('move left', 'go to cabinet 1')
@@ -105,7 +105,7 @@ class TextEnv(gymnasium.Env[str, str]):
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  Gymnasium declares it so
-    system_prompt: str | None = None  # sent once, before the first observation
+    system_prompt: str | None = None  # the conversation begins with it
     training_episodes: int | None = None  # how many there are; None: a new one for every seed; 0: only held-out ones
     held_out_episodes: int | None = None
     max_turns: int = 1  # every episode is over after so many steps; an env of several turns sets it
@@ -121,4 +121,4 @@ class TextEnv(gymnasium.Env[str, str]):
         raise NoExpertError(f"{type(self).__name__} has no expert. Implement expert_action() to demonstrate the task.")
 
     def prepare(self, seed: int) -> None:
-        """A hint that `reset(seed=seed)` will follow soon, here or in a sibling: build what is slow ahead. Optional."""
+        """A hint that `reset(seed=seed)` follows, in this env or another of its class: build what is slow. Optional."""

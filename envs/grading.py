@@ -42,7 +42,7 @@ class Verdict:
 
 
 def plain(text: str) -> str:
-    r"""The answer without what says nothing: outer `$`, `\text{}`, `\,` and `{,}` in numbers, a final full stop."""
+    r"""The answer without what changes no value: outer `$`, `\text{}`, `\,` and `{,}` in numbers, a final full stop."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text.strip().strip("$"))
     text = text.replace("{,}", ",").replace("\\!", "").replace("\\,", "").replace("\u2212", "-")
     return " ".join(text.split()).removesuffix(".")

@@ -38,7 +38,7 @@ class Source(NamedTuple):
 
 
 class MathDatasetEnv(QuestionEnv):
-    r"""One row, chosen by the seed: seeds below 10⁹ show training rows, the others held-out rows, in order and around.
+    r"""One row, chosen by the seed: seeds below 10⁹ show training rows, the others held-out rows, in order and again.
 
     `path` is a .jsonl or .parquet file, or the name of a `datasets` data set (`split` and `subset` are for these only).
     `question` and `answer` name columns; dots reach into nested ones. An answer column may hold a worked solution that
@@ -127,7 +127,7 @@ def divide(
 
 
 def _same(row: Question) -> str:
-    """What two rows that ask the same have in common."""
+    """A key that is equal for two rows that ask the same question."""
     return " ".join(row.question.split())
 
 

@@ -43,7 +43,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    r"""The last number in a text, as it is compared: −5 → -5, 1e5 and 10^5 → 100000, 3/4 as it is.
+    r"""The last number in a text, in the form in which it is compared: −5 → -5, 1e5 and 10^5 → 100000, 3/4 as it is.
 
     >>> last_number("It is 1e5."), last_number("so x = \u22125"), last_number("12 + 7 = 19 or 3/4")
     ('100000', '-5', '3/4')
@@ -71,7 +71,7 @@ def extract_answer(text: str, answer_format: AnswerFormat = "boxed") -> str | No
 
 
 class QuestionEnv(TextEnv):
-    """One question, one answer. Subclasses pose the question of a seed and judge an extracted answer."""
+    """An episode of one question and one answer. Subclasses pose the question of a seed and judge the answer."""
 
     def __init__(self, instruction: str, answer_format: AnswerFormat) -> None:
         super().__init__()

@@ -13,8 +13,8 @@ class ToyTextEnv(TextEnv):
 
     `game`: "FrozenLake-v1" (a new solvable map of `size` by `size` for every seed), "Taxi-v4" (a new start for every
     seed) or "CliffWalking-v1". Training and held-out seeds never share a map or start, but for "CliffWalking-v1", which
-    has one start: its held-out episodes are its training episodes, and only its chance differs, if it is slippery.
-    Maps and starts come again where there are few, such as the 300 starts of "Taxi-v4".
+    has one start: its held-out episodes are its training episodes, with other random slips if it is slippery.
+    Maps and starts repeat where there are few, such as the 300 starts of "Taxi-v4".
     `is_slippery` lets the ice or the cliff move the player sideways; the shortest-path expert needs it off.
     """
 
@@ -47,7 +47,7 @@ class ToyTextEnv(TextEnv):
         return f"{self.game.introduction()}{self.game.describe()}", {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Play one action; text that is none of them costs a turn and changes nothing."""
+        """Play one action; text that is no action costs a turn and changes nothing."""
         self._turn += 1
         move = self.game.actions.get(read_action(action) or "")
         reward, terminated, success = 0.0, False, False

@@ -9,7 +9,7 @@ from opdlight.errors import ConfigError, EnvError
 
 
 class WrappedTextEnv(TextEnv):
-    """A TextEnv inside Gymnasium wrappers; what it says about itself is that of the outermost wrapper that says it.
+    """A TextEnv inside Gymnasium wrappers. Attributes such as `system_prompt` are those of the outermost that has them.
 
     A limit that a wrapper sets (`max_episode_steps`) truncates: the episode is over without success, unless the task
     ended in the same step.
@@ -29,7 +29,7 @@ class WrappedTextEnv(TextEnv):
         return self.env.unwrapped
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Begin an episode."""
+        """Begin an episode in the wrapped env."""
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -40,16 +40,16 @@ class WrappedTextEnv(TextEnv):
         return observation, float(reward), terminated, truncated and not terminated, info
 
     def expert_action(self) -> str:
-        """What the expert answers."""
+        """The answer of the expert of the wrapped env."""
         action: str = self.env.get_wrapper_attr("expert_action")()
         return action
 
     def prepare(self, seed: int) -> None:
-        """Pass the hint on."""
+        """Pass the hint to the wrapped env."""
         self.env.get_wrapper_attr("prepare")(seed)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the wrapped env."""
         self.env.close()
 
 
@@ -71,7 +71,7 @@ def make_text_env(env_id: str, **arguments: Any) -> TextEnv:
     """`gymnasium.make` for tasks: with the wrappers and limits of the registration, without its passive checker.
 
     Raises:
-        ConfigError: if there is no such environment, it is none of text, or its package is missing.
+        ConfigError: if there is no such environment, it is no TextEnv, or its package is missing.
     """
     try:
         return text_env(gymnasium.make(env_id, disable_env_checker=True, **arguments))

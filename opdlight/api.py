@@ -25,6 +25,7 @@ from opdlight.data.requests import OnPolicyData
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.distillation.schedules import learning_rate
 from opdlight.distillation.sharded import ShardedStrategy
+from opdlight.distillation.step import Step
 from opdlight.envs.base import TextEnv
 from opdlight.envs.conformance import check_text_env
 from opdlight.errors import ConfigError, OpdError
@@ -115,6 +116,7 @@ __all__ = [
     "SpecialTokenMask",
     "StageProgress",
     "Status",
+    "Step",
     "Student",
     "SupervisedFineTuning",
     "SupportKind",

@@ -82,6 +82,7 @@ def check_command(module: str, arguments: list[str], monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(hydra, "main", hand_over)
     monkeypatch.setattr(sys, "argv", [module, *arguments])
+    monkeypatch.delitem(sys.modules, f"{module}.__main__", raising=False)  # runpy warns if another test has imported it
     code = None
     try:
         with contextlib.suppress(_Handed):

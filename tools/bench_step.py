@@ -1,6 +1,6 @@
 """Where the time of a training step goes: `python tools/bench_step.py [Hydra overrides]` prints one table a task.
 
-With the watching callbacks of the config; their whole cost (choosing and reading tokens in both models, what they do
+With the callbacks of the config; the whole cost of those that watch (probing tokens in both models, what they do
 with it, what they write) is the last line.
 
 Example: python tools/bench_step.py --updates 10 task=sums loss=sampled_token

@@ -20,7 +20,7 @@ class ALFWorldEnv(TextEnv):
 
     source="generated": games made from the seed with ALFWorld's rules, wording and tables (not its benchmark games);
     `rooms`, `receptacles` and `objects` ([fewest, most]) say how large; a room has at least what its task needs.
-    source="original": the benchmark's games below $ALFWORLD_DATA, counted through by the seed: training seeds play
+    source="original": the benchmark's games below $ALFWORLD_DATA, in order of the seed and again: training seeds play
     those of `split`, held-out seeds those of `held_out_split`.
     prompt="conversation": the system prompt says how to act, then every observation is the game's plain feedback.
     prompt="paper": every observation is a complete prompt with task, last two steps and admissible actions.

@@ -15,7 +15,7 @@ class Expert(Protocol):
     """Knows a playthrough from its start and says what to do next."""
 
     def observe(self, command: str, feedback: str) -> None:
-        """An action was taken in the playthrough, with this feedback."""
+        """Learn that an action was taken, with this feedback."""
 
     def act(self) -> str:
         """The next command; calling it twice gives the same answer."""
@@ -37,7 +37,7 @@ class Explorer:
         self.receptacles = sorted(receptacle for receptacle, _ in play.facts["receptacleatlocation"])
 
     def observe(self, command: str, feedback: str) -> None:
-        """Nothing to remember."""
+        """Do nothing: the explorer has no memory."""
 
     def act(self) -> str:
         """The next command of the patrol."""
@@ -133,8 +133,8 @@ class Planner:
 class HandCoded:
     """ALFWorld's own hand-coded agent. It draws from Python's global random numbers where it has a choice.
 
-    Where it proposes what cannot be done it looks around, as ALFWorld's wrapper of it does. It often fails at
-    two objects.
+    If it proposes an action that is not admissible it looks around instead, as ALFWorld's wrapper does. It often
+    fails at two objects.
     """
 
     def __init__(self, play: Play) -> None:

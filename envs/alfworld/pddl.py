@@ -1,6 +1,6 @@
 """The rules of a game at work: which actions apply to the present facts, and what they change.
 
-Nothing is grounded ahead: bindings are found by matching preconditions against the facts, so a game loads in
+Actions are not grounded in advance: bindings are found by matching preconditions against the facts, so a game loads in
 milliseconds and a step needs no planner.
 """
 

@@ -1,4 +1,4 @@
-"""What comes out of the alfworld wheel: its PDDL domain, text grammar, and tables of objects, receptacles and goals."""
+"""Read from the alfworld package: its PDDL domain, text grammar, and tables of objects, receptacles and goals."""
 
 import json
 from collections.abc import Mapping

@@ -4,7 +4,8 @@ import functools
 
 import hydra.utils
 
-from opdlight.config.entry import CONF, check, compose, hydra_entry
+from opdlight.config.composition import CONF, check, compose
+from opdlight.config.entry import hydra_entry
 from opdlight.config.resume import resume_command
 from opdlight.config.schemas import (
     DoctorConfig,

@@ -26,7 +26,11 @@ def check_config(config: Mapping[str, Any], schema: type) -> None:
 
 
 def locate(key: str, target: object) -> Any:
-    """Import the object that the config names at `key`, importing its module if need be."""
+    """Import the class or function that the config names at `key`.
+
+    Raises:
+        ConfigError: if there is no such module or name, with the nearest one.
+    """
     if not isinstance(target, str) or "." not in target:
         raise ConfigError.wrong(key, expected="the dotted path of a class or function", got=target)
     parts = target.split(".")

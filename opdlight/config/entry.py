@@ -1,35 +1,29 @@
-"""Composition of a run's config: Hydra, its errors in one readable sentence, and typed checks before anything is built.
-
-`hydra_entry("train", TrainConfig)` turns a function of the composed config into an entry point.
-"""
+"""Entry points: `hydra_entry("train", TrainConfig)` makes one of a function of the composed config."""
 
 import functools
 import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import DictConfig
 
-from opdlight.config.checks import check_config
-from opdlight.config.cross_checks import check_together
-from opdlight.config.explain import explain_composition, explain_interpolation
+from opdlight.config.composition import CONF, check, compose_both, hydra_config
+from opdlight.config.explain import explain_composition
 from opdlight.config.folders import folder_overrides
 from opdlight.config.help import help_text
-from opdlight.config.resume import search_path, with_resumed
+from opdlight.config.resume import with_resumed
 from opdlight.errors import (
     CheckpointError,
     ConfigError,
@@ -44,7 +38,6 @@ from opdlight.system.interrupt import Interrupted, stop_on_ctrl_c
 from opdlight.system.parents import follow_launcher
 from opdlight.system.threads import choose_wait_policy
 
-CONF = Path(__file__).absolute().parents[1] / "conf"  # a link to conf/ in the repository, the folder itself in a wheel
 NO_LOG = (
     "hydra/job_logging=disabled",
     "hydra/hydra_logging=disabled",
@@ -59,66 +52,6 @@ USER_ERRORS = (
     ServerError,
     UnfinishedError,
 )
-
-
-def check(cfg: DictConfig, schema: type) -> None:
-    """Resolve every interpolation and compare all values with `schema` and the signatures of the `_target_`s.
-
-    Raises:
-        ConfigError: naming the key, what was expected, what came.
-    """
-    try:
-        plain = _plain(cfg, resolve=True)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"Missing `{error.full_key}`. Give it as {error.full_key}=<value>.") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(
-            f"Cannot resolve `{error.full_key}`: {explain_interpolation(str(error), _plain(cfg))}"
-        ) from error
-    check_config(plain, schema)
-    check_together(plain)
-
-
-def compose(
-    config_name: str,
-    schema: type | None,
-    overrides: Sequence[str] = (),
-    *,
-    conf: Path = CONF,
-    extra: Path | None = None,
-) -> DictConfig:
-    """Compose conf/<config_name>.yaml with command-line overrides and, given a `schema`, check it; interpolations stay.
-
-    `extra` is one more folder to search for groups and options (Hydra's --config-dir).
-
-    Raises:
-        ConfigError: Hydra's own errors in one sentence, and those of `check`.
-    """
-    return _composed(config_name, schema, overrides, conf=conf, extra=extra)[0]
-
-
-def _composed(
-    config_name: str, schema: type | None, overrides: Sequence[str], *, conf: Path, extra: Path | None
-) -> tuple[DictConfig, DictConfig]:
-    """What `compose` returns, and the same with Hydra's own config in it."""
-    search = [] if extra is None else [search_path([f"file://{extra.absolute()}"])]
-    with _initialised(conf):
-        try:
-            full = hydra.compose(config_name, [*search, *overrides], return_hydra_config=True)
-        except HydraException as error:
-            known: Mapping[str, Any] = {}
-            if not isinstance(error, (MissingConfigException, OverrideParseException)):  # the groups are all right
-                known = _plain(hydra.compose(config_name, _choices(config_name, [*search, *overrides])))
-            raise explain_composition(error, known) from error
-    cfg = full.copy()
-    with read_write(cfg), open_dict(cfg):
-        del cfg["hydra"]
-    if schema is not None:
-        with read_write(full), open_dict(full):
-            full.hydra.runtime.output_dir = "<run folder>"  # known only when the run starts
-        with _hydra_config(full):
-            check(cfg, schema)
-    return cfg, full
 
 
 def hydra_entry(
@@ -181,9 +114,11 @@ def hydra_entry(
                 shown = bool(args.cfg or args.info)  # not run: no types to check, no slow imports, no run folder
                 jobs = _jobs(args.overrides, multirun=args.multirun) if composed else []
                 with nullcontext() if shown or not composed else progress("checking the configuration", log=False):
-                    full = [_composed(name, None if shown else schema, job, conf=conf, extra=extra)[1] for job in jobs]
+                    full = [
+                        compose_both(name, None if shown else schema, job, conf=conf, extra=extra)[1] for job in jobs
+                    ]
                 if full and not shown:
-                    with _hydra_config(full[0]):
+                    with hydra_config(full[0]):
                         typed = folder_overrides(full[0], args.overrides, multirun=args.multirun)
                     quiet = [o for o in NO_LOG if o.partition("=")[0] not in {t.partition("=")[0] for t in typed}]
                     _retype(args, [*typed, *quiet])
@@ -204,46 +139,11 @@ def _show_warnings() -> None:
     logging.getLogger("opdlight").setLevel(logging.WARNING)
 
 
-def _plain(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
-    plain = OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=resolve)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-def _choices(config_name: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides that choose an option of a group, and those that add a folder to the search path."""
-    folders = [o for o in overrides if o.lstrip("+").startswith("hydra.searchpath=")]
-    loader = GlobalHydra.instance().config_loader()
-    pairs = [o.partition("=")[::2] for o in overrides]
-    options = {group: loader.get_group_options(group, config_name=config_name, overrides=folders) for group, _ in pairs}
-    return [*folders, *(f"{group}={option}" for group, option in pairs if option in options[group])]
-
-
 def _stop(error: BaseException) -> NoReturn:
     if os.environ.get("HYDRA_FULL_ERROR", "0") == "1":
         raise error
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
-
-
-@contextmanager
-def _initialised(conf: Path) -> Iterator[None]:
-    if not conf.is_dir():
-        raise ConfigError(f"The config folder {conf} is missing. Install opdlight from its repository.")
-    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        yield
-
-
-@contextmanager
-def _hydra_config(full: DictConfig) -> Iterator[None]:
-    """Within, `${hydra:…}` interpolations are resolved in `full`."""
-    holder = HydraConfig.instance()
-    before = holder.cfg
-    holder.set_config(full)
-    try:
-        yield
-    finally:
-        holder.cfg = before
 
 
 def _resumed(overrides: list[str], *, multirun: bool, searched: bool) -> list[str]:

@@ -9,6 +9,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from opdlight.config.values import HYDRA_KEYS, hint, nearest
 from opdlight.errors import ConfigError
 
+RENAMED = {"reader": "probe"}  # keys that earlier versions had
+
 
 def explain_composition(error: HydraException, known: Mapping[str, Any]) -> ConfigError:
     """Translate an error of Hydra's composition; `known` is the config as it is without the value overrides."""
@@ -38,6 +40,9 @@ def explain_interpolation(text: str, known: Mapping[str, Any]) -> str:
 
 def unknown_key(key: str, known: Mapping[str, Any]) -> ConfigError:
     """The error for a dotted key that the config does not have."""
+    first, dot, rest = key.partition(".")
+    if first in RENAMED:
+        return ConfigError(f"Unknown key `{key}`. It is called `{RENAMED[first]}{dot}{rest}` now.")
     parent = key.rpartition(".")[0]
     add = f" An argument of `{parent}` that the config does not list needs a plus: +{key}=<value>."
     add = add if parent in _paths(known) else ""

@@ -42,7 +42,7 @@ class OnPolicyDistillation(L.LightningModule):
         student: the trained model.
         teachers: the frozen models, routed by task.
         loss: per-token objective; declares what it needs of the two models.
-        source: rolls out; its sampling temperature also divides the logits of both models (PAPER Eq. 8).
+        source: rolls out; its sampling temperature also divides the logits of both models (arXiv 2603.25562 Eq. 8).
         optimizer: parameters → optimizer.
         schedule: update number → factor on the learning rate.
         collate: trajectories → micro-batches; by default of 8,192 padded tokens, without a loss mask.

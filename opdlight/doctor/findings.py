@@ -1,4 +1,4 @@
-"""What a check found: a verdict, the evidence and the config line that repairs it."""
+"""The finding of a check: verdict, evidence and the config line that repairs it; tables and JSON of findings."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from opdlight.system import console
 
 
 class Verdict(StrEnum):
-    """How bad it is: `warn` costs quality or memory, `fail` makes the run pointless or stops it."""
+    """How severe a finding is: `warn` costs quality or memory, `fail` makes the run useless or stops it."""
 
     PASS = "pass"
     WARN = "warn"
@@ -31,7 +31,7 @@ class Finding:
     check: str
     verdict: Verdict
     evidence: str
-    about: str = ""  # the task or teacher that was looked at
+    about: str = ""  # the task or teacher that was checked
     repair: str = ""  # overrides for the command line, or a sentence where no option helps
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Finding:
 
 
 def override(key: str, value: object) -> str:
-    """`key=value` as it is typed in a shell, with Hydra's quotes inside the shell's.
+    """`key=value` as typed in a shell, quoted for Hydra and for the shell.
 
     >>> print(override("model.dtype", "float32"), override("mask.tokens", ["<think>", 7]))
     model.dtype=float32 mask.tokens='["<think>",7]'
@@ -60,7 +60,7 @@ def _hydra(value: object) -> str:
 
 
 def merge_findings(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings; a fault that several checks report is one finding that names them all."""
+    """The findings; those with the same verdict, evidence and repair become one that names all their checks."""
     met: dict[tuple[str, str, str], list[Finding]] = {}
     for number, f in enumerate(findings):
         same = (f.verdict, f.evidence, f.repair) if f.verdict is not Verdict.PASS else ("", "", str(number))
@@ -76,14 +76,14 @@ def merge_findings(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def worst(findings: Sequence[Finding]) -> Verdict:
-    """The worst verdict; `pass` if nothing was found."""
+    """The worst verdict; `pass` without findings."""
     order = list(Verdict)
     return max((f.verdict for f in findings), key=order.index, default=Verdict.PASS)
 
 
 def table(findings: Sequence[Finding]) -> Table:
-    """The report for the screen; a repair stands below its evidence."""
-    narrow = console.narrow()  # then what it is about stands below the check, so that the evidence has room
+    """The findings as a table; a repair stands below its evidence."""
+    narrow = console.narrow()  # then `about` stands below the check, to leave room for the evidence
     headings = ("check", "", "evidence") if narrow else ("check", "of", "", "evidence")
     shown = console.table(*headings, title="opdlight.doctor", show_lines=True)
     for f in findings:
@@ -96,6 +96,6 @@ def table(findings: Sequence[Finding]) -> Table:
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    """The report for a program: `{"verdict": …, "findings": [{check, verdict, evidence, about, repair}]}`."""
+    """The findings as JSON: `{"verdict": …, "findings": [{check, verdict, evidence, about, repair}]}`."""
     lines = [asdict(f) for f in findings]
     return json.dumps({"verdict": worst(findings), "findings": lines}, indent=2, ensure_ascii=False)

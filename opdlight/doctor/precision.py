@@ -1,4 +1,4 @@
-"""Will the steps of the optimizer and the adapters survive bfloat16?"""
+"""Check: whether updates and merged adapters are lost in the rounding of bfloat16."""
 
 from opdlight.doctor.findings import Finding, Verdict, override
 from opdlight.doctor.patient import Patient
@@ -6,7 +6,7 @@ from opdlight.models.precision import BESIDE, LEAST, bfloat16_share, engine_dtyp
 
 
 def check_precision(patient: Patient) -> list[Finding]:
-    """The share of bfloat16 weights that one step can move, and the dtype of the engine that gets merged adapters."""
+    """Check the share of bfloat16 weights that an update changes, and the dtype of an engine with merged adapters."""
 
     def found(verdict: Verdict, evidence: str, repair: str = "") -> list[Finding]:
         return [Finding(check="precision", verdict=verdict, evidence=evidence, repair=repair)]

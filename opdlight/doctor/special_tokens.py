@@ -1,4 +1,4 @@
-"""Tokens that steer a conversation: do both models end, think and mark turns with the same ids?"""
+"""Check: whether both models write ends, thoughts and the marks of turns with the same ids."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from opdlight.doctor.findings import Finding, Verdict, override
 from opdlight.doctor.patient import Pair, Patient
 from opdlight.rollout import ChatRenderer
 
-THINKING = ("<think>", "</think>")  # written by the student itself wherever a model thinks
-TOOLS = ("<tool_call>", "</tool_call>")  # only where a template or a prompt asks for tools
+THINKING = ("<think>", "</think>")  # always checked: the student writes them itself
+TOOLS = ("<tool_call>", "</tool_call>")  # checked if a template or a prompt contains them
 EXAMPLE = [
     {"role": "system", "content": "s"},
     {"role": "user", "content": "u"},
@@ -22,20 +22,20 @@ EXAMPLE = [
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[int]:
-    """The ids that end a completion: those of the tokenizer and of the generation config."""
+    """The ids that end a completion: the end-of-sequence ids of the tokenizer and of the generation config."""
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     named = configured if isinstance(configured, list) else [configured]
     return list(dict.fromkeys(i for i in [tokenizer.eos_token_id, *named] if isinstance(i, int)))
 
 
 def markers(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any] | None = None) -> list[str]:
-    """The added tokens that the chat template, given `arguments`, writes into a conversation; none without one."""
+    """The added tokens that the chat template with these `arguments` writes into a conversation."""
     added = {i: token for token, i in tokenizer.get_added_vocab().items()}
     for messages in (EXAMPLE, EXAMPLE[1:]):  # some templates refuse a system message
         try:
             how: dict[str, Any] = {**(arguments or {}), "tokenize": False, "add_generation_prompt": True}
             text = tokenizer.apply_chat_template(messages, **how)
-        except (TemplateError, ValueError):  # ValueError: there is no template
+        except (TemplateError, ValueError):  # ValueError: no template
             continue
         ids = tokenizer(str(text), add_special_tokens=False)["input_ids"]
         return list(dict.fromkeys(added[i] for i in ids if i in added))
@@ -43,36 +43,36 @@ def markers(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any] | N
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of a text as it is."""
+    """The ids of `text`, without added special tokens."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any] | None, key: str) -> int | None:
-    """The control token by which the chat template ends the assistant's turn; None without one."""
+    """The control token with which the chat template ends the assistant's turn; None without one."""
     return ChatRenderer(tokenizer, arguments, key).turn_end if tokenizer.chat_template else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ends:
-    """What ends a completion, and what is wrong with it."""
+    """The tokens that end a completion, and what is wrong with them."""
 
     facts: list[str]
     stops: list[int]  # to add to `sampling.stop`
-    endless: bool  # without them completions go on after their end
-    differently: list[str]  # ends of the student that the teacher writes in other tokens
+    endless: bool  # without `stops` completions continue after their end
+    differently: list[str]  # ends of the student that the teacher writes with other ids
 
 
 def ends_of(patient: Patient, pair: Pair) -> Ends:
-    """The student's own ends, its template's and the teacher's: a completion must stop at each.
+    """Compare the ends of the student, of its template and of the teacher: a completion must stop at each of them.
 
-    An end that the teacher writes in other tokens is none that it could teach: that one is left out of the loss. From
-    an end that both can write but only one uses, the student learns to go over to the teacher's.
+    An end that the teacher writes with other ids must be left out of the loss, because the teacher cannot teach it.
+    Where both models can write both ends, the student will learn the teacher's.
     """
     student, teacher = pair.student.tokenizer, pair.teacher.tokenizer
-    own, theirs = stop_ids(student, pair.student.model), stop_ids(teacher, pair.teacher.model)
+    ours, theirs = stop_ids(student, pair.student.model), stop_ids(teacher, pair.teacher.model)
     last = turn_end(student, pair.student.chat_template, "model.student.chat_template")
     taught = turn_end(teacher, patient.teacher_template(pair), pair.template_key)
-    facts = [f"end {_names(student, own)} / {_names(teacher, theirs)}"]
+    facts = [f"end {_names(student, ours)} / {_names(teacher, theirs)}"]
     if patient.stop:
         facts.append(f"sampling.stop {_names(student, patient.stop)}")
 
@@ -80,40 +80,40 @@ def ends_of(patient: Patient, pair: Pair) -> Ends:
         text = str(student.convert_ids_to_tokens(i))
         return i in pair.shared and encode(student, text) == encode(teacher, text) == [i]
 
-    differently = [str(student.convert_ids_to_tokens(i)) for i in own if not alike(i)]
-    masked = all(_masked(patient, student, str(student.convert_ids_to_tokens(i))) for i in own)
+    differently = [str(student.convert_ids_to_tokens(i)) for i in ours if not alike(i)]
+    masked = all(_masked(patient, student, str(student.convert_ids_to_tokens(i))) for i in ours)
     stops: list[int] = []
-    if last is not None and last not in (*own, *patient.stop):
+    if last is not None and last not in (*ours, *patient.stop):
         stops.append(last)
         facts.append(f"no completion stops where the student's template ends a turn, at {_names(student, stops)}")
     known = [i for i in theirs if alike(i)]
-    if known and not differently and not {*own, *patient.stop, *stops} & set(known):
+    if known and not differently and not {*ours, *patient.stop, *stops} & set(known):
         stops += known
         facts.append(f"no completion stops where the teacher ends, at {_names(teacher, known)}")
     endless = bool(stops) and not masked
     if taught is not None and taught not in (*theirs, *patient.stop, *stops) and alike(taught):
         stops.append(taught)
         facts.append(
-            f"measured itself, the teacher does not stop where its template does, at {_names(teacher, [taught])}"
+            f"evaluated itself, the teacher does not stop where its template does, at {_names(teacher, [taught])}"
         )
     return Ends(facts=facts, stops=stops, endless=endless, differently=differently)
 
 
 def check_special_tokens(patient: Patient, pair: Pair) -> list[Finding]:
-    """Ends, chat markers and thinking tokens of both: missing stops, and a mask for what is written differently."""
+    """Check ends, chat markers and thinking tokens for missing stops and for ids that differ, which need a mask."""
     student, teacher = pair.student.tokenizer, pair.teacher.tokenizer
     ends = ends_of(patient, pair)
     facts, needed = list(ends.facts), list(ends.differently)
-    optional: list[str] = []  # nobody has asked for them
-    own = markers(student, pair.student.chat_template)
-    other = markers(teacher, patient.teacher_template(pair))
-    facts.append(f"template writes {' '.join(own) or 'no special token'} / {' '.join(other) or 'no special token'}")
-    asked = set(own) | set(other) | {t for t in TOOLS if _asked_for(patient, pair, t)}
-    for text in dict.fromkeys([*own, *other, *THINKING, *TOOLS]):
-        ours, theirs = encode(student, text), encode(teacher, text)
-        if ours == theirs:
+    optional: list[str] = []  # not in any template or prompt
+    ours = markers(student, pair.student.chat_template)
+    theirs = markers(teacher, patient.teacher_template(pair))
+    facts.append(f"template writes {' '.join(ours) or 'no special token'} / {' '.join(theirs) or 'no special token'}")
+    asked = set(ours) | set(theirs) | {t for t in TOOLS if _asked_for(patient, pair, t)}
+    for text in dict.fromkeys([*ours, *theirs, *THINKING, *TOOLS]):
+        ids = encode(student, text), encode(teacher, text)
+        if ids[0] == ids[1]:
             continue
-        facts.append(f"{text} is {_names(student, ours)} / {_names(teacher, theirs)}")
+        facts.append(f"{text} is {_names(student, ids[0])} / {_names(teacher, ids[1])}")
         if text not in needed:
             (needed if text in asked or text in THINKING else optional).append(text)
 
@@ -152,7 +152,7 @@ def _roles(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _asked_for(patient: Patient, pair: Pair, text: str) -> bool:
-    """Does a template or a real prompt hold the text?"""
+    """Whether a real prompt contains the text."""
     prompts = [p for task in pair.tasks for o in patient.openings(task) for p in (o.system_prompt, o.observation)]
     return any(text in (prompt or "") for prompt in prompts)
 

@@ -1,4 +1,4 @@
-"""Chat templates: do both models read the same conversation, and does a conversation only grow?"""
+"""Checks of chat templates: both models read the same text, and earlier turns are not rewritten."""
 
 from itertools import zip_longest
 
@@ -19,7 +19,7 @@ SHOWN = 24
 
 
 def conversations(patient: Patient, pair: Pair) -> list[list[dict[str, str]]]:
-    """Hand-made ones, with and without system message and thoughts, and the real first prompts of the tasks."""
+    """Example conversations, with and without a system message and thoughts, and the first prompts of the tasks."""
     thinking = [EXAMPLE[1], {"role": "assistant", "content": ANSWERS["with <think>"]}, EXAMPLE[3]]
     found = [EXAMPLE[1:2], EXAMPLE[:2], EXAMPLE[1:], thinking]
     for task in pair.tasks:
@@ -30,7 +30,7 @@ def conversations(patient: Patient, pair: Pair) -> list[list[dict[str, str]]]:
 
 
 def check_template(patient: Patient, pair: Pair) -> list[Finding]:
-    """The same conversations rendered by both: text and ids."""
+    """Compare the text and the ids of the same conversations, rendered by both templates."""
     student, teacher = pair.student.tokenizer, pair.teacher.tokenizer
     same = f"{pair.key}=<a model that was trained with the student's chat template>"
 
@@ -61,14 +61,14 @@ def check_template(patient: Patient, pair: Pair) -> list[Finding]:
             parts = (
                 repr(t.convert_ids_to_tokens(i[at : at + 3])) for t, i in zip((student, teacher), ids, strict=True)
             )
-            evidence = f"{roles}: the same text is cut into other tokens from number {at} on: {' / '.join(parts)}"
-            other = f"{pair.key}=<a model that cuts text as the student does>"
+            evidence = f"{roles}: the same text has other tokens from number {at} on: {' / '.join(parts)}"
+            other = f"{pair.key}=<a model with the student's tokenizer>"
             return found(Verdict.WARN, f"{evidence} (student / teacher); the teacher reads the student's", other)
     return found(Verdict.PASS, f"{len(examples)} conversations have the same text and the same ids", "")
 
 
 def check_history(patient: Patient, task: str) -> list[Finding]:
-    """Into how many training rows a trajectory falls, because the template rewrites what was said before."""
+    """Count the training rows into which a trajectory is split where the template rewrites earlier turns."""
     opening = patient.openings(task)[0]
 
     def found(verdict: Verdict, evidence: str, repair: str = "") -> list[Finding]:
@@ -91,7 +91,7 @@ def check_history(patient: Patient, task: str) -> list[Finding]:
 
 
 def check_plain_text(patient: Patient, task: str) -> list[Finding]:
-    """Can text that spells control tokens be encoded as ordinary text, and do the first prompts hold such?"""
+    """Check whether a text that spells control tokens can be encoded as ordinary text, and whether prompts do that."""
     student = patient.student
     renderer = ChatRenderer(student.tokenizer, student.chat_template)
     control = renderer.control.contents.values()
@@ -114,7 +114,7 @@ def check_plain_text(patient: Patient, task: str) -> list[Finding]:
 
 
 def rows_of(student: Student, opening: Opening, answer: str, *, stopped: bool = True) -> int:
-    """Training rows of a conversation of `TURNS` turns in which the student always writes `answer`."""
+    """The number of training rows of a conversation of `TURNS` turns in which the student always answers `answer`."""
     renderer = ChatRenderer(student.tokenizer, student.chat_template)
     conversation = renderer.start(opening.system_prompt, opening.observation)
     for _ in range(TURNS - 1):

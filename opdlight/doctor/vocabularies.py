@@ -1,4 +1,4 @@
-"""Does the same id mean the same bytes to both models?"""
+"""Check: whether the same id stands for the same bytes in both vocabularies."""
 
 import json
 from functools import cache
@@ -11,22 +11,22 @@ from opdlight.doctor.patient import Pair, Patient
 from opdlight.models.vocabulary import differences, ids_in_use, problem
 
 SHOWN = 5
-SMALL_SHARE = 0.9  # fewer shared ids than this share of the student's are worth a warning
+SMALL_SHARE = 0.9  # a smaller share of shared ids among the student's is a warning
 
 
 @cache
 def _byte_of_letter() -> dict[str, int]:
-    """Byte-level BPE writes each byte as one printable letter (GPT-2's table)."""
+    """Letter → byte in GPT-2's table, by which byte-level BPE writes each byte as a printable letter."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
-    """Id → the bytes that it writes, added tokens included.
+    """Id → the bytes that it stands for, added tokens included.
 
-    The decoder says how the vocabulary spells bytes: letters of GPT-2's table (byte-level BPE), or text with `▁` for a
-    blank and `<0x0A>` for a byte (SentencePiece). Without a decoder a token writes itself.
+    The decoder determines how the vocabulary spells bytes: in letters of GPT-2's table (byte-level BPE), or as text
+    with `▁` for a blank and `<0x0A>` for a byte (SentencePiece). Without a decoder a token stands for its own text.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decoder: Any = backend.decoder if backend is not None else None
@@ -46,7 +46,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
 
 
 def check_vocabulary(patient: Patient, pair: Pair) -> list[Finding]:
-    """Ids that differ in bytes or in spelling, ids that the teacher cannot even read, and how many are shared."""
+    """Check for ids with different bytes or spellings and for ids without an embedding, and count the shared ids."""
     student, teacher = pair.student, pair.teacher
     ours, theirs = token_bytes(student.tokenizer), token_bytes(teacher.tokenizer)
     widths = student.head().width, teacher.width
@@ -71,11 +71,11 @@ def check_vocabulary(patient: Patient, pair: Pair) -> list[Finding]:
     alike = [i for i in range(pair.shared.size) if ours.get(i) != theirs.get(i) and i not in left_out]
     if alike:
         shown = ", ".join(f"{i}: {ours.get(i)!r} / {theirs.get(i)!r}" for i in alike[:SHOWN])
-        return found(Verdict.FAIL, f"{len(alike)} ids are spelt alike and write other bytes: {shown}; {what}{sizes}")
+        return found(Verdict.FAIL, f"{len(alike)} ids have the same spelling but other bytes: {shown}; {what}{sizes}")
     if len(student.tokenizer) > widths[0]:
         return found(
             Verdict.FAIL,
-            f"the student's tokenizer knows ids that its model has no row for; {sizes}",
+            f"the student's tokenizer has ids without a row in its model; {sizes}",
             "model.student.model=<a folder whose embedding fits its tokenizer>",
         )
     unreadable = sorted(i for i in ours if i >= widths[1])
@@ -83,8 +83,8 @@ def check_vocabulary(patient: Patient, pair: Pair) -> list[Finding]:
         needed = ids_in_use(student.tokenizer, student.model)
         names = ", ".join(repr(spelt[i]) for i in unreadable[:SHOWN])
         if needed & set(unreadable):
-            return found(Verdict.FAIL, f"the teacher has no embedding for {names}, which every prompt holds; {sizes}")
-        return found(Verdict.WARN, f"the teacher has no embedding for {names}: it crashes on a row with one; {sizes}")
+            return found(Verdict.FAIL, f"the teacher has no embedding for {names}, which all prompts contain; {sizes}")
+        return found(Verdict.WARN, f"the teacher has no embedding for {names}: it fails on a row with one; {sizes}")
     if len(pair.shared) < SMALL_SHARE * len(ours):
         return found(
             Verdict.WARN, f"only {100 * len(pair.shared) / len(ours):.0f} % of the student's ids are shared; {sizes}"

@@ -30,7 +30,18 @@ def evaluate_tasks(
     seed: int = 0,
     whose: str = "",
 ) -> dict[str, list[Trajectory]]:
-    """Roll out every held-out episode of every task, as often as it says; `whose` stands in the titles of the bars."""
+    """Roll out every held-out episode of every task.
+
+    Args:
+        collector: environments × engine, for these tasks.
+        tasks: by name; each says how many episodes it has and how often each is tried.
+        sampling: the policy.
+        seed: makes the sampling seeds.
+        whose: begins the titles of the progress bars, as "teacher of ".
+
+    Returns:
+        Task → trajectories, in the order of the episodes.
+    """
     results = {}
     for name, task in tasks.items():
         requests = held_out(name, task)
@@ -40,7 +51,11 @@ def evaluate_tasks(
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
-    """Run the evaluation of a composed config; writes `evaluation.json` and `trajectories.jsonl` to the run folder."""
+    """Run the evaluation of a composed config; writes `evaluation.json` and `trajectories.jsonl` to the run folder.
+
+    Returns:
+        `success/<task>` in [0, 1].
+    """
     folder = open_run(cfg)
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
@@ -51,7 +66,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     tokenizer = load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code)
     sampling = instantiate(cfg.sampling)
     chat_template = instantiate(cfg.model.student.get("chat_template") or {})
-    ChatRenderer(tokenizer, chat_template)  # what is wrong is an error before the engine starts
+    ChatRenderer(tokenizer, chat_template)  # an error in it comes before the engine starts
     sampling.resolve(tokenizer)
     closing, opened = Closing(), ExitStack()
     try:

@@ -1,4 +1,4 @@
-"""Percentile intervals over whole trajectories: tokens of one trajectory depend on one another."""
+"""Bootstrap intervals that resample trajectories, because the tokens of one trajectory are not independent."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A figure with its 95 % interval; NaN where there is nothing to measure."""
+    """A figure with its 95 % interval; NaN where there are no data."""
 
     value: float
     low: float
@@ -20,11 +20,11 @@ class Interval:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
     def percent(self) -> str:
-        """As a percentage."""
+        """The figure and its interval in percent."""
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
     def plain(self) -> dict[str, float | None]:
-        """For JSON, which knows no NaN."""
+        """The figure and its interval for JSON, with None for NaN."""
         figures = {"value": self.value, "low": self.low, "high": self.high}
         return {name: x if math.isfinite(x) else None for name, x in figures.items()}
 
@@ -35,17 +35,17 @@ def bootstrap(
     """Each figure of `statistic` with its 2.5 % and 97.5 % quantiles over `draws` resamples of trajectories.
 
     Args:
-        statistic: places of entries [n], repeated ones included → figures [m].
-        trajectory: [N] entries with the same number are drawn together.
-        draws: how many resamples.
+        statistic: indices [n] of entries, some of them repeated → figures [m].
+        trajectory: number of the trajectory of each entry, [N]; entries of a trajectory are drawn together.
+        draws: number of resamples.
         seed: of the resampling.
 
-    Source: Efron and Tibshirani 1993, ch. 13; the cluster is the unit.
+    Source: Efron and Tibshirani 1993, ch. 13, with clusters as units.
     """
     groups = [(trajectory == t).nonzero().squeeze(1) for t in trajectory.unique()]
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(groups), (draws, len(groups)), generator=generator).tolist()
-    whole = statistic(torch.arange(len(trajectory))).double()
-    again = torch.stack([statistic(torch.cat([groups[i] for i in draw])).double() for draw in chosen])
-    low, high = again.nanquantile(0.025, dim=0).tolist(), again.nanquantile(0.975, dim=0).tolist()
-    return [Interval(value=v, low=a, high=b) for v, a, b in zip(whole.tolist(), low, high, strict=True)]
+    estimate = statistic(torch.arange(len(trajectory))).double()
+    resampled = torch.stack([statistic(torch.cat([groups[i] for i in draw])).double() for draw in chosen])
+    low, high = resampled.nanquantile(0.025, dim=0).tolist(), resampled.nanquantile(0.975, dim=0).tolist()
+    return [Interval(value=v, low=a, high=b) for v, a, b in zip(estimate.tolist(), low, high, strict=True)]

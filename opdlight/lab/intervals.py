@@ -1,4 +1,4 @@
-"""Means with 95 % intervals over a few independent runs."""
+"""Means of a few independent runs, with 95 % intervals."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.2
 
 
 def student_t(freedom: int) -> float:
-    """The 0.975 quantile of Student's t: tabulated to 10 degrees of freedom, beyond by its expansion in 1/ν.
+    """The 0.975 quantile of Student's t: from a table up to 10 degrees of freedom, above by its expansion in 1/ν.
 
-    Source: Abramowitz and Stegun 26.7.5; right to three decimals.
+    Source: Abramowitz and Stegun 26.7.5; correct to three decimals.
 
     >>> round(student_t(2), 3), round(student_t(30), 3)
     (4.303, 2.042)

@@ -21,9 +21,9 @@ class EntropyAware:
     teacher's entropy over the full vocabulary in nats (arXiv 2603.07079; constants as in its public code).
 
     Args:
-        k: K.
+        k: size of S.
         threshold: τ in nats.
-        weight: α.
+        weight: α of the forward KL.
     """
 
     k: PositiveInt = 16
@@ -132,11 +132,11 @@ class ImportanceWeighted(_Around):
     """min(π(y)/μ(y), C) ℓ_t: truncated importance weights against what the engine's policy μ was, token by token.
 
     μ is the engine's own log-prob of its token (full distribution, temperature 1), π the trainer's, so the weight
-    undoes a stale engine or one that computes differently; it is detached. It leaves out what top-p cut away.
+    corrects for a stale engine or one that computes differently; it is detached. What top-p cut away is not corrected.
 
     Args:
         loss: ℓ, any other loss.
-        cap: C.
+        cap: C, the largest weight.
     """
 
     loss: Loss

@@ -1,4 +1,4 @@
-"""Pure metric functions, and the glossary of every key that a run logs."""
+"""Success on held-out episodes with its interval, and pass@k."""
 
 import math
 from collections.abc import Sequence

@@ -69,7 +69,7 @@ def sampled_token_gradient_norm(student_logprobs: Tensor, token: Tensor, teacher
         token: y [N].
         teacher_logprob: log q(y) [N].
 
-    Source: PAPER Eq. 1–3, discount 0.
+    Source: arXiv 2603.25562 Eq. 1–3, discount 0.
     """
     chosen = student_logprobs.gather(1, token[:, None]).squeeze(1)
     squared = 1.0 - 2.0 * chosen.exp() + (2.0 * student_logprobs).exp().sum(1)
@@ -85,7 +85,7 @@ def matching_gradient_norm(student_logits: Tensor, teacher_logprobs: Tensor) -> 
         student_logits: z on S [N, K].
         teacher_logprobs: log q on S [N, K], normalised or not.
 
-    Source: PAPER Eq. 8 and its gradient.
+    Source: arXiv 2603.25562 Eq. 8 and its gradient.
     """
     log_p, log_q = student_logits.log_softmax(1), teacher_logprobs.log_softmax(1)
     ratio = log_p - log_q

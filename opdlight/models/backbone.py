@@ -1,4 +1,4 @@
-"""A Hugging Face causal LM as opdlight uses it: hidden states at chosen positions, and a head to go with them."""
+"""A Hugging Face causal LM as opdlight uses it: hidden states at the loss positions, and the LM head."""
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,21 @@ from opdlight.errors import CheckpointError, ConfigError
 from opdlight.models.lm_head import LMHead
 from opdlight.types import TokenBatch
 
-PROBE_TOKENS = 8
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest probe logit
+SAMPLE_TOKENS = 8
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest logit of the sample
 
 
 def divide(root: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, *, offload: bool = False) -> None:
     """Divide the weights of `model` inside `root` over the ranks of `mesh` (FSDP2): layer by layer, then the rest.
 
-    The rest holds embedding and head: after `root.forward` it stays whole until the backward pass has ended, or until
-    `root.reshard()`, since the head is used outside of any forward. `offload`: shares wait in the CPU's memory.
+    The rest holds embedding and head. They stay gathered after `root.forward`, until the backward pass has ended or
+    `root.reshard()` is called, because the head is used outside of any forward pass.
+
+    Args:
+        root: the module whose `forward` runs the model.
+        model: inside `root`.
+        mesh: of one dimension.
+        offload: each rank's share is in the CPU's memory while it is not used.
     """
     policy = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
     layers = set(model._no_split_modules or ())
@@ -30,10 +36,10 @@ def divide(root: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, *, offload
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
-    """Let the layers of a model in eval mode keep their inputs alone and compute the rest again in the backward pass.
+    """Turn on gradient checkpointing for a model in eval mode: its layers are recomputed in the backward pass.
 
-    transformers does so for a layer in training mode only, so the layers are told that they train; what is inside them
-    is not, and neither is the model. Without a gradient nothing is kept or computed twice.
+    transformers checkpoints a layer only in training mode, so each layer's own flag is set to it; the modules inside
+    the layers and the model stay in eval mode. Without a gradient nothing is kept or computed twice.
 
     Raises:
         ConfigError: if transformers cannot do it for this architecture.
@@ -42,7 +48,7 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     if not layers or not model.supports_gradient_checkpointing:
         expected = f"false for {type(model).__name__}, whose layers transformers cannot compute again"
         raise ConfigError.wrong("model.student.gradient_checkpointing", expected=expected, got=True)
-    # there are no random numbers whose state would have to be kept
+    # nothing in the layers draws random numbers, so no state of a generator has to be kept
     model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     for layer in layers:
         layer.training = True
@@ -62,7 +68,11 @@ def hidden_at(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
 
 
 def head_of(model: PreTrainedModel) -> LMHead:
-    """The model's head, with the scale and soft-cap that its config names. `check_head` says whether that is all."""
+    """The model's head, with the scale and soft-cap that its config names; see `check_head`.
+
+    Raises:
+        CheckpointError: if it is no `torch.nn.Linear`.
+    """
     output = model.get_output_embeddings()
     if not isinstance(output, torch.nn.Linear):
         raise CheckpointError(
@@ -71,9 +81,9 @@ def head_of(model: PreTrainedModel) -> LMHead:
         )
     config = model.config.get_text_config()
     scale = 1.0
-    if getattr(config, "logits_scaling", None):  # Granite divides, …
+    if getattr(config, "logits_scaling", None):  # Granite divides
         scale = 1.0 / config.logits_scaling
-    for name in ("logit_scale", "lm_head_multiplier"):  # … Cohere and Falcon-H1 multiply
+    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere and Falcon-H1 multiply
         if getattr(config, name, None):
             scale = float(getattr(config, name))
     softcap = getattr(config, "final_logit_softcapping", None)
@@ -82,13 +92,13 @@ def head_of(model: PreTrainedModel) -> LMHead:
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
-    """Compare `head_of` with the own logits of a model in eval mode, on a few tokens.
+    """Compare the logits of `head_of` with those of the model itself, in eval mode, on a few tokens.
 
     Raises:
         CheckpointError: if they differ: the architecture does something to its logits that opdlight does not know.
     """
     head = head_of(model)
-    ids = (torch.arange(PROBE_TOKENS, device=head.weight.device) * 7 % head.width)[None]
+    ids = (torch.arange(SAMPLE_TOKENS, device=head.weight.device) * 7 % head.width)[None]
     theirs = model(input_ids=ids, use_cache=False).logits[0]
     ours = head.logits(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
     if theirs.shape != ours.shape:

@@ -63,14 +63,23 @@ def support_logits(hidden: Tensor, head: LMHead, token_ids: Tensor) -> Tensor:
     return head.activate(product if head.bias is None else product + wide(head.bias)[token_ids])
 
 
-def support_values(hidden: Tensor, head: LMHead, support_ids: Tensor, temperature: float, *, whole: bool) -> Tensor:
-    """What a model says on a support: logits / temperature [N, K], for student and teacher alike.
+def support_values(
+    hidden: Tensor, head: LMHead, support_ids: Tensor, temperature: float, *, full_vocabulary: bool
+) -> Tensor:
+    """Logits / temperature [N, K] on a support, for student and teacher alike.
 
-    Both must come from this one function on rows of one layout: then equal models give equal bits, and a loss between
-    them a gradient of exactly 0. `whole`: the support is the first K ids of the vocabulary at each position, so [N, V]
-    numbers exist, with gradient if `hidden` has one.
+    Both must come from this function on rows of one layout: then equal models give equal bits, and a loss between them
+    a gradient of exactly 0.
+
+    Args:
+        hidden: [N, d].
+        head: of the same model.
+        support_ids: [N, K].
+        temperature: divides the logits.
+        full_vocabulary: the support is the first K ids of the vocabulary at each position. Then all [N, V] logits exist
+            at the same time, with gradient if `hidden` has one.
     """
-    if whole:
+    if full_vocabulary:
         return head.logits(hidden)[:, : support_ids.shape[1]] / temperature
     return support_logits(hidden, head, support_ids) / temperature
 
@@ -80,7 +89,7 @@ def log_normaliser(hidden: Tensor, head: LMHead, temperature: float = 1.0, chunk
 
     Chunks of `chunk` positions are recomputed in the backward pass, so that only [chunk, V] logits exist at a time.
     """
-    parts = [_again(_log_normaliser, h, head, temperature) for h in hidden.split(chunk)]
+    parts = [_checkpointed(_log_normaliser, h, head, temperature) for h in hidden.split(chunk)]
     return torch.cat(parts)
 
 
@@ -94,7 +103,7 @@ def token_logprobs(
     token itself: the distribution that such sampling draws from.
     """
     pairs = zip(hidden.split(chunk), token_ids.split(chunk), strict=True)
-    return torch.cat([_again(_token_logprobs, h, head, temperature, ids, top_p) for h, ids in pairs])
+    return torch.cat([_checkpointed(_token_logprobs, h, head, temperature, ids, top_p) for h, ids in pairs])
 
 
 @torch.no_grad()
@@ -177,8 +186,8 @@ def probe_scores(
     return ProbeScores(top_ids=top_ids, top_logprobs=top_logprobs, sampled=sampled, entropy=spread, at_other=at_other)
 
 
-def _again(function: Any, hidden: Tensor, head: LMHead, *rest: Any) -> Tensor:
-    """Call `function` and forget its intermediates: they are computed again in the backward pass."""
+def _checkpointed(function: Any, hidden: Tensor, head: LMHead, *rest: Any) -> Tensor:
+    """Call `function` with gradient checkpointing: its intermediates are recomputed in the backward pass."""
     result: Tensor = checkpoint(function, hidden, head, *rest, use_reentrant=False, preserve_rng_state=False)
     return result
 

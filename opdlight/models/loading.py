@@ -1,4 +1,4 @@
-"""Where models come from: names, folders, adapters."""
+"""Models, tokenizers and adapters from folders, the Hub and the package."""
 
 import difflib
 import tempfile
@@ -84,14 +84,14 @@ def load_model(name: str | Path, dtype: str, *, trust_remote_code: bool = False)
             source, dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=trust_remote_code
         )
         model: PreTrainedModel = loaded[0]
-        if missing := sorted(loaded[1]["missing_keys"]):  # transformers would go on with random ones
+        if missing := sorted(loaded[1]["missing_keys"]):  # transformers initialises them at random
             raise CheckpointError(f"{str(name)!r} lacks {len(missing)} weights of its config, such as {missing[0]!r}.")
         return model
 
 
 @contextmanager
 def _loading(what: str, name: str | Path) -> Iterator[None]:
-    """Whatever the libraries make of a damaged or unknown folder (each has errors of its own) is a CheckpointError."""
+    """Turn the errors of the libraries, many kinds for a damaged or unknown folder, into CheckpointError."""
     try:
         yield
     except OpdError:
@@ -156,7 +156,7 @@ def save_model(
 
 
 def contradiction(model: PreTrainedModel) -> str | None:
-    """What transformers has against the model's generation config; None if nothing."""
+    """Why transformers refuses to write the model's generation config; None if it does not."""
     try:
         if model.generation_config is not None:
             model.generation_config.validate(strict=True)
@@ -166,8 +166,8 @@ def contradiction(model: PreTrainedModel) -> str | None:
 
 
 @contextmanager
-def whole_model(name: str | Path, dtype: str, *, trust_remote_code: bool = False) -> Iterator[str]:
-    """What an engine can load: the model's folder or Hub name; of an adapter, a temporary merged folder."""
+def engine_folder(name: str | Path, dtype: str, *, trust_remote_code: bool = False) -> Iterator[str]:
+    """What an engine can load: the model's folder or Hub name; for an adapter, a temporary folder, merged."""
     source = resolve_model(name)
     if not is_adapter(source):
         yield source

@@ -1,4 +1,4 @@
-"""LoRA adapters inside a model: put in, merged for the engine, refused where the engine could not have them."""
+"""LoRA adapters inside a model, merged for the engine; settings that cannot be merged are refused."""
 
 import copy
 import warnings
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from opdlight.errors import ConfigError
 
 KEY = "model.student.lora"
-# What may be set: after merging, each of them leaves the model that was trained, under the base's own names.
+# What may be set: merged, each of them gives exactly the trained model under the base's names of weights.
 SUPPORTED = {
     "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern",
     "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out", "init_lora_weights",
@@ -25,7 +25,8 @@ def add_lora(model: Any, lora: Mapping[str, Any]) -> None:
     """Put LoRA layers into `model` in place and freeze everything else. Adapters are float32.
 
     Raises:
-        ConfigError: naming the key, for what peft refuses and for what would make engine and trainer two policies.
+        ConfigError: naming the key, for what peft refuses and for what would make the engine's policy differ from the
+            trainer's.
     """
     from peft import LoraConfig, inject_adapter_in_model  # slow to import, and only LoRA needs it
 
@@ -50,7 +51,7 @@ def add_lora(model: Any, lora: Mapping[str, Any]) -> None:
         wrong = "no embedding that is tied to the LM head: merged for the engine, the adapter would change both"
     if wrong:
         raise ConfigError.wrong(f"{KEY}.target_modules", expected=wrong, got=lora.get("target_modules"))
-    model.eval()  # as it was: peft's layers come in training mode
+    model.eval()  # peft's layers are created in training mode
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()  # small, and AdamW's steps would be lost in bfloat16
@@ -69,9 +70,9 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
 def merged_weights(layer: Any) -> dict[str, Tensor]:
     """The weights of a layer with its adapter merged, by the base layer's names.
 
-    In float32, whatever the base has: on the grid of bfloat16 a small adapter would be gone.
+    In float32, whatever the base has: rounded to bfloat16 a small adapter would vanish.
     """
-    merged = copy.deepcopy(layer).float()  # merging in place would change the weights that training goes on with
+    merged = copy.deepcopy(layer).float()  # merging in place would change the trained weights
     merged.merge()
     found: dict[str, Tensor] = merged.get_base_layer().state_dict()
     return found

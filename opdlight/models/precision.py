@@ -1,4 +1,4 @@
-"""What training in bfloat16 loses: its numbers have 8 significant bits, and a smaller step is rounded away."""
+"""What training in bfloat16 loses: its numbers have 8 significant bits, and smaller steps are rounded away."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from opdlight.errors import ConfigError
 from opdlight.models.student import Student
 
-LEAST = 0.5  # a smaller share of weights that one step can move is no training
+LEAST = 0.5  # a model hardly trains if one step can move less than this share of its weights
 PART = 1 << 22  # numbers at a time
 BESIDE = "beside `model.student.lora` in bfloat16 (merged weights that are rounded to it lose small adapters)"
 
@@ -41,7 +41,7 @@ def bfloat16_share(student: Student, learning_rate: float) -> float | None:
 
 
 def lost(share: float, learning_rate: float) -> str:
-    """What a user should know of it."""
+    """The sentence for the user about a share found by `bfloat16_share`."""
     return (
         f"one step of the learning rate {learning_rate:g} can move {100 * share:.1f} % of the trained bfloat16 weights"
         "; for the others it is less than half a unit in the last place (about |w|/512) and is rounded away"
@@ -51,7 +51,7 @@ def lost(share: float, learning_rate: float) -> str:
 def needs_float32_engine(student: Student) -> bool:
     """True if bfloat16 weights have adapters.
 
-    Merged they are float32 (`lora.merged_weights`); on the grid of bfloat16 an adapter of 1e-4 would be gone.
+    Merged they are float32 (`lora.merged_weights`); rounded to bfloat16 an adapter of 1e-4 would vanish.
     """
     return student.has_adapter and any(weight.dtype is torch.bfloat16 for weight in student.parameters())
 

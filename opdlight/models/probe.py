@@ -50,7 +50,7 @@ class ProbeResult:
 
     @property
     def divergence(self) -> Tensor:
-        """KL(π̂‖q̂) [n], both renormalised on the teacher's top-K: the loss of local support matching (PAPER Eq. 8)."""
+        """KL(π̂‖q̂) [n], both renormalised on the teacher's top-K: the loss of local support matching (paper Eq. 8)."""
         return reverse_kl(self.student_at_teacher.log_softmax(-1), self.teacher_top.log_softmax(-1))
 
     @property

@@ -1,4 +1,4 @@
-"""What would draw random numbers if a model were in training mode: dropout, skipped layers, jitter of routers."""
+"""Finds what draws random numbers in training mode: dropout, skipped layers, router jitter."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ OF_OTHER_HEADS = ("classifier", "summary", "cls")  # GPT-2's summary_first_dropo
 
 
 def check_no_dropout(model: PreTrainedModel, name: str) -> None:
-    """Rollouts know no dropout, so a student must have none: the one that trains is the policy that has rolled out.
+    """Refuse a student with dropout: engines sample without it, and the trained policy must be the one that sampled.
 
     Raises:
         ConfigError: naming `model.student.model` and the fields of its config.json, or the modules, that say otherwise.

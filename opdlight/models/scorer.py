@@ -97,7 +97,7 @@ def student_scores(
     sampled = _sampled(hidden, head, target_ids, request) if needs.sampled else None
     logits = None
     if support is not None:
-        logits = support_values(hidden, head, support.token_ids, temperature, whole=request.full_vocabulary)
+        logits = support_values(hidden, head, support.token_ids, temperature, full_vocabulary=request.full_vocabulary)
     return SupportScores(
         support=support,
         student_logits=logits,

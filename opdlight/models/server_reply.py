@@ -24,11 +24,11 @@ class Question:
     columns: Tensor  # [n] each predicts the token at column + 1
     k: int = 0  # width of the top-K
     named: Tensor | None = None  # [n, C] ids to score, −1 on filler
-    whole: bool = False  # all V log-probs instead
+    full_vocabulary: bool = False  # all V log-probs instead
 
     def sampling(self) -> dict[str, Any]:
         """The request's sampling parameters: it generates one token, since vLLM takes no fewer; it is not used."""
-        found: dict[str, Any] = {"max_tokens": 1, "prompt_logprobs": -1 if self.whole else self.k}
+        found: dict[str, Any] = {"max_tokens": 1, "prompt_logprobs": -1 if self.full_vocabulary else self.k}
         if self.named is not None:
             start = int(self.columns.min())
             rows = torch.full((len(self.ids) - 1 - start, self.named.shape[1]), -1)
@@ -102,7 +102,7 @@ def read_answer(reply: dict[str, Any], question: Question, width: int, wrong: Wr
     told, ids = reply.get("prompt_logprobs"), question.ids
     if not isinstance(told, list) or len(told) != len(ids):
         raise wrong(f"prompt log-probs of {len(ids)} tokens", len(told) if isinstance(told, list) else told)
-    expected = width if question.whole else question.k
+    expected = width if question.full_vocabulary else question.k
     sampled: list[float] = []
     top_ids: list[list[int]] = []
     top: list[list[float]] = []
@@ -129,7 +129,7 @@ def read_answer(reply: dict[str, Any], question: Question, width: int, wrong: Wr
     mass = found.exp().sum(-1)
     if bool((mass > 1 + EPSILON).any()):
         raise wrong("log-probs of one distribution", f"a mass of {float(mass.max()):.4f}")
-    if question.whole:
+    if question.full_vocabulary:
         table = torch.empty_like(found).scatter_(1, found_ids, found)
         return Answer(sampled=told_sampled, top_ids=found_ids[:, :0], top_logprobs=found[:, :0], table=table)
     return Answer(

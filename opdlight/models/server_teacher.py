@@ -2,8 +2,8 @@
 
 One request a row asks for all that is wanted of it: the teacher's top-K at every position (`prompt_logprobs`), and the
 log-probs of ids that the student named (`prompt_logprob_token_ids`). Servers that run vLLM's first model runner (every
-CPU) lack the latter; where the loss cannot do without, they are asked for all V log-probs of each position, as they are
-for the full vocabulary and the entropy.
+CPU) lack the latter; where the loss needs such log-probs, they are asked for all V of each position, as they are for
+the full vocabulary and the entropy.
 """
 
 from typing import Any
@@ -106,8 +106,8 @@ class ServerTeacher:
         except ServerError as error:
             if error.status != 400:
                 raise
-            most = -1 if question.whole else max(question.k, named)
-            other = ", or use a loss on the teacher's top-K" if question.whole else ""
+            most = -1 if question.full_vocabulary else max(question.k, named)
+            other = ", or use a loss on the teacher's top-K" if question.full_vocabulary else ""
             raise ConfigError(
                 f"The teacher's server does not give what `loss` and `probe` need. {error} "
                 f"Start it with --max-logprobs {most}{other}."
@@ -177,9 +177,9 @@ class ServerTeacher:
         needs, shared, k = request.needs, request.shared, max(_teacher_k(request.needs), probe_k)
         if k > len(shared):
             raise ConfigError.wrong("loss.k", expected=f"from 1 to the {len(shared)} ids both models share", got=k)
-        whole, names_ids = request.full_vocabulary or needs.teacher_entropy, self._served.names_ids
-        if whole or (needs.chosen_by == "student" and not names_ids):
-            return Question(ids=ids, columns=columns, whole=True)
+        names_ids = self._served.names_ids
+        if request.full_vocabulary or needs.teacher_entropy or (needs.chosen_by == "student" and not names_ids):
+            return Question(ids=ids, columns=columns, full_vocabulary=True)
         spare = min(SPARE, self.width - len(shared)) if k else 0
         return Question(ids=ids, columns=columns, k=k + spare, named=named if names_ids else None)
 

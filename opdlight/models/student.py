@@ -27,14 +27,14 @@ from opdlight.types import TokenBatch
 class Student(nn.Module):
     """Any Hugging Face causal LM, trained in full or through LoRA.
 
-    It stays in eval mode while it trains: what it computes is what the engine samples from. Dropout is refused.
+    It stays in eval mode while it trains, so that it computes what the engine samples from. Dropout is refused.
 
     Args:
         model: folder, `lab/<name>` or Hub name.
         dtype: of weights and forward pass, "float32" or "bfloat16".
         lora: arguments of `peft.LoraConfig` (at least `r`); None trains every weight.
         gradient_checkpointing: recompute each layer in the backward pass, for less memory.
-        chat_template: what the chat template is given beside the messages, such as `enable_thinking`.
+        chat_template: arguments of the chat template beside the messages, such as `enable_thinking`.
         trust_remote_code: run the code that the model brings with it (`auto_map`).
 
     Raises:
@@ -80,7 +80,7 @@ class Student(nn.Module):
         divide(self, self.model, mesh)
 
     def forward(self, batch: TokenBatch) -> Tensor:
-        """`hidden`: the one way into the model, so that a divided one is put together."""
+        """See `hidden`. FSDP gathers the weights around this call."""
         return hidden_at(self.model, batch)
 
     def hidden(self, batch: TokenBatch) -> Tensor:
@@ -96,14 +96,14 @@ class Student(nn.Module):
         """Every weight under its Hugging Face checkpoint name; tied weights come once. Detached.
 
         Where adapters are merged the weights are float32, whatever the base is.
-        Those of a divided student are still divided: `distributed.full_tensor` puts one together.
+        Those of a sharded student are still sharded: `system.distributed.full_tensor` gathers one.
         """
         yield from revert_weight_conversion(self.model, self._merged()).items()
 
     def save(self, folder: str | Path) -> None:
-        """Write a Hugging Face folder (merged weights, config, tokenizer); it appears whole or not at all.
+        """Write a Hugging Face folder (merged weights, config, tokenizer); written atomically.
 
-        With adapters all of it is float32: on the grid of bfloat16 the saved model would not be the trained one.
+        With adapters all of it is float32: rounded to bfloat16 the saved model would not be the trained one.
         Every rank must call it; the first one writes.
         """
         first = rank() == 0
@@ -137,7 +137,7 @@ class Student(nn.Module):
             raise CheckpointError(f"A student made of {self.base!r} could not be saved: {error}") from error
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Write the LoRA adapter alone in peft's format: a few MB that name `base`; it appears whole or not at all."""
+        """Write the LoRA adapter alone in peft's format: a few MB that name `base`; written atomically."""
         from peft import get_peft_model_state_dict
 
         config: Any = copy.copy(self.model.peft_config["default"])

@@ -130,7 +130,9 @@ def teacher_scores(hidden: Tensor, head: LMHead, target_ids: Tensor, request: Sc
         normaliser = log_normaliser(hidden, head, temperature)
 
     def logits_at(support_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        return support_values(hidden, head, support_ids, temperature, whole=request.full_vocabulary), normaliser
+        return support_values(
+            hidden, head, support_ids, temperature, full_vocabulary=request.full_vocabulary
+        ), normaliser
 
     support: Support | None = None
     if needs.support is not None:

@@ -1,4 +1,4 @@
-"""Do two models mean the same token by the same id?"""
+"""Compares two vocabularies: which ids mean the same token to both models?"""
 
 import logging
 from collections.abc import Set
@@ -11,11 +11,9 @@ from opdlight.errors import VocabularyError
 from opdlight.types import SharedVocabulary
 
 SHOWN = 5
-FEW, FEW_SHARE = (
-    64,
-    0.01,
-)  # so many ids at most, and this share of those in reach, may differ: a vocabulary with renamed
-# reserves stays below, one that was trained anew or shifted by an id does not
+# At most so many ids, and this share of the compared ones, may differ. A vocabulary with renamed reserved tokens stays
+# below; one that was trained anew or shifted by an id does not.
+FEW, FEW_SHARE = 64, 0.01
 CONVERSATION = [
     {"role": "system", "content": "s"},
     {"role": "user", "content": "u"},

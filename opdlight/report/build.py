@@ -1,4 +1,4 @@
-"""From run folders to the page: read, draw, fill the template, write."""
+"""Makes the page from run folders: read, draw, fill the template, write."""
 
 import base64
 import hashlib
@@ -30,7 +30,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A part of the page with a heading; `empty` is what stands there where there is nothing to show."""
+    """A part of the page with a heading; `empty` is shown where there are no charts."""
 
     slug: str
     title: str
@@ -39,12 +39,16 @@ class Section:
 
 
 def report(run: str | Sequence[str], out: str | None = None, trajectories: int = 1000) -> Path:
-    """Write the page and its figures, and say where.
+    """Write the page and its figures, and return the path of the page.
 
-    `out` defaults to `<run>/report/index.html`; of several runs to `report/index.html` beside the first.
+    Args:
+        run: the folder of a run, or several of them.
+        out: path of the page; by default `<run>/report/index.html`, for several runs `report/index.html` beside the
+            first.
+        trajectories: most trajectories in the inspector.
 
     Raises:
-        ConfigError: a folder is not that of a run, or `out` or `trajectories` make no sense.
+        ConfigError: if a folder is not that of a run, or `out` or `trajectories` is invalid.
     """
     folders = distinct([Path(f) for f in ([run] if isinstance(run, str) else run)])
     if not 0 < len(folders) <= len(LETTERS):
@@ -69,7 +73,7 @@ def report(run: str | Sequence[str], out: str | None = None, trajectories: int =
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
-    """The parts of the page with their figures drawn."""
+    """The parts of the page, with their figures drawn."""
     tasks = sorted({task for run in runs for task in run.tasks})
 
     def part(slug: str, title: str, charts: Iterable[Chart], missing: str) -> Section:
@@ -89,24 +93,30 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     return parts
 
 
-def page(runs: Sequence[Run], parts: Sequence[Section], most: int) -> str:
-    """The HTML: everything inline, text escaped by the template, scripts allowed by their hashes only."""
+def page(runs: Sequence[Run], parts: Sequence[Section], limit: int) -> str:
+    """The HTML: everything inline, text escaped by the template, scripts allowed only by their hashes.
+
+    Args:
+        runs: what the page is about.
+        parts: its sections.
+        limit: most trajectories in the inspector.
+    """
     templates = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     scripts = [(PAGE / name).read_text(encoding="utf-8") for name in ("page.js", "token.js", "inspector.js")]
-    index, lines, shown = embed(runs, most)
-    called = names(runs)
-    own = [run.config.get("run_dir", "").strip('"') or "<run>" for run in runs]
+    index, lines, shown = embed(runs, limit)
+    run_names = names(runs)
+    run_dirs = [run.config.get("run_dir", "").strip('"') or "<run>" for run in runs]
     return templates.get_template("report.html").render(
-        title=" · ".join(called),
+        title=" · ".join(run_names),
         version=__version__,
         css="".join((PAGE / name).read_text(encoding="utf-8") for name in ("page.css", "inspector.css")),
         scripts=scripts,
         hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
         sections=parts,
-        cards=[_card(i, run, name) for i, (run, name) in enumerate(zip(runs, called, strict=True))],
+        cards=[_card(i, run, name) for i, (run, name) in enumerate(zip(runs, run_names, strict=True))],
         outcome=sorted((row for run in runs for row in _outcome(run)), key=lambda row: row["task"]),
         alarms=[_alarm(run, a) for run in runs for a in joined_alarms(run.alarms)],
-        differences=config_differences([run.config for run in runs], own),
+        differences=config_differences([run.config for run in runs], run_dirs),
         gaps=[table for run in runs for table in _gaps(run)],
         index=index,
         lines=lines,
@@ -169,7 +179,7 @@ def _alarm(run: Run, alarm: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gaps(run: Run) -> Iterable[dict[str, Any]]:
-    """The last table of each task, with each token's share in the first one."""
+    """The last table of each task, with the share of each token in the task's first table beside it."""
     for task in dict.fromkeys(table["task"] for table in run.token_gaps):
         tables = [table for table in run.token_gaps if table["task"] == task]
         before = {row["id"]: row["share"] for row in tables[0]["rows"]}

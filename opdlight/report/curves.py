@@ -1,4 +1,4 @@
-"""Figures over the updates of a run: curves, endings of the episodes, seconds of the stages; runs overlaid."""
+"""Figures over the updates: curves with all runs in one panel, and for each run episode endings and wall seconds."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from opdlight.report.draw import BAD, RUNS, STAGES, STATUS, Chart, canvas, chart, legend
+from opdlight.report.draw import BAD, COLOURS, RUNS, STATUS, Chart, canvas, chart, legend
 from opdlight.report.measures import joined_alarms, smooth
 from opdlight.report.read import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """One panel; `{task}` in a key makes one panel a task."""
+    """One panel; with `{task}` in `key`, one panel per task."""
 
     title: str
     key: str
@@ -24,7 +24,7 @@ class Curve:
     unit: str = ""
     share: bool = False
     log: bool = False
-    agents: bool = False  # of no interest where every episode has one turn
+    agents: bool = False  # left out where every episode has one turn
 
 
 CURVES = (
@@ -91,7 +91,7 @@ CURVES = (
 
 
 def draw_curves(runs: Sequence[Run], tasks: Sequence[str]) -> Iterator[Chart]:
-    """One chart a panel that any run has values for, then those of each run alone."""
+    """A chart for each panel for which a run has values, then the charts of single runs."""
     for curve in CURVES:
         for task in tasks if "{task}" in curve.key else [""]:
             keys = {n: getattr(curve, n).format(task=task) for n in ("key", "marks", "dashed")}
@@ -101,7 +101,7 @@ def draw_curves(runs: Sequence[Run], tasks: Sequence[str]) -> Iterator[Chart]:
     for run in runs:
         of = f" · run {run.letter}" if len(runs) > 1 else ""
         yield from _endings(run, of)
-        yield from _stages(run, of)
+        yield from _seconds(run, of)
 
 
 def _panel(curve: Curve, task: str, keys: dict[str, str], runs: Sequence[Run]) -> Chart:
@@ -171,7 +171,7 @@ def _endings(run: Run, of: str) -> Iterator[Chart]:
     yield chart(f"endings {run.letter}", f"Endings of the episodes{of}", caption, figure)
 
 
-def _stages(run: Run, of: str) -> Iterator[Chart]:
+def _seconds(run: Run, of: str) -> Iterator[Chart]:
     found = [k for k in run.curves if k.startswith("time/")]
     if not found:
         return
@@ -180,13 +180,11 @@ def _stages(run: Run, of: str) -> Iterator[Chart]:
     window = max(1, len(steps) // 12)
     seconds = [smooth(np.interp(steps, *run.curves[k]), window) for k in found]
     figure, axis = canvas()
-    colours = [STAGES[i % len(STAGES)] for i in range(len(found))]
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(found))]
     labels = [k.removeprefix("time/") for k in found]
     axis.stackplot(steps, seconds, colors=colours, labels=labels, lw=0.6, edgecolor="#fefefe")
     axis.set_ylim(bottom=0)
     _updates(axis, "seconds")
     legend(axis, 4)
-    caption = (
-        "Wall seconds of an update by stage, stacked, a running mean; healthy: rollout is most of it, and it is steady."
-    )
+    caption = "Wall seconds of the parts of an update, stacked, a running mean; healthy: mostly rollout, and steady."
     yield chart(f"seconds {run.letter}", f"Seconds an update{of}", caption, figure)

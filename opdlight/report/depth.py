@@ -1,4 +1,4 @@
-"""Figures by depth: coverage by position and update, the gap by position, figures by turn."""
+"""Figures by position and by turn: coverage, the gap, success."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,15 +7,15 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from opdlight.metrics.success import wilson_interval
 from opdlight.report.draw import HEAT, INK, MUTED, RUNS, STUDENT, TEACHER, Chart, canvas, chart, legend
-from opdlight.report.measures import PARTS, Band, by_bucket, heat, part_of, success_by_turns, thirds
+from opdlight.report.measures import THIRDS, Band, by_bucket, heat, part_of, success_by_turns, thirds
 from opdlight.report.read import Run
 from opdlight.report.rows import Depth
 
-COLUMNS = 60  # of a heat map; more updates than that share cells
+COLUMNS = 60  # most columns of a heat map; with more updates, neighbours share a column
 
 
 def draw_depth(runs: Sequence[Run], tasks: Sequence[str]) -> Iterator[Chart]:
-    """Heat maps of all runs and tasks on one scale, then the bands, of all runs on one scale a task."""
+    """Heat maps of all runs and tasks on one scale, then the gap by position, on one scale for each task."""
     low = any(
         row.values.get("student_mass", 1.0) < 0.5 for run in runs for row in run.profile if row.axis == "position"
     )
@@ -77,7 +77,7 @@ def _heat(rows: Sequence[Depth], run: Run, task: str, of: str, low: float) -> Ch
 def _bands(bands: Sequence[Band], ends: tuple[float, float], run: Run, task: str, of: str) -> Chart:
     figure, axis = canvas()
     buckets = sorted({bucket for band in bands for bucket in band})
-    for name, colour, band in zip(PARTS, (MUTED, TEACHER, STUDENT), bands, strict=True):
+    for name, colour, band in zip(THIRDS, (MUTED, TEACHER, STUDENT), bands, strict=True):
         if band:
             at = [buckets.index(bucket) for bucket in band]
             low, middle, high = zip(*band.values(), strict=True)
@@ -113,11 +113,11 @@ def _by_turn(
 ) -> Chart:
     figure, axis = canvas()
     for i, run in enumerate(runs):
-        mine = rows[run.letter]
+        of_run = rows[run.letter]
         for part, style in ((0, (0, (1, 1.4))), (2, "-")):
-            first, last = min((r.update for r in mine), default=0), max((r.update for r in mine), default=0)
-            means = by_bucket((r for r in mine if part_of(r.update, first, last) == part), key)
-            label = (run.letter if len(runs) > 1 else PARTS[part]) if part == 2 or len(runs) == 1 else None
+            first, last = min((r.update for r in of_run), default=0), max((r.update for r in of_run), default=0)
+            means = by_bucket((r for r in of_run if part_of(r.update, first, last) == part), key)
+            label = (run.letter if len(runs) > 1 else THIRDS[part]) if part == 2 or len(runs) == 1 else None
             turns = [start + 1 for start, _ in means]
             axis.plot(turns, list(means.values()), ls=style, lw=2, color=RUNS[i % len(RUNS)], label=label)
     if not unit:

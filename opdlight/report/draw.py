@@ -1,4 +1,4 @@
-"""The look of every figure: one drawing gives an SVG that follows the page's theme, and a PNG."""
+"""The style of the figures. Each is drawn once and saved as an SVG that follows the page's theme, and as a PNG."""
 
 import html
 import io
@@ -30,7 +30,7 @@ THEMED = {  # colour of the drawing → CSS variable of the page
     STATUS["success"]: "--success", STATUS["failure"]: "--failure", STATUS["truncated_turns"]: "--truncated-turns",
     STATUS["truncated_tokens"]: "--truncated-tokens", STATUS["env_error"]: "--env-error",
 }  # fmt: skip
-STAGES = ("#0a6ebd", "#16876c", "#e0a21b", "#a3488f", "#c9741f", "#4b5bd1", "#8a93a1", "#7a6a00")
+COLOURS = ("#0a6ebd", "#16876c", "#e0a21b", "#a3488f", "#c9741f", "#4b5bd1", "#8a93a1", "#7a6a00")
 HEAT = LinearSegmentedColormap.from_list("coverage", ["#5b1a5e", "#a32f5f", "#e0693f", "#f3b45c", "#f6e3b4"])
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -66,22 +66,22 @@ STYLE: Any = {
 class Chart:
     """One figure of the page."""
 
-    slug: str  # file name of the PNG, without its ending
+    slug: str  # file name of the PNG, without the suffix
     title: str
-    caption: str  # one sentence: how to read it, and what is healthy
+    caption: str  # how to read the figure, and what is healthy
     svg: str
     png: bytes
     wide: bool = False
 
 
 def canvas(width: float = 3.8, height: float = 2.5, **options: Any) -> tuple[Figure, Axes]:
-    """An empty drawing, in inches."""
+    """An empty figure of this size in inches, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot(**options)
 
 
 def legend(axis: Axes, columns: int = 4) -> None:
-    """A legend in one line above the axes, where there is something to tell apart."""
+    """Draw a legend above the axes, if anything has a label."""
     handles, labels = axis.get_legend_handles_labels()
     if labels:
         place: dict[str, Any] = {
@@ -96,10 +96,10 @@ def legend(axis: Axes, columns: int = 4) -> None:
 
 
 def chart(slug: str, title: str, caption: str, figure: Figure, *, wide: bool = False) -> Chart:
-    """Finish a drawing."""
+    """Save the figure as SVG and PNG."""
     slug = re.sub(r"[^a-z0-9]+", "-", slug.lower()).strip("-")
     with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": slug}):
-        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the PNG's font lacks
+        warnings.filterwarnings("ignore", message="Glyph")  # a name with characters that the font of the PNG lacks
         vector, pixels = io.StringIO(), io.BytesIO()
         figure.savefig(vector, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         figure.suptitle(title, fontweight="bold", fontsize=10)
@@ -109,7 +109,7 @@ def chart(slug: str, title: str, caption: str, figure: Figure, *, wide: bool = F
 
 
 def _inline(svg: str, label: str) -> str:
-    """The drawing as an element of the page: themed colours, the page's font, its own width, no stray ids."""
+    """The SVG for use inside the page: themed colours, the page's font, no fixed size, no unused ids."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""The data of the trajectory inspector: a row a trajectory for its list, and a line of JSON each, read when opened."""
+"""The data of the inspector: for each trajectory a row of its list, and a line of JSON, parsed when it is opened."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,21 +9,21 @@ from opdlight.report.measures import token_columns
 from opdlight.report.read import Run
 from opdlight.report.text import script_json
 
-BINS = 40  # of the strip that shows where in a trajectory the gap is
-FULL = 3.0  # nats at which a bin of the strip, like a token, has its full colour
+BINS = 40  # of the strip in the list, which shows where in a trajectory the gap is large
+FULL = 3.0  # nats; a gap of this size has the full colour, in the strip as in a token
 
 
-def embed(runs: Sequence[Run], most: int) -> tuple[str, str, int]:
-    """The index, the lines, and how many trajectories they hold: at most `most`, spread evenly over all."""
+def embed(runs: Sequence[Run], limit: int) -> tuple[str, str, int]:
+    """The list and the lines as JSON, and their number: at most `limit`, spread evenly over all trajectories."""
     found = [(run.letter, t) for run in runs for t in run.trajectories]
-    if len(found) > most:
-        found = [found[i] for i in np.linspace(0, len(found) - 1, most).round().astype(int)]
+    if len(found) > limit:
+        found = [found[i] for i in np.linspace(0, len(found) - 1, limit).round().astype(int)]
     index = [row(letter, t) for letter, t in found]
     return script_json(index), "\n".join(script_json(t) for _, t in found), len(found)
 
 
 def row(letter: str, trajectory: dict[str, Any]) -> dict[str, Any]:
-    """What the list shows, filters and sorts by; figures are over the tokens that the mask keeps."""
+    """What the list shows of a trajectory, filters and sorts by; figures are of tokens that the mask keeps."""
     gaps, divergence, mass = (
         token_columns([trajectory], *n) for n in (("student", "teacher"), ("divergence",), ("mass",))
     )

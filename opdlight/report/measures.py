@@ -1,4 +1,4 @@
-"""Pure functions from the rows of a run to what the figures show."""
+"""Pure functions that compute from the rows of a run what the figures show."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,11 +9,11 @@ from opdlight.report.read import Array
 from opdlight.report.rows import Depth
 
 Band = dict[tuple[int, int], tuple[float, float, float]]  # bucket → low, middle, high
-PARTS = ("first third", "middle third", "last third")
+THIRDS = ("first third", "middle third", "last third")
 
 
 def smooth(values: Array, window: int) -> Array:
-    """Running mean over `window` neighbours, centred, over fewer at the ends. [n] → [n]."""
+    """Centred running mean [n] of `values` [n] over `window` neighbours, and over fewer at the ends."""
     if window <= 1 or len(values) < 3:
         return values
     box = np.ones(min(window, len(values)))
@@ -21,7 +21,7 @@ def smooth(values: Array, window: int) -> Array:
 
 
 def concentration(sizes: Array) -> tuple[Array, Array]:
-    """Share of tokens, largest first, against the share of Σ sizes that they carry; both [n + 1], from 0 to 1.
+    """The share of the largest tokens, and the share of Σ sizes that these carry; both [n + 1], from 0 to 1.
 
     >>> concentration(np.array([1.0, 3.0]))[1].tolist()
     [0.0, 0.75, 1.0]
@@ -42,7 +42,7 @@ def part_of(update: int, first: int, last: int) -> int:
 
 
 def by_bucket(rows: Iterable[Depth], key: str) -> dict[tuple[int, int], float]:
-    """(start, end) → mean of the column `key`, weighted by tokens, in order of start; empty cells do not count."""
+    """(start, end) of a bucket → token-weighted mean of the column `key`, sorted; empty cells are ignored."""
     sums: dict[tuple[int, int], tuple[float, float]] = {}
     for row in rows:
         value = row.values.get(key, float("nan"))
@@ -53,12 +53,12 @@ def by_bucket(rows: Iterable[Depth], key: str) -> dict[tuple[int, int], float]:
 
 
 def thirds(rows: Sequence[Depth]) -> list[Band]:
-    """The 10 %, 50 % and 90 % quantile of the gap by bucket in each third of the run: means over updates by tokens."""
+    """The 10 %, 50 % and 90 % quantile of the gap by bucket in each third of the run: token-weighted means."""
     first, last = min((r.update for r in rows), default=0), max((r.update for r in rows), default=0)
     bands: list[Band] = []
-    for part in range(len(PARTS)):
-        mine = [r for r in rows if part_of(r.update, first, last) == part]
-        low, middle, high = (by_bucket(mine, f"gap_q{q}") for q in (10, 50, 90))
+    for part in range(len(THIRDS)):
+        in_part = [r for r in rows if part_of(r.update, first, last) == part]
+        low, middle, high = (by_bucket(in_part, f"gap_q{q}") for q in (10, 50, 90))
         bands.append({b: (low[b], middle[b], high[b]) for b in low if b in middle and b in high})
     return bands
 
@@ -66,8 +66,8 @@ def thirds(rows: Sequence[Depth]) -> list[Band]:
 def heat(rows: Sequence[Depth], key: str, columns: int) -> tuple[Array, list[tuple[int, int]], Array]:
     """Edges [c + 1] in updates, buckets [b], and the token-weighted mean of `key` in each cell [b, c]; NaN: no token.
 
-    A column is an update that has rows, or several neighbours where there are more than `columns`; it reaches to the
-    next one, so that a task that is not in every update leaves no gaps.
+    A column is an update that has rows, or several neighbouring ones if there are more than `columns`. It extends to
+    the next column, so that a task that is not in every update leaves no gaps.
     """
     updates = sorted({r.update for r in rows})
     parts = np.array_split(updates, min(columns, len(updates)))
@@ -82,7 +82,7 @@ def heat(rows: Sequence[Depth], key: str, columns: int) -> tuple[Array, list[tup
 
 
 def token_columns(trajectories: Iterable[Mapping[str, Any]], *names: str) -> Array:
-    """Columns `names` of every token that the mask keeps and that has a number in each; [tokens, names]."""
+    """The columns `names` of all tokens that the mask keeps and that have a number in each column, [tokens, names]."""
     rows = [
         values
         for t in trajectories
@@ -102,15 +102,15 @@ def success_by_turns(trajectories: Iterable[Mapping[str, Any]]) -> dict[int, tup
     return dict(sorted(counts.items()))
 
 
-def config_differences(configs: Sequence[Mapping[str, str]], own: Sequence[str]) -> dict[str, list[str | None]]:
-    """Keys whose values differ, with the value of each run (None: not there); the runs' `own` folders do not count."""
-    plain = [{k: v.replace(o, "<run>") for k, v in c.items()} for c, o in zip(configs, own, strict=True)]
+def config_differences(configs: Sequence[Mapping[str, str]], run_dirs: Sequence[str]) -> dict[str, list[str | None]]:
+    """Keys whose values differ → the value of each run, None if it lacks the key; the paths `run_dirs` are ignored."""
+    plain = [{k: v.replace(d, "<run>") for k, v in c.items()} for c, d in zip(configs, run_dirs, strict=True)]
     keys = dict.fromkeys(k for c in plain for k in c)
     return {k: row for k in keys if len({*(row := [c.get(k) for c in plain])}) > 1}
 
 
 def joined_alarms(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One entry an alarm: the line that ends one replaces the `until` of the line that began it."""
+    """One entry per alarm: the line that ends an alarm replaces the `until` of the line that began it."""
     alarms: dict[tuple[str, int], dict[str, Any]] = {}
     for line in lines:
         alarms.setdefault((line["key"], line["update"]), dict(line))["until"] = line["until"]

@@ -1,4 +1,4 @@
-"""What runs that are compared are called: by what differs between them."""
+"""Names for the runs of a report: what differs between their command lines."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from opdlight.report.text import visible
 
 
 def distinct(folders: Sequence[Path]) -> list[Path]:
-    """The folders, each once: `runs/latest` may be one of the others."""
+    """The folders without duplicates, which links such as `runs/latest` may cause."""
     found: dict[Path, Path] = {}
     for folder in folders:
         found.setdefault(folder.resolve(), folder)
@@ -20,22 +20,22 @@ def distinct(folders: Sequence[Path]) -> list[Path]:
 
 
 def names(runs: Sequence[Run]) -> list[str]:
-    """`seed=2 loss=k2`: what was typed otherwise for each run, or its folder's name where that tells none apart."""
+    """Names such as `seed=2 loss=k2`: the overrides that differ; the folder's name where these are the same."""
     typed = [_typed(run.folder / "overrides.json") for run in runs]
-    keys = dict.fromkeys(key for mine in typed for key in mine)
-    # what was not typed has a value all the same; a group, such as loss, has none in the config
-    values = [{key: mine.get(key, run.config.get(key)) for key in keys} for mine, run in zip(typed, runs, strict=True)]
-    differing = [key for key in keys if len({mine[key] for mine in values}) > 1]
-    found = [" ".join(f"{key}={mine[key]}" for key in differing if mine[key] is not None) for mine in values]
-    again = {name for name in found if found.count(name) > 1}
+    keys = dict.fromkeys(key for overrides in typed for key in overrides)
+    # a key that was not typed still has a value in the config; a group, such as loss, has none there
+    values = [{key: o.get(key, run.config.get(key)) for key in keys} for o, run in zip(typed, runs, strict=True)]
+    differing = [key for key in keys if len({of_run[key] for of_run in values}) > 1]
+    found = [" ".join(f"{k}={of_run[k]}" for k in differing if of_run[k] is not None) for of_run in values]
+    duplicates = {name for name in found if found.count(name) > 1}
     return [
-        run.name if not name else f"{name} ({run.name})" if name in again else name
+        run.name if not name else f"{name} ({run.name})" if name in duplicates else name
         for name, run in zip(found, runs, strict=True)
     ]
 
 
 def _typed(path: Path) -> dict[str, str]:
-    """Key → value of the command line that made a run; nothing of what cannot be read."""
+    """Key → value of a run's command line; empty if the file cannot be read."""
     try:
         texts = json.loads(path.read_text(encoding="utf-8"))
         parsed = OverridesParser.create().parse_overrides([str(text) for text in texts])

@@ -1,4 +1,4 @@
-"""The figure of what a run achieved: success before and after, with the teacher's."""
+"""The figure of held-out success: the student before and after, and the teacher."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +10,7 @@ from opdlight.report.text import shortened
 
 
 def draw_outcome(runs: Sequence[Run]) -> Iterator[Chart]:
-    """One chart of every task of every finished run."""
+    """One chart with all tasks of all finished runs."""
     rows = [(i, run, t, result) for i, run in enumerate(runs) for t, result in run.summary.get("tasks", {}).items()]
     rows.sort(key=lambda row: (row[2], row[0]))
     if not rows:

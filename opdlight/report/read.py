@@ -1,4 +1,4 @@
-"""Read a run folder as it is, finished or killed, with every file or few: what is missing becomes a note."""
+"""Reads a run folder, finished or not; a missing or damaged file becomes a note on the page."""
 
 import json
 import math
@@ -28,21 +28,21 @@ from opdlight.report.rows import (
 from opdlight.report.text import number, visible
 
 Array = NDArray[np.float64]
-WITHOUT = {  # file → what the page lacks without it
+WITHOUT = {  # file → what is missing on the page without it
     "config.yaml": "the run's configuration",
     "metrics.csv": "the curves",
-    "summary.json": "the outcome table (the run is still going, or was stopped)",
+    "summary.json": "the outcome table (the run has not finished)",
     "profile.csv": "the figures by position and by turn",
     "trajectories.jsonl": "the inspector and the figures of single tokens",
     "token_gaps.jsonl": "the table of tokens that carry the gap",
     "alarms.jsonl": "the alarms",
 }
-MAY_LACK = ("alarms.jsonl",)  # a run without an alarm
+OPTIONAL = ("alarms.jsonl",)  # a run without an alarm has none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What one run folder holds."""
+    """The contents of a run folder."""
 
     letter: str  # A, B, … on this page
     name: str
@@ -58,23 +58,23 @@ class Run:
 
     @property
     def updates(self) -> int:
-        """Updates that metrics.csv knows of."""
+        """The number of updates in metrics.csv."""
         steps = self.curves.get("loss/train", (np.empty(0), np.empty(0)))[0]
         return int(steps.max()) + 1 if len(steps) else 0
 
     @property
     def tasks(self) -> list[str]:
-        """Every task that any of the files names."""
+        """All tasks that are named in any of the files."""
         named = [k.split("/", 2)[2] for k in self.curves if k.startswith(("rollout/success/", "val/success/"))]
         rows = [r["task"] for r in (*self.trajectories, *self.token_gaps)]
         return sorted({*self.summary.get("tasks", {}), *named, *rows, *(d.task for d in self.profile)})
 
 
 def read_run(folder: Path, letter: str = "A") -> Run:
-    """Everything that can be read in `folder`.
+    """Read everything that can be read in `folder`; `letter` is the run's on this page.
 
     Raises:
-        ConfigError: `folder` holds none of the files of a run.
+        ConfigError: if `folder` contains none of the files of a run.
     """
     if not any((folder / name).is_file() for name in WITHOUT):
         files = ", ".join(WITHOUT)
@@ -82,7 +82,7 @@ def read_run(folder: Path, letter: str = "A") -> Run:
     notes = [
         f"{name} is missing: without it the page lacks {what}."
         for name, what in WITHOUT.items()
-        if not (folder / name).is_file() and name not in MAY_LACK
+        if not (folder / name).is_file() and name not in OPTIONAL
     ]
     real = folder.resolve()
     return Run(
@@ -136,7 +136,7 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
             value[name] = {k: number(v) for k, v in value.get(name, {}).items()}
         value["tasks"] = {visible(name): task for name, task in value["tasks"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-        notes.append(f"{path.name} is not what a run writes, and was left out.")
+        notes.append(f"{path.name} does not have the form that a run writes, and was left out.")
         return {}
     return value
 

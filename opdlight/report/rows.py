@@ -1,4 +1,4 @@
-"""The files of a run, row by row: a cut line, or one in another form, is left out and becomes a note."""
+"""Parses the files of a run row by row; a line that is cut or malformed is left out and becomes a note."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from opdlight.report.text import number, visible
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depth:
-    """One row of profile.csv: figures of one task's tokens in one bucket of positions or in one turn."""
+    """One row of profile.csv: figures of the tokens of a task in one bucket of positions, or in one turn."""
 
     update: int
     task: str
@@ -27,21 +27,21 @@ class Depth:
 
 
 def text_of(path: Path) -> str:
-    """What the file holds; nothing where there is none."""
+    """The text of a file; empty if there is no file."""
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def csv_rows(path: Path, notes: list[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file; a last line without its line break was cut, and is left out."""
+    """The rows of a CSV file; a last line without a line break was cut, and is left out."""
     text = text_of(path).replace("\0", "")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
+    complete = text[: text.rfind("\n") + 1]
+    if complete != text:
         notes.append(f"{path.name}: the last line was cut off, and is left out.")
-    return list(csv.DictReader(io.StringIO(whole)))
+    return list(csv.DictReader(io.StringIO(complete)))
 
 
 def to_float(cell: str | None) -> float:
-    """The number in a cell; NaN where there is none."""
+    """The number in a cell; NaN if it holds none."""
     try:
         return float(cell or "nan")
     except ValueError:
@@ -75,7 +75,7 @@ def _depth(row: dict[str, str]) -> Depth:
 
 
 def json_lines(path: Path, build: Callable[[Any], dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file; lines that are cut or not in the form that `build` expects are left out."""
+    """The objects of a JSON-lines file, converted by `build`; lines for which that fails are left out."""
     rows, bad = [], []
     text = text_of(path).replace("\0", "")
     for i, line in enumerate(text.split("\n"), start=1):
@@ -96,7 +96,7 @@ COLUMNS = ("student", "teacher", "engine", "mass", "divergence")
 
 
 def trajectory_row(raw: Any) -> dict[str, Any]:
-    """A line of trajectories.jsonl, its text made visible and its numbers finite."""
+    """A line of trajectories.jsonl, with `visible` text and finite numbers."""
     return {
         "update": int(raw["update"]),
         "stage": visible(raw["stage"]),
@@ -134,7 +134,7 @@ def _turn(raw: Any) -> dict[str, Any]:
 
 
 def _parts(prompt: str, control: list[list[int]]) -> list[tuple[str, bool]]:
-    """A prompt in parts: text, and whether control tokens wrote it; older runs do not say."""
+    """Split a prompt into parts (text, whether it is a control token); runs of older versions have one part."""
     edges = [0, *(int(edge) for span in control for edge in span), len(prompt)]
     if sorted(edges) != edges:
         raise ValueError("the control tokens of a prompt do not lie within it, one after the other")

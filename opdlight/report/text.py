@@ -1,14 +1,14 @@
-"""Text that a model wrote, made safe to look at: what cannot be seen, or would move what stands around it, is named."""
+"""Makes text of models safe to display: invisible characters, and those that would reorder text, become signs."""
 
 import json
 import math
 import unicodedata
 
-KEPT = "\n\t\u200d"  # the zero-width joiner holds emoji together
+KEPT = "\n\t\u200d"  # \u200d is the zero-width joiner, which emoji need
 
 
 def visible(text: str) -> str:
-    r"""Control, format, bidi and surrogate characters as visible signs; everything else, line breaks too, as it is.
+    r"""Replace control, format, bidi and surrogate characters by visible signs; keep line breaks and tabs.
 
     >>> visible("a\0b\u202ec\ud83d")
     'a␀b⟨U+202E⟩c⟨U+D83D⟩'
@@ -27,10 +27,10 @@ def _sign(character: str) -> str:
 
 
 def number(value: object) -> float | None:
-    """A finite float; −∞ (a token of probability 0) becomes −99; None for what is no number.
+    """A finite float; −99 for −∞ (a token of probability 0); None for None, NaN and ∞.
 
     Raises:
-        TypeError: text or a container where a number belongs.
+        TypeError: for text or a container.
     """
     if value is None:
         return None
@@ -42,7 +42,7 @@ def number(value: object) -> float | None:
 
 
 def script_json(value: object) -> str:
-    r"""One line of JSON that may stand inside a script element: ASCII, without `<`, `>` and `&`.
+    r"""One line of JSON that is safe inside a script element: ASCII, without `<`, `>` and `&`.
 
     >>> script_json("</script>")
     '"\\u003c/script\\u003e"'
@@ -52,7 +52,7 @@ def script_json(value: object) -> str:
 
 
 def shortened(name: str, most: int = 24) -> str:
-    """A name that leaves room for the figure beside it.
+    """The first `most` characters of a name, with an ellipsis if it is longer.
 
     >>> shortened("alfworld"), shortened("a" * 30, 5)
     ('alfworld', 'aaaa…')

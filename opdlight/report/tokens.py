@@ -1,4 +1,4 @@
-"""Figures of single tokens: both models' probability of what was sampled, and how concentrated the signal is."""
+"""Figures of single tokens: both models' probability of the sampled tokens, and how concentrated the signal is."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,12 +9,12 @@ from opdlight.report.draw import GOOD, INK, MUTED, RUNS, TEACHER, Chart, canvas,
 from opdlight.report.measures import concentration, token_columns
 from opdlight.report.read import Run
 
-POINTS = 1200  # of a scatter; more tokens than that are sampled
-TOP = 0.05
+POINTS = 1200  # most points of a scatter; of more tokens a sample is drawn
+TOP = 0.05  # share of the tokens that is marked in the concentration curve
 
 
 def draw_tokens(runs: Sequence[Run], tasks: Sequence[str]) -> Iterator[Chart]:
-    """A scatter a run and task, then a concentration curve a task."""
+    """For each task a scatter per run, then a chart of concentration curves."""
     for task in tasks:
         columns = [token_columns((t for t in r.trajectories if t["task"] == task), "student", "teacher") for r in runs]
         for run, tokens in zip(runs, columns, strict=True):

@@ -56,7 +56,7 @@ def _lock(folder: Path) -> None:
     except OSError as error:
         os.close(file)
         if error.errno in (errno.EACCES, errno.EAGAIN):  # any other error: the file system has no locks
-            expected = "a folder in which no other run is going on"
+            expected = "a folder that no other run is using"
             raise ConfigError.wrong("run_dir", expected=expected, got=str(folder)) from error
 
 

@@ -48,9 +48,17 @@ class Demonstration:
 def demonstrate(name: str, task: Task, seed: int, detours: float) -> Demonstration:
     """Play one episode with the environment's expert.
 
-    With probability `detours` a step takes a random action instead, so that the expert is seen recovering from states
-    that a student will reach. A random action is one that `info["admissible_commands"]` has listed in this episode,
-    also if it is admissible no more; environments that list none take no detours. Detours are not learnt.
+    Args:
+        name: of the task.
+        task: makes the environment.
+        seed: of the episode.
+        detours: the probability with which a step takes a random action instead, so that the expert is seen recovering
+            from states that a student will reach. A random action is one that `info["admissible_commands"]` has listed
+            in this episode, still admissible or not; environments that list none take no detours. Detours are not
+            learnt.
+
+    Raises:
+        NoExpertError: if the environment has no expert.
     """
     env = task.make_env()
     rng = np.random.default_rng([seed, 7])
@@ -81,7 +89,7 @@ def _job(arguments: tuple[str, Task, int, float]) -> Demonstration:
 
 
 def _begin() -> None:
-    """A worker leaves Ctrl-C to its parent, and ends with it."""
+    """In a worker: Ctrl-C is handled by the parent, and the worker ends with it."""
     leave_to_parent()
     end_with_parent()
 
@@ -89,9 +97,19 @@ def _begin() -> None:
 def collect_demonstrations(
     tasks: dict[str, Task], *, episodes: int, seed: int, detours: float, workers: int = 1
 ) -> Iterator[Demonstration]:
-    """`episodes` successful demonstrations shared among the tasks by weight; failed episodes are replaced.
+    """Successful demonstrations, shared among the tasks by weight; failed episodes are replaced.
 
-    Only training episodes are shown; those of a finite environment one after another, in a shuffled order.
+    Only training episodes are played; those of a finite environment one after another, in a shuffled order.
+
+    Args:
+        tasks: by name; those of weight 0 are left out.
+        episodes: how many demonstrations.
+        seed: makes the seeds of the episodes.
+        detours: share of steps that take a random action (`demonstrate`).
+        workers: processes that play.
+
+    Raises:
+        ConfigError: if no task has a positive weight, or an expert fails nearly always.
     """
     tasks = {name: task for name, task in tasks.items() if task.weight > 0}
     if not tasks:
@@ -164,9 +182,12 @@ def _demonstration(row: dict[str, Any], where: str, key: str) -> Demonstration:
 
 
 def tokens(demonstration: Demonstration, renderer: ChatRenderer, end: int | None = None) -> Trajectory:
-    """The demonstration as the trajectory a model would have produced; what is not learnt becomes part of a prompt.
+    """The demonstration as the trajectory that a model would have produced; detours become part of a prompt.
 
-    Each reply ends by the token `end`, else as the renderer's template ends a turn.
+    Args:
+        demonstration: one episode.
+        renderer: turns the conversation into token ids.
+        end: the token that ends each reply; None: what the chat template ends a turn with.
     """
     steps, turns = demonstration.steps, []
     conversation = renderer.start(

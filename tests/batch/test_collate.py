@@ -1,4 +1,4 @@
-"""Hand-made token ids; the expected mask is drawn above each case."""
+"""Collation of hand-made token ids; the expected loss mask is drawn above each case."""
 
 from dataclasses import replace
 

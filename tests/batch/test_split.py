@@ -1,4 +1,4 @@
-"""Micro-batches that do not fit into memory."""
+"""Micro-batches that do not fit into memory are split."""
 
 from pathlib import Path
 from typing import Any

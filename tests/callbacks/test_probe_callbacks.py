@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from opdlight.callbacks import (
+    Alarms,
     DepthProfile,
     EngineMismatch,
     GradientNoise,
     ModelEntropy,
     ProbeCallback,
+    RolloutMetrics,
+    Rule,
     SignalBalance,
     TeacherGap,
     TeacherSupportCoverage,
@@ -28,6 +31,7 @@ from opdlight.callbacks.token_gaps import token_table
 from opdlight.distillation.step import Step
 from opdlight.metrics.glossary import describe
 from opdlight.models.probe import ProbeResult
+from opdlight.types import Status, Trajectory
 from tests.callbacks.probe_results import Logged, made_up
 from tests.tiny_models import tiny_tokenizer
 
@@ -196,6 +200,9 @@ def test_gradient_noise_needs_two_micro_batches_of_one_update() -> None:
     assert module.values == {}
 
 
+WON = Trajectory(task="a", group=0, seed=0, turns=[], reward=1.0, status=Status.SUCCESS)
+
+
 class Own(L.LightningModule):
     """A project with its own training step: it probes by itself and returns them beside the loss."""
 
@@ -204,7 +211,7 @@ class Own(L.LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(3))
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> dict[str, Any]:
-        return {"loss": (self.weight * batch).sum(), "step": Step(probes=[made_up([0, 1, 5])])}
+        return {"loss": (self.weight * batch).sum(), "step": Step(probes=[made_up([0, 1, 5])], trajectories=[WON])}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -212,11 +219,14 @@ class Own(L.LightningModule):
 
 def test_the_watches_work_in_anybodys_lightning_module(tmp_path: Path) -> None:
     watches = [TeacherSupportCoverage(), TeacherGap(), SignalBalance(), ModelEntropy(), EngineMismatch()]
+    alarms = Alarms({"gap": Rule(key="kl/k1/*", above=0.0, meaning="", advice="")}, str(tmp_path), patience=1)
     trainer = L.Trainer(
-        accelerator="cpu", max_steps=2, callbacks=[*watches, DepthProfile(str(tmp_path))], logger=False,
+        accelerator="cpu", max_steps=2, logger=False,
+        callbacks=[*watches, RolloutMetrics(), DepthProfile(str(tmp_path)), alarms],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(Own(), torch.utils.data.DataLoader(torch.ones(4, 3), num_workers=0))
     assert trainer.callback_metrics["coverage/student_mass/a"] == pytest.approx((0.7 + 0.75 + 0.1) / 3)
     assert trainer.callback_metrics["kl/k1/a"] == pytest.approx((math.log(4) + math.log(10)) / 3)
+    assert trainer.callback_metrics["rollout/success/a"] == trainer.callback_metrics["alarms/on"] == 1
     assert len((tmp_path / "profile.csv").read_text().splitlines()) == 1 + 2 * (3 + 1)

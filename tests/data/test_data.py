@@ -1,4 +1,4 @@
-"""Schedules and seeds."""
+"""Shares of tasks, seeds of episodes, and the requests of training and evaluation."""
 
 import random
 from collections import Counter

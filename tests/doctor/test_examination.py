@@ -88,7 +88,7 @@ def test_help_shows_the_groups_of_train_and_its_own_options() -> None:
         assert line in text
     assert "override" not in text
     assert "* smollm2" in text
-    assert "A key that the config does not list: +trainer.min_steps=10" in text.splitlines()
+    assert "A key that the config does not list: +trainer.max_time=00:01:00:00" in text.splitlines()
 
 
 def test_help_fits_a_terminal_of_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:

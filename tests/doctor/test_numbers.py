@@ -89,7 +89,7 @@ def test_rows_with_ids_beyond_the_teacher_are_a_finding_and_no_crash(tmp_path: P
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "loss").glob("*.yaml")))
 def test_every_loss_is_at_its_own_teacher_what_theory_says(name: str, tmp_path: Path) -> None:
-    loss = instantiate(compose("train", TrainConfig, [f"loss={name}", "task=sums"]).loss)
+    loss = instantiate(compose("train", TrainConfig, [f"loss={name}", "task=sums", "rollout.group_size=2"]).loss)
     one = patient(tmp_path, loss=loss, temperature=0.8)
     (finding,) = check_identical(one)
     assert finding.verdict is (Verdict.WARN if name == "topk_truncated" else Verdict.PASS), finding
@@ -227,7 +227,7 @@ def test_greedy_first_turns_are_the_students(tmp_path: Path) -> None:
 def test_memory_adds_up(tmp_path: Path) -> None:
     one = patient(tmp_path, micro_batch_tokens=100, optimizer="torch.optim.AdamW")
     numbers = sum(p.numel() for p in one.student.parameters())
-    parts = estimate(one, gpu=False, there=1 << 40)
+    parts = estimate(one, gpu=False, available=1 << 40)
     assert parts["weights"] == parts["gradients"] == parts["teachers"] == parts["engine"] == 4 * numbers
     assert parts["optimizer"] == 8 * numbers
     assert parts["activations"] == 100 * 2 * (10 * 64 + 4 * 128) * 4

@@ -9,8 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from opdlight.config import EvaluateConfig, SftConfig, TrainConfig, compose
-from opdlight.config.entry import CONF
+from opdlight.config import CONF, EvaluateConfig, SftConfig, TrainConfig, compose
 from opdlight.evaluate.run import evaluate
 from opdlight.metrics.glossary import describe
 from opdlight.sft.run import sft

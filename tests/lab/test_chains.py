@@ -1,4 +1,4 @@
-"""The estimator study against enumeration of all sequences."""
+"""The estimator study against the enumeration of all sequences."""
 
 import csv
 import itertools

@@ -13,7 +13,7 @@ from opdlight.config.schemas import FailureModesConfig
 from opdlight.errors import ConfigError
 from opdlight.lab.bootstrap import Interval, bootstrap
 from opdlight.lab.failure_modes.figures import draw_depth, draw_imbalance, draw_special
-from opdlight.lab.failure_modes.mismatch import Arm, Spoken, arm_figures, by_token, listed_shares, spoken
+from opdlight.lab.failure_modes.mismatch import Arm, TokenLogprobs, arm_figures, by_token, listed_shares, token_logprobs
 from opdlight.lab.failure_modes.other_tokens import other_tokenizer
 from opdlight.lab.failure_modes.summary import by_bucket, depth, edges_of, imbalance
 from opdlight.lab.failure_modes.tables import verdict
@@ -61,7 +61,7 @@ def made_up(n: int = 240) -> Tokens:
         log_q=-random(n, seed=1).abs().float() * (1 + at % 20),
         sampled_gradient=random(n, seed=2).abs().float() ** 4,
         matching_gradient=random(n, seed=3).abs().float(),
-        again=at % 5 == 0,
+        repeats=at % 5 == 0,
         listed=at % 20 >= 18,
     )
 
@@ -123,7 +123,7 @@ def test_figures_are_drawn_whole(tmp_path: Path) -> None:
     assert repetition["cut_by_length"].value == 1.0
     draw_imbalance(tmp_path / "imbalance.png", {"t": tokens}, {"t": imbalance(tokens, draws=10, seed=0)})
     draw_depth(tmp_path / "depth.png", {"t": both})
-    text = [Spoken(text="<", student=-0.1, teacher=-9.0, listed=True)]
+    text = [TokenLogprobs(text="<", student=-0.1, teacher=-9.0, listed=True)]
     shares = {s: listed_shares(tokens, draws=10, seed=0) for s in ("other", "plain")}
     arm = Interval(value=0.5, low=0.25, high=0.75)
     arms = {"other": {"start/success": arm, "LSM + mask/success": arm, "LSM + mask/cut_by_length": arm}}
@@ -175,9 +175,9 @@ def test_tokens_are_scored_as_the_models_alone_score_them() -> None:
     assert found.token[:n].tolist() == ids
     assert found.position[:n].tolist() == list(range(n))
     assert [i for i, flag in enumerate(found.listed[:n].tolist()) if flag] == [2]
-    assert found.again[:n].tolist() == [bool(f) for f in repeated([ids], 4)[0]]
-    assert found.again[:n].any()
-    said = spoken(found, 1, student.tokenizer)
+    assert found.repeats[:n].tolist() == [bool(f) for f in repeated([ids], 4)[0]]
+    assert found.repeats[:n].any()
+    said = token_logprobs(found, 1, student.tokenizer)
     assert "".join(s.text for s in said) == "1 + 1 = 2; 1 + 1 = 2"
     assert said[0].teacher == pytest.approx(float(found.log_q[n]))
     assert by_token(found, student.tokenizer)[said[2].text]["count"] == 2

@@ -1,4 +1,4 @@
-"""Student's t against published values, and what happens with one run or a lost one."""
+"""Student's t against published values, and means of a single run or of runs that diverged."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The toy study: each part against a slow plain form."""
+"""The parts of the toy study against slow obvious references."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The toy study as a whole: its table, its files, its command."""
+"""The toy study from the command to its tables and files."""
 
 import csv
 import json

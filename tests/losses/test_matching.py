@@ -9,16 +9,13 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor
 
 from opdlight.losses import SupportMatching
 from opdlight.losses.base import SupportName
 from opdlight.losses.divergences import BY_NAME, DivergenceName
 from opdlight.losses.outside import OutsideName
+from tests.losses.logit_tables import V, batch_of, example, scores_of, value_and_gradient
 from tests.losses.reference import FORMULAS, reference, softmax
-from tests.losses.tables import batch_of, scores_of
-
-V = 9
 
 
 def choices(**fixed: Any) -> Iterator[dict[str, Any]]:
@@ -48,21 +45,6 @@ def name(loss: SupportMatching) -> str:
 
 FAMILY = family()
 every_loss = pytest.mark.parametrize("loss", FAMILY, ids=name)
-
-
-def example(dtype: torch.dtype = torch.float64, n: int = 40) -> tuple[Tensor, Tensor, Tensor]:
-    """Student logits, teacher logits [N, V], sampled tokens [N]; tokens lie inside and outside every support."""
-    generator = torch.Generator().manual_seed(5)
-    z, q = (torch.randn(n, V, generator=generator, dtype=torch.float64) * 1.5 for _ in range(2))
-    return z.to(dtype), q.to(dtype), torch.randint(V, (n,), generator=generator)
-
-
-def value_and_gradient(loss: SupportMatching, z: Tensor, q: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    z = z.detach().clone().requires_grad_()
-    per_token = loss(scores_of(loss.needs, z, q, y), batch_of(y))
-    per_token.sum().backward()
-    assert z.grad is not None
-    return per_token.detach(), z.grad
 
 
 def test_every_name_has_its_formula() -> None:
@@ -190,71 +172,6 @@ def test_a_support_as_wide_as_the_vocabulary_is_the_exact_divergence(loss: Suppo
     torch.testing.assert_close(gradient, slope, atol=rounding, rtol=rounding)
 
 
-def test_reverse_kl_of_the_full_vocabulary_is_torchs() -> None:
-    z, q, y = example()
-    value, _ = value_and_gradient(SupportMatching(support="full_vocabulary"), z, q, y)
-    expected = torch.nn.functional.kl_div(q.log_softmax(-1), z.log_softmax(-1), log_target=True, reduction="none")
-    torch.testing.assert_close(value, expected.sum(-1))
-
-
-def test_jsd_is_trls() -> None:
-    trl = pytest.importorskip("trl.experimental.gkd", reason="TRL is a development dependency")
-    z, q, y = example()
-    loss = SupportMatching(support="full_vocabulary", divergence="jsd", mix=0.3)
-    value, _ = value_and_gradient(loss, z, q, y)
-    theirs = trl.GKDTrainer.generalized_jsd_loss(z.unsqueeze(0), q.unsqueeze(0), beta=0.3, reduction="sum")
-    assert value.sum().item() == pytest.approx(theirs.item(), rel=1e-9)
-
-
-@pytest.mark.parametrize("end", ["forward_kl", "reverse_kl"])
-def test_jsd_tends_to_the_two_kls(end: str) -> None:
-    z, q, y = example()
-    mix = 1e-6 if end == "forward_kl" else 1 - 1e-6
-    value, _ = value_and_gradient(SupportMatching(divergence="jsd", mix=mix, k=4), z, q, y)
-    expected, _ = value_and_gradient(SupportMatching(divergence=end, k=4), z, q, y)  # type: ignore[arg-type]
-    torch.testing.assert_close(value / min(mix, 1 - mix), expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("support", ["teacher_top_k", "student_top_k", "teacher_nucleus", "teacher_top_k_and_sampled"])
-def test_generalised_kl_and_stop_gradient_have_the_same_gradient(support: SupportName) -> None:
-    z, q, y = example()
-    kind = {"support": support, "k": 4, "outside": "ignore", "nucleus": 0.8 if support == "teacher_nucleus" else None}
-    one = value_and_gradient(SupportMatching(divergence="generalised_kl", **kind), z, q, y)  # type: ignore[arg-type]
-    other = value_and_gradient(SupportMatching(divergence="stop_gradient", **kind), z, q, y)  # type: ignore[arg-type]
-    torch.testing.assert_close(one[1], other[1])
-    assert (one[0] >= 0).all()
-    assert not torch.allclose(one[0], other[0])
-
-
-def expectation(loss: SupportMatching, z: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """E over y ~ π of ℓ and of its gradient, by enumeration: z, q [1, V]."""
-    y = torch.arange(V)
-    pi = z.softmax(-1).squeeze(0)
-    x = z.expand(V, -1).clone().requires_grad_()
-    per_token = loss(scores_of(loss.needs, x, q.expand(V, -1), y), batch_of(y))
-    (gradient,) = torch.autograd.grad((pi * per_token).sum(), x)
-    return (pi * per_token).sum().detach(), gradient.sum(0)
-
-
-@pytest.mark.parametrize("support", ["teacher_top_k", "student_top_k"])
-def test_sampled_tail_is_unbiased_with_stop_gradient_and_in_value_alone_with_reverse_kl(support: SupportName) -> None:
-    z, q, y = (x[:1] for x in example())
-    exact, slope = value_and_gradient(SupportMatching(support="full_vocabulary"), z, q, y)
-    stopped = SupportMatching(support=support, k=4, outside="sampled_tail", divergence="stop_gradient")
-    value, gradient = expectation(stopped, z, q)
-    torch.testing.assert_close(value, exact[0])
-    torch.testing.assert_close(gradient, slope[0])
-
-    plain = replace(stopped, divergence="reverse_kl")
-    value, gradient = expectation(plain, z, q)
-    torch.testing.assert_close(value, exact[0])
-    x = z.clone().requires_grad_()
-    ids = scores_of(plain.needs, z, q, y).support
-    assert ids is not None
-    (of_mass,) = torch.autograd.grad(x.softmax(-1).gather(1, ids.token_ids).sum(), x)
-    torch.testing.assert_close(gradient - slope[0], of_mass[0])
-
-
 def test_row_without_a_valid_entry_has_no_loss_and_no_gradient() -> None:
     z, q, y = example()
     for loss in (x for x in FAMILY if x.outside in ("renormalise", "ignore")):
@@ -274,69 +191,6 @@ def test_far_apart_models_stay_finite(loss: SupportMatching) -> None:
     value, gradient = value_and_gradient(loss, z, -z, torch.tensor([1]))
     assert value.isfinite().all()
     assert gradient.isfinite().all()
-
-
-def test_a_tail_too_small_for_float32_still_pulls() -> None:
-    z = torch.tensor([[20.0, 0.0, -1.0]], requires_grad=True)  # π(2) = e⁻²¹: the tail of {0, 1}
-    q = torch.tensor([[1.0, 0.0, 3.0]])
-    loss = SupportMatching(k=2, support="student_top_k", outside="tail_bucket", divergence="forward_kl")
-    (gradient,) = torch.autograd.grad(
-        loss(scores_of(loss.needs, z, q, torch.tensor([0])), batch_of(torch.tensor([0]))), z
-    )
-    # ∂/∂z_2 of −q(tail)·log max(tail, 1e−6) = −q(2)·π(2)(1 − π(2))/1e−6 and nothing else is of that size
-    assert gradient[0, 2] == pytest.approx(-float(softmax(q[0])[2]) * math.exp(-21) / 1e-6, rel=0.02)
-
-
-def test_nucleus_may_hold_one_token_or_fewer_than_its_mass() -> None:
-    q = torch.tensor([[9.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    loss = SupportMatching(support="teacher_nucleus", nucleus=0.9, k=3)
-    support = scores_of(loss.needs, q, q, torch.zeros(2, dtype=torch.long)).support
-    assert support is not None
-    assert support.valid.tolist() == [[True, False, False], [True, True, True]]  # ¾ of the mass: k is the limit
-
-
-def test_sampled_token_joins_the_support_once() -> None:
-    z, q, y = example()
-    loss = SupportMatching(support="teacher_top_k_and_sampled", k=4)
-    support = scores_of(loss.needs, z, q, y).support
-    assert support is not None
-    for ids, valid, token in zip(support.token_ids.tolist(), support.valid.tolist(), y.tolist(), strict=True):
-        kept = [i for i, v in zip(ids, valid, strict=True) if v]
-        assert sorted(set(kept)) == sorted(kept)
-        assert token in kept
-    assert 0 < support.valid[:, -1].sum() < len(y)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "reason"),
-    [
-        ({"divergence": "hellinger"}, "to be one of reverse_kl, .* or a function, but got 'hellinger'"),
-        ({"divergence": BY_NAME["forward_kl"], "outside": "ignore"}, "it is no divergence"),
-        ({"divergence": BY_NAME["forward_kl"], "mix": 0.5}, r"`loss\.mix` to be null"),
-        ({"k": 1}, r"`loss\.k` to be at least 2"),
-        ({"k": 0, "outside": "tail_bucket"}, r"`loss\.k` to be at least 1"),
-        ({"divergence": "stop_gradient"}, "has the gradient of reverse_kl"),
-        ({"divergence": "generalised_kl", "outside": "tail_bucket"}, "already add up to 1"),
-        ({"divergence": "forward_kl", "outside": "sampled_tail"}, "that of the reverse KL"),
-        ({"support": "teacher_top_k_and_sampled", "outside": "sampled_tail"}, "always lies inside"),
-        ({"support": "full_vocabulary", "outside": "tail_bucket"}, "nothing lies outside"),
-        ({"divergence": "forward_kl", "outside": "ignore"}, "it is no divergence"),
-        ({"divergence": "jsd"}, r"`loss\.mix` to be in \(0, 1\).*got None"),
-        ({"mix": 0.5}, r"`loss\.mix` to be null"),
-        ({"divergence": "jsd", "mix": 1.0}, r"`loss\.mix` to be in \(0, 1\), but got 1\.0"),
-        ({"support": "teacher_nucleus"}, r"`loss\.nucleus` to be in \(0, 1\].*got None"),
-        ({"nucleus": 0.5}, r"`loss\.nucleus` to be null"),
-        ({"support": "teacher_nucleus", "nucleus": 1.5}, r"`loss\.nucleus` to be in \(0, 1\], but got 1\.5"),
-    ],
-)
-def test_choices_that_make_no_sense_are_refused_with_the_reason(wrong: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        SupportMatching(**wrong)
-
-
-def test_lsm_needs_the_support_alone() -> None:
-    needs = SupportMatching(k=7).needs
-    assert (needs.support, needs.k, needs.normaliser, needs.sampled) == ("teacher_top_k", 7, False, False)
 
 
 def test_reference_softmax_is_one() -> None:

@@ -21,7 +21,7 @@ from opdlight.metrics.tokens import (
     top_share,
 )
 from opdlight.types import Support, SupportScores
-from tests.losses.tables import batch_of
+from tests.losses.logit_tables import batch_of
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

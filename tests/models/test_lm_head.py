@@ -209,9 +209,9 @@ def test_top_k_is_the_sorted_full_distribution_below_the_limit(dtype: torch.dtyp
 def test_padding_of_the_head_keeps_its_mass() -> None:
     hidden, head = make()
     ids, normaliser = top_k(hidden, head, 30, shared=SharedVocabulary(30)), log_normaliser(hidden, head)
-    inside = (support_values(hidden, head, ids, 1.0, whole=False) - normaliser[:, None]).exp().sum(-1)
+    inside = (support_values(hidden, head, ids, 1.0, full_vocabulary=False) - normaliser[:, None]).exp().sum(-1)
     all_ids = top_k(hidden, head, V, shared=SharedVocabulary(V))
-    everything = support_values(hidden, head, all_ids, 1.0, whole=False).logsumexp(-1)
+    everything = support_values(hidden, head, all_ids, 1.0, full_vocabulary=False).logsumexp(-1)
     assert (inside < 1 - 1e-6).all()
     torch.testing.assert_close(everything, normaliser)
 

@@ -14,7 +14,7 @@ import torch
 from opdlight.config import DoctorConfig, EvaluateConfig, SftConfig, TrainConfig, compose, instantiate
 from opdlight.errors import CheckpointError
 from opdlight.models import Student, Teacher
-from opdlight.models.loading import load_model, load_skeleton, load_tokenizer, whole_model
+from opdlight.models.loading import engine_folder, load_model, load_skeleton, load_tokenizer
 from opdlight.rollout.engines.model_folder import checkpoint_shapes, stop_token_ids
 from tests.tiny_models import save_tiny
 
@@ -73,7 +73,7 @@ def test_of_a_tokenizer_and_of_an_adapter_s_base_too(traced: tuple[Path, Path], 
     folder, mark = traced
     Student(str(folder), lora={"r": 2}, trust_remote_code=True).save_adapter(tmp_path / "adapter")
     mark.unlink()
-    with pytest.raises(CheckpointError, match=ASKED), whole_model(tmp_path / "adapter", "float32"):
+    with pytest.raises(CheckpointError, match=ASKED), engine_folder(tmp_path / "adapter", "float32"):
         pass
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     tokenizer |= {"tokenizer_class": "TracedTokenizer", "auto_map": {"AutoTokenizer": [None, "traced.TracedTokenizer"]}}
@@ -97,6 +97,7 @@ def test_one_key_reaches_student_teachers_and_engines() -> None:
     for name, schema in (("train", TrainConfig), ("doctor", DoctorConfig)):
         for engine in ("vllm", "ray", "vllm_server engine.url=http://x"):
             overrides = ["task=sums", "run_dir=x", *f"engine={engine}".split(), "model.trust_remote_code=true"]
+            overrides.append("evaluate_teachers=false")  # engine=vllm_server holds the student alone
             for teacher in ("local", "vllm_server teacher.url=http://x"):
                 cfg = compose(name, schema, [*overrides, *f"teacher={teacher}".split()])
                 own = cfg.engine.engine if engine == "ray" else cfg.engine

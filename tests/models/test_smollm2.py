@@ -15,7 +15,7 @@ from opdlight.errors import CheckpointError
 from opdlight.losses import Needs
 from opdlight.models import ScoreRequest, Student, Teacher, smollm2
 from opdlight.models import loading as checkpoints
-from opdlight.models.loading import load_model, load_tokenizer, resolve_model, whole_model
+from opdlight.models.loading import engine_folder, load_model, load_tokenizer, resolve_model
 from opdlight.rollout import ChatRenderer
 from opdlight.rollout.engines.base import Completion
 from opdlight.rollout.engines.model_folder import stop_token_ids
@@ -210,14 +210,14 @@ def test_saved_adapter_is_small_and_names_its_base(student: Student, tmp_path: P
 
 def test_engine_gets_an_adapter_as_a_whole_model(student: Student, tmp_path: Path) -> None:
     student.save_adapter(tmp_path / "adapter")
-    with whole_model(tmp_path / "adapter", "float32") as folder:
+    with engine_folder(tmp_path / "adapter", "float32") as folder:
         merged = AutoModelForCausalLM.from_pretrained(folder)
         assert AutoTokenizer.from_pretrained(folder).chat_template == CHATML
         assert stop_token_ids(folder) == [2]
     assert not Path(folder).exists()
     batch = random_batch([11])
     torch.testing.assert_close(full_logits(merged, batch), full_logits(student.model, batch), atol=1e-4, rtol=1e-4)
-    with whole_model(tmp_path / "base", "float32") as folder:
+    with engine_folder(tmp_path / "base", "float32") as folder:
         assert folder == str(tmp_path / "base")
     assert Path(folder).exists()
 

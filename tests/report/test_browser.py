@@ -1,4 +1,4 @@
-"""The page in a real browser: no error, no request, both themes, the inspector by mouse and by keys."""
+"""The page in a real browser: no errors, no requests, both themes, the inspector with mouse and keyboard."""
 
 import json
 import os

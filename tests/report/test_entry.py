@@ -1,4 +1,4 @@
-"""The entry point: `python -m opdlight.report`, from the outside."""
+"""The command `python -m opdlight.report` in a process of its own."""
 
 import os
 import subprocess

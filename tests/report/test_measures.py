@@ -1,4 +1,4 @@
-"""What the figures show, against slow and plain references."""
+"""What the figures show, against slow obvious references."""
 
 import numpy as np
 import pytest

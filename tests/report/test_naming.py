@@ -1,4 +1,4 @@
-"""Runs that are compared are called by what differs between them."""
+"""Names of compared runs, from what differs between them."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The page as text: its parts, what is escaped, and runs compared."""
+"""The HTML of the page: its parts, escaping, and the comparison of runs."""
 
 import json
 import re

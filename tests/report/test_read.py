@@ -1,4 +1,4 @@
-"""Run folders as they are found: whole, cut off in the middle of a line, half empty, or no run at all."""
+"""Reading run folders that are complete, cut off within a line, incomplete, or not of a run."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Ray played in one process: a test says when an actor answers and when it dies."""
+"""A fake of Ray in one process: a test decides when an actor replies and when it dies."""
 
 from collections import deque
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""A served student and what is asked of it, for the tests of `VLLMServerEngine`."""
+"""A served student and its requests, for the tests of `VLLMServerEngine`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""An engine for actors: it computes its answers, takes its time, and dies or refuses when told."""
+"""An engine for actors that computes its completions, is slow, and dies or refuses on request."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Arguments of chat templates reach every place that renders: training, evaluation, teachers, demonstrations."""
+"""Arguments of chat templates reach all places that render: training, evaluation, teachers, demonstrations."""
 
 import shutil
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The collector with a scripted engine and small environments: batching, limits, endings, errors, determinism."""
+"""The collector with a scripted engine and small environments: batching, limits, statuses, determinism."""
 
 import random
 import threading

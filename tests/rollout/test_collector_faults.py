@@ -1,4 +1,4 @@
-"""The collector when environments, engines or arguments are at fault."""
+"""The collector with faulty environments, engines and arguments."""
 
 import itertools
 import logging

@@ -1,4 +1,4 @@
-"""Text that spells control tokens stays text, in every kind of tokenizer; where nothing is spelled nothing changes."""
+"""Text that spells control tokens is encoded as ordinary text by every kind of tokenizer; other text is unchanged."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Requests, the scripted engine, and what a model folder says about itself."""
+"""Checks of requests, the scripted engine, and stop tokens and weights of a model folder."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A prompt that opens `<think>` itself: the environment knows it, and histories and demonstrations are right."""
+"""Prompts that end with `<think>`: the text that environments get, later prompts, and demonstrations."""
 
 from typing import Any
 

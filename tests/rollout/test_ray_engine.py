@@ -1,4 +1,4 @@
-"""The pool of engines: on a Ray that is played, where tests say who dies when, and on the real one."""
+"""The Ray pool: on a fake Ray, where tests decide who dies when, and on the real one."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Chat rendering: token in, token out. Ids are written by hand: see `tiny.character_tokenizer`."""
+"""Chat rendering with hand-written ids; see `character_tokenizer`."""
 
 import random
 

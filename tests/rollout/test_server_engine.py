@@ -1,4 +1,4 @@
-"""The student behind a (fake) server: never a completion of other weights, and none twice, whatever becomes of it."""
+"""A student behind a fake server: no completion comes from other weights, and none comes twice."""
 
 import threading
 from collections.abc import Callable

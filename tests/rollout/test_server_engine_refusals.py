@@ -1,4 +1,4 @@
-"""What a served student refuses: replies that are spoilt, and servers that do not fit."""
+"""What `VLLMServerEngine` refuses: malformed replies, and servers that cannot serve the student."""
 
 from collections.abc import Callable
 from pathlib import Path

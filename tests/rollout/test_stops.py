@@ -1,4 +1,4 @@
-"""`sampling.stop`: tokens that end a completion beside the model's own ends, from the config to the next prompt."""
+"""`sampling.stop`: further stop tokens, from the config to the next prompt."""
 
 from typing import Any
 

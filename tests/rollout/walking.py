@@ -1,4 +1,4 @@
-"""A small environment, a scripted collector over it, and how the collector tests use them."""
+"""A small environment and a scripted collector over it, for the tests of the collector."""
 
 import threading
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Checkpoint folders: what goes in comes out, whole or not at all, and nothing of it is run."""
+"""Checkpoint folders are read as they were written, are written atomically, and execute no code."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Loggers: what a real offline run leaves behind, what is missing, and that secrets stay here."""
+"""Loggers: the files of real offline runs, missing packages, and that secrets are not logged."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Where runs go: folders that nobody shares, and names that say what is special."""
+"""Run folders: two runs never share one, and their names contain what was overridden."""
 
 import subprocess
 import sys
@@ -166,7 +166,7 @@ def test_a_folder_in_which_a_run_is_going_on_is_refused_until_that_one_is_gone(t
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(ConfigError, match=r"`run_dir` to be a folder in which no other run is going on"):
+        with pytest.raises(ConfigError, match=r"`run_dir` to be a folder that no other run is using"):
             open_run(cfg)
         assert (tmp_path / "config.yaml").read_text() == "of the other run"
         other.kill()

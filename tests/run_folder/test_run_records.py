@@ -1,4 +1,4 @@
-"""The files that grow: appended to, cut back, never half there."""
+"""Growing files of a run: appended to, cut back at a resume, written atomically."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The end of a run: whatever fails there, the rest is kept, said and done again."""
+"""The end of a run: if a part fails, the others are done, the failure is reported, and a resume repeats it."""
 
 import json
 import shutil

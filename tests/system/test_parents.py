@@ -1,4 +1,4 @@
-"""Processes whose parent was killed end, too."""
+"""Child processes end after their parent was killed."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A signal that ends a run: whether a rollout was lost by it, which is said only then."""
+"""SIGTERM during a run: the message says that a rollout was lost if, and only if, one was."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The wait policy is chosen before torch is loaded, by every command alike, and never against the user."""
+"""Every command chooses the wait policy before torch is imported, unless the user has chosen one."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""How a server is asked: what is repeated, what is an error at once, and what nobody may read."""
+"""Requests to a server: what is retried, what is an error at once, and that the API key is never shown."""
 
 import logging
 import threading

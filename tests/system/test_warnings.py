@@ -1,4 +1,4 @@
-"""What opdlight itself warns of is heard, though Hydra's log is off."""
+"""Warnings of opdlight are shown although Hydra's log is off."""
 
 import subprocess
 import sys

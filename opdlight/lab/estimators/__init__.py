@@ -1,1 +1,1 @@
-"""The estimators: `python -m opdlight.lab.estimators`."""
+"""Study of bias and variance of the estimators: `python -m opdlight.lab.estimators`."""

@@ -1,4 +1,4 @@
-"""Two language models small enough to be known exactly: Markov chains over V tokens, given by tables of logits."""
+"""Two language models that are small enough for exact gradients: Markov chains over V tokens, as tables of logits."""
 
 from dataclasses import replace
 
@@ -14,9 +14,15 @@ from opdlight.types import SharedVocabulary, SupportScores, TokenBatch
 
 
 def table_scores(needs: Needs, z: Tensor, q: Tensor, tokens: Tensor) -> SupportScores:
-    """What a loss sees of student logits z and teacher logits q [N, V]: the real LM head with the identity as weight.
+    """The scores that a loss needs, computed from logits with the code of the LM head and the identity as its weight.
 
-    Temperature 1; no reference model.
+    Temperature 1; no reference model. Gradients flow into z, not into q.
+
+    Args:
+        needs: of the loss.
+        z: student logits [N, V].
+        q: teacher logits [N, V].
+        tokens: sampled tokens [N].
     """
     head = LMHead(weight=torch.eye(z.shape[1], dtype=z.dtype))
     request = ScoreRequest(needs=needs, shared=SharedVocabulary(z.shape[1]))
@@ -25,7 +31,7 @@ def table_scores(needs: Needs, z: Tensor, q: Tensor, tokens: Tensor) -> SupportS
 
 
 def table_batch(tokens: Tensor, length: int) -> TokenBatch:
-    """Sequences of `length` tokens, one after the other in `tokens` [N]."""
+    """A batch of sequences of `length` tokens, which stand one after the other in `tokens` [N]."""
     n = len(tokens)
     zeros, up = torch.zeros(n, dtype=torch.long), torch.arange(n)
     return TokenBatch(
@@ -47,14 +53,14 @@ def table_batch(tokens: Tensor, length: int) -> TokenBatch:
 
 
 def random_pair(vocabulary: int, gap: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Logits of a student and of a teacher that differs from it by noise of size `gap`, [V+1, V]; row V starts."""
+    """Logits [V+1, V] of a student, and of a teacher: the student plus noise of size `gap`; row V is the start."""
     generator = torch.Generator().manual_seed(seed)
     student, noise = torch.randn(2, vocabulary + 1, vocabulary, generator=generator, dtype=torch.float64).unbind()
     return student, student + gap * noise
 
 
 def sample(student: Tensor, count: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """`count` sequences of the student: states [count, length] (the token before, V at the start) and tokens."""
+    """Sample `count` sequences: states [count, length], which are the tokens before (V at the start), and tokens."""
     probabilities = student.softmax(-1)
     state = torch.full((count,), student.shape[1])
     states, tokens = [], []
@@ -66,10 +72,10 @@ def sample(student: Tensor, count: int, length: int, generator: torch.Generator)
 
 
 def sequence_gradients(student: Tensor, teacher: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The exact gradients [V+1, V] of KL(student‖teacher) over sequences, and of the same with the visits held fixed.
+    """The exact gradients [V+1, V] of KL(student‖teacher) over sequences: the full one, and with d_t detached.
 
-    KL = Σ_t Σ_s d_t(s) KL_s, d_t the distribution of states. The second lets no gradient through d: it is what a
-    token-level estimator aims at.
+    KL = Σ_t Σ_s d_t(s) KL_s with the distribution d_t of the states at step t. A token-level estimator estimates the
+    second gradient.
     """
     theta = student.clone().requires_grad_()
     log_pi = theta.log_softmax(-1)
@@ -86,10 +92,10 @@ def sequence_gradients(student: Tensor, teacher: Tensor, length: int) -> tuple[T
 
 
 def gradients(loss: Loss, student: Tensor, teacher: Tensor, states: Tensor, tokens: Tensor) -> Tensor:
-    """Each sequence's own estimate Σ_t ∂ℓ_t/∂θ, [count, (V+1)·V], in one backward pass.
+    """The estimate Σ_t ∂ℓ_t/∂θ of each sequence, [count, (V+1)·V], in one backward pass.
 
-    A token's loss reaches θ only through the logits of its own state, so the gradient of the sum over all sequences in
-    those logits, added up by sequence and state, is every sequence's own.
+    The loss of a token depends on θ only through the logits of its state. So one gets the gradients of all sequences
+    from the gradient of the sum of all losses in these logits, summed by sequence and state.
     """
     count, length = tokens.shape
     z = student[states.flatten()].requires_grad_()
@@ -102,7 +108,7 @@ def gradients(loss: Loss, student: Tensor, teacher: Tensor, states: Tensor, toke
 
 
 def remember(loss: Loss, student: Tensor, teacher: Tensor, length: int, generator: torch.Generator) -> None:
-    """Let a loss with a running mean see an earlier update, as it would in training."""
+    """Give a loss with a running mean the data of one earlier update, as in training."""
     if isinstance(loss, Remembers):
         gradients(loss, student, teacher, *sample(student, 512, length, generator))
         loss.end_update()

@@ -14,7 +14,7 @@ from opdlight.system.files import replacing
 
 
 def draw(path: Path, rows: list[Row], real: list[Real]) -> None:
-    """Variance, bias and SNR against length, and the SNR of real trajectories; bands run from the least to the most."""
+    """Draw variance, bias and SNR against length, and the SNR of real trajectories; bands show the range."""
     names = list(dict.fromkeys(r.estimator for r in rows))
     colours = dict(zip(names, plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(names))), strict=True))
     figure, axes = plt.subplots(2, 2, figsize=(14, 10), layout="constrained")
@@ -44,11 +44,11 @@ def draw(path: Path, rows: list[Row], real: list[Real]) -> None:
     tasks = list(dict.fromkeys(r.task for r in real))
     for number, task in enumerate(tasks):
         offset = 0.25 * (number - (len(tasks) - 1) / 2)
-        mine = [r for r in real if r.task == task]
-        at = np.arange(len(mine)) + offset
-        error = [r.snr_half for r in mine]
-        axis.errorbar([r.snr for r in mine], at, xerr=error, fmt="o", capsize=2, label=task)
-        axis.set_yticks(np.arange(len(mine)), [r.estimator for r in mine])
+        selected = [r for r in real if r.task == task]
+        at = np.arange(len(selected)) + offset
+        error = [r.snr_half for r in selected]
+        axis.errorbar([r.snr for r in selected], at, xerr=error, fmt="o", capsize=2, label=task)
+        axis.set_yticks(np.arange(len(selected)), [r.estimator for r in selected])
     axis.set(title="signal to noise of one real trajectory (95 % jackknife)", xlabel="‖E ĝ‖² / tr Cov ĝ")
     axis.set_xscale("symlog", linthresh=0.01)
     axis.grid(alpha=0.3)
@@ -63,7 +63,7 @@ def draw(path: Path, rows: list[Row], real: list[Real]) -> None:
 
 
 def _guides(axis: plt.Axes, rows: list[Row]) -> None:
-    """Dashed lines that grow as T² and T⁴ from the shortest length."""
+    """Draw dashed lines that grow as T² and T⁴, the paper's worst cases."""
     lengths = np.array(sorted({r.length for r in rows}), dtype=float)
     start = np.median([r.variance for r in rows if r.length == lengths[0] and r.variance])
     for power in (2, 4):

@@ -1,4 +1,4 @@
-"""Mean, variance and length of each estimator's gradient on chains of tokens, against the exact one."""
+"""Bias, variance and signal-to-noise ratio of each estimator's gradient on chains, where the exact one is known."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from opdlight.losses import DirectEstimate, Loss, SampledToken, SupportMatching
 
 
 def estimators(k: int) -> dict[str, Loss]:
-    """Name → objective, the noisy ones first; fresh, since some remember."""
+    """Name → a new instance of the loss, the noisiest first; some losses keep a state between updates."""
     return {
         "sequence level (γ=1)": SampledToken(gamma=1.0),
         "γ=1, running mean": SampledToken(gamma=1.0, baseline="running_mean"),
@@ -32,7 +32,7 @@ def estimators(k: int) -> dict[str, Loss]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One estimator on one chain at one length; everything is of one sequence's estimate, a sum over its tokens."""
+    """One estimator on one pair of chains at one length; its estimate ĝ is of one sequence, a sum over its tokens."""
 
     estimator: str
     length: int
@@ -41,16 +41,19 @@ class Row:
     variance: float  # tr Cov ĝ
     snr: float  # ‖Eĝ‖² / tr Cov ĝ
     sequence_bias: float  # ‖Eĝ − ∇KL‖ / ‖∇KL‖, KL over sequences
-    token_bias: float  # the same against the gradient with frozen visits
+    token_bias: float  # the same against the gradient with detached state distributions
 
 
 def statistics(each: torch.Tensor, exact: torch.Tensor, frozen: torch.Tensor) -> dict[str, float]:
-    """The figures of `Row` from the estimates of many sequences [n, P]; squared norms of means less their noise."""
+    """The figures of `Row` from the estimates of n sequences `each` [n, P].
+
+    The squared norm of a mean of n estimates is too large by variance/n in expectation, which is subtracted.
+    """
     n = len(each)
     mean = each.mean(0)
     variance = float(((each - mean) ** 2).sum() / (n - 1))
 
-    def off(target: torch.Tensor) -> float:
+    def relative_error(target: torch.Tensor) -> float:
         squared = float(((mean - target.flatten()) ** 2).sum()) - variance / n
         return math.sqrt(max(squared, 0.0)) / float(target.norm())
 
@@ -59,15 +62,15 @@ def statistics(each: torch.Tensor, exact: torch.Tensor, frozen: torch.Tensor) ->
         "second_moment": float((each**2).sum(1).mean()),
         "variance": variance,
         "snr": signal / variance if variance else math.inf,
-        "sequence_bias": off(exact),
-        "token_bias": off(frozen),
+        "sequence_bias": relative_error(exact),
+        "token_bias": relative_error(frozen),
     }
 
 
 def chain_rows(
     *, vocabulary: int, k: int, gap: float, lengths: list[int], seeds: list[int], sequences: int
 ) -> Iterator[Row]:
-    """Every estimator at every length on one pair of chains a seed; all estimators see the same sequences."""
+    """Every estimator at every length on one pair of chains per seed; all estimators get the same sequences."""
     for seed in seeds:
         student, teacher = chains.random_pair(vocabulary, gap, seed)
         for length in lengths:
@@ -81,10 +84,10 @@ def chain_rows(
 
 
 def growth(rows: list[Row], name: str, quantity: str, shortest: int) -> Mean:
-    """The exponent a of quantity ∝ T^a from `shortest` on: slope of the line through the logarithms, seed by seed."""
+    """The exponent a of quantity ∝ T^a for T ≥ `shortest`: the slope of a log-log fit, mean over the seeds."""
     slopes = []
     for seed in sorted({r.seed for r in rows}):
-        mine = [r for r in rows if r.estimator == name and r.seed == seed and r.length >= shortest]
-        x, y = np.log([r.length for r in mine]), np.log([getattr(r, quantity) for r in mine])
+        selected = [r for r in rows if r.estimator == name and r.seed == seed and r.length >= shortest]
+        x, y = np.log([r.length for r in selected]), np.log([getattr(r, quantity) for r in selected])
         slopes.append(float(np.polyfit(x, y, 1)[0]))
     return Mean.of(slopes)

@@ -1,4 +1,4 @@
-"""Bias, variance and signal-to-noise of the estimators: on chains that are known exactly, and on the lab models."""
+"""Bias, variance and signal-to-noise ratio of the estimators: on chains with known gradients, and on the lab models."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from opdlight.system.files import write_text
 
 
 def study(cfg: DictConfig) -> dict[str, float]:
-    """Both parts; `chains.csv`, `trajectories.csv`, `estimators.png` and the tables go to the run folder."""
+    """Run both parts, print tables, write `chains.csv`, `trajectories.csv` and `estimators.png` to the run folder."""
     started = time.perf_counter()
     folder = open_run(cfg)
     lengths, seeds = list(cfg.lengths), list(cfg.seeds)
@@ -32,15 +32,15 @@ def study(cfg: DictConfig) -> dict[str, float]:
     shown.title = f"{len(seeds)} pairs of chains, V={cfg.vocabulary}, K={cfg.k}; growth: exponents of T, T ≥ {shortest}"
     shown.caption = "bias: relative to the gradient of the sequence KL; SNR ‖E ĝ‖² / tr Cov ĝ of one sequence; ± 95 %"
     for name in estimators(cfg.k):
-        mine = [r for r in rows if r.estimator == name and r.length == longest]
-        cells = [Mean.of([getattr(r, q) for r in mine]) for q in ("variance", "snr", "sequence_bias")]
+        selected = [r for r in rows if r.estimator == name and r.length == longest]
+        cells = [Mean.of([getattr(r, q) for r in selected]) for q in ("variance", "snr", "sequence_bias")]
         slopes = [growth(rows, name, q, shortest) for q in ("variance", "second_moment")]
         shown.add_row(name, str(cells[0]), *map(str, slopes), str(cells[1]), str(cells[2]))
     show(shown)
     real: list[Real] = []
     if cfg.episodes:
         losses = estimators(cfg.trajectory_k)
-        del losses["γ=1, running mean"]  # the student stands still: there are no earlier updates to remember
+        del losses["γ=1, running mean"]  # the student is not trained: there is no earlier update
         real = measure_tasks(cfg, losses)
         _write(folder / "trajectories.csv", real)
         for task in dict.fromkeys(r.task for r in real):

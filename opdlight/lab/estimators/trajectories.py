@@ -1,4 +1,4 @@
-"""The estimators on real trajectories of a student, with its real teachers."""
+"""The estimators on real trajectories of a student, with its teachers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,18 +22,18 @@ from opdlight.types import Trajectory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Real:
-    """One estimator on the trajectories of one task; `half`: half the width of the 95 % interval."""
+    """One estimator on the trajectories of one task; `…_half` is half the width of a 95 % interval."""
 
     task: str
     estimator: str
-    snr: float  # ‖E ĝ‖² / tr Cov ĝ of one trajectory's gradient, unbiased numerator: noise alone is around 0
+    snr: float  # ‖E ĝ‖² / tr Cov ĝ of one trajectory, with an unbiased numerator: around 0 for noise
     snr_half: float
-    cosine: float  # of the mean gradient with that of the exact token-level KL; the noise of both means lowers it
+    cosine: float  # of the mean gradient and that of the full-vocabulary KL; noise lowers it
     cosine_half: float
 
 
 def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[str, list[Trajectory]]:
-    """`episodes` held-out episodes a task at temperature 1, top-p 1: the policy that the estimators assume."""
+    """Roll out `episodes` held-out episodes per task at temperature 1 and top-p 1, as the estimators assume."""
     start = partial(instantiate, cfg.engine, model=cfg.model.student.model)
     sampling = Sampling(temperature=1.0, top_p=1.0)
     found = {}
@@ -46,7 +46,7 @@ def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[st
 
 
 def measure_tasks(cfg: DictConfig, losses: Mapping[str, Loss]) -> list[Real]:
-    """Roll out, then every loss's gradient of every trajectory."""
+    """Roll out, and measure the gradients of all losses on all trajectories."""
     mixture: TaskMixture = instantiate(cfg.task)
     mixture.check_envs()
     student: Student = instantiate(cfg.model.student)
@@ -79,10 +79,10 @@ def trajectory_gradients(
     losses: Mapping[str, Loss],
     title: str,
 ) -> dict[str, Tensor]:
-    """Name → [n, S] a sketch of each trajectory's gradient Σ_t ∂ℓ_t/∂θ over all weights.
+    """Name → sketches [n, S] of the gradients Σ_t ∂ℓ_t/∂θ of n trajectories over all weights.
 
-    The sketch is a random projection to S = 4,096 numbers (signs by a hash of the place), which keeps inner products
-    within some 2 %; it is the same for all.
+    A sketch is the same random projection to S = 4,096 numbers for all (count sketch: each weight adds with a random
+    sign to a random entry). It keeps inner products within some 2 %.
     """
     scorer = Scorer(student=student, teachers=teachers)
     weights = student.trainable_parameters()
@@ -106,10 +106,10 @@ def trajectory_gradients(
 
 
 def figures(each: Tensor, exact: Tensor) -> dict[str, float]:
-    """SNR and cosine of the gradients [n, S] with jackknife intervals over trajectories.
+    """SNR and cosine of the gradients `each` and `exact` [n, S], with jackknife intervals over trajectories.
 
-    θ ± t_{0.975, n−1} · √((n−1)/n · Σ_i (θ₋ᵢ − mean θ₋ᵢ)²), θ₋ᵢ without trajectory i. Resampling with repetition would
-    take a trajectory that is drawn twice for signal.
+    θ ± t_{0.975, n−1} · √((n−1)/n · Σ_i (θ₋ᵢ − mean θ₋ᵢ)²), θ₋ᵢ without trajectory i. A bootstrap would be biased: the
+    noise of a trajectory that is drawn twice looks like signal.
 
     Source: Efron and Tibshirani 1993, ch. 11.
     """

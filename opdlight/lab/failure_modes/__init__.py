@@ -1,1 +1,1 @@
-"""The failure modes: `python -m opdlight.lab.failure_modes`."""
+"""Study of the failure modes of the sampled token: `python -m opdlight.lab.failure_modes`."""

@@ -1,4 +1,4 @@
-"""The figures of the failure-mode study. Everywhere: student blue, teacher orange, sampled token red, LSM green."""
+"""The figures of the failure-mode study. Colours: student blue, teacher orange, sampled token red, LSM green."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from opdlight.lab.bootstrap import Interval
-from opdlight.lab.failure_modes.mismatch import Spoken
+from opdlight.lab.failure_modes.mismatch import TokenLogprobs
 from opdlight.lab.failure_modes.summary import SHARES, SIGNALS, Bucket, Depth
 from opdlight.lab.failure_modes.tokens import Tokens
 from opdlight.system.files import replacing
 
 STUDENT, TEACHER, SAMPLED, MATCHING, GREY = "#2a6f97", "#e08e2b", "#b23a48", "#3a7d44", "#6c757d"
-POLICIES = ("#5e548e", "#2a9d8f")  # top-p 1, and below
+POLICIES = ("#5e548e", "#2a9d8f")  # top-p 1, and a smaller top-p
 SIGNAL_STYLE = {
     "reward": (GREY, "|reward|"),
     "sampled_gradient": (SAMPLED, "gradient of the sampled token"),
@@ -28,10 +28,10 @@ SIGNAL_STYLE = {
 
 
 def draw_imbalance(path: Path, tokens: Mapping[str, Tokens], figures: Mapping[str, Mapping[str, Interval]]) -> None:
-    """`imbalance.png`: both models' probability of each sampled token, and how concentrated each signal is."""
+    """Draw `imbalance.png`: both models' probability of each sampled token, and how concentrated each signal is."""
     figure, axes = plt.subplots(len(tokens), 2, figsize=(12.5, 5.2 * len(tokens)), layout="constrained", squeeze=False)
-    for row, (task, mine) in zip(axes, tokens.items(), strict=True):
-        pi, q, negative = mine.log_pi.exp().numpy(), mine.log_q.exp().numpy(), (mine.reward < 0).numpy()
+    for row, (task, of_task) in zip(axes, tokens.items(), strict=True):
+        pi, q, negative = of_task.log_pi.exp().numpy(), of_task.log_q.exp().numpy(), (of_task.reward < 0).numpy()
         for below, colour, name in ((False, MATCHING, "q ≥ π: rewarded"), (True, SAMPLED, "q < π: punished")):
             at = negative == below
             row[0].scatter(pi[at], q[at], s=7, alpha=0.35, lw=0, color=colour, rasterized=True, label=name)
@@ -45,7 +45,7 @@ def draw_imbalance(path: Path, tokens: Mapping[str, Tokens], figures: Mapping[st
         legend = row[0].legend(markerscale=3, loc="upper left", framealpha=0.95)
         for handle in legend.legend_handles:
             handle.set_alpha(1)
-        _concentration(row[1], mine, figures[task])
+        _concentration(row[1], of_task, figures[task])
         row[1].set_title(f"{task}: who carries the signal?")
     figure.suptitle("Imbalance: few sampled tokens carry the signal", fontweight="bold")
     _save(figure, path)
@@ -70,7 +70,7 @@ def _concentration(axis: Axes, tokens: Tokens, figures: Mapping[str, Interval]) 
 
 
 def draw_depth(path: Path, depths: Mapping[str, Mapping[str, Depth]]) -> None:
-    """`depth.png`: a row a task, its gap by position and by turn, then repetition; two rollout policies."""
+    """Draw `depth.png`: for each task the gap by position and by turn, and repetition, under two rollout policies."""
     figure, axes = plt.subplots(
         len(depths),
         3,
@@ -81,7 +81,7 @@ def draw_depth(path: Path, depths: Mapping[str, Mapping[str, Depth]]) -> None:
     )
     for row, (task, policies) in zip(axes, depths.items(), strict=True):
         for number, (policy, depth) in enumerate(policies.items()):
-            colour, aside = POLICIES[number], 0.15 * (number - 0.5)  # so that the intervals stand beside one another
+            colour, aside = POLICIES[number], 0.15 * (number - 0.5)  # an offset, so that intervals do not overlap
             positions, turns = depth.by_position, depth.by_turn
             at = [b.start + (0.5 + aside) * (b.end - b.start) for b in positions]
             _gap(row[0], positions, at, colour, policy)
@@ -102,7 +102,7 @@ def draw_depth(path: Path, depths: Mapping[str, Mapping[str, Depth]]) -> None:
 
 
 def _gap(axis: Axes, buckets: Sequence[Bucket], at: Sequence[float], colour: str, label: str) -> None:
-    """Quantiles of the gap where more than one trajectory got so far."""
+    """Draw quantiles of the gap in buckets with more than one trajectory."""
     shown = [b for b in buckets if b.trajectories > 1]
     x = np.array([place for place, b in zip(at, buckets, strict=True) if b.trajectories > 1])
     low, middle, high = (np.array([b.quantiles[i].value for b in shown]) for i in range(3))
@@ -133,11 +133,11 @@ def _counts(axis: Axes, policies: Mapping[str, Depth]) -> None:
 
 def draw_special(
     path: Path,
-    text: Sequence[Spoken],
+    text: Sequence[TokenLogprobs],
     shares: Mapping[str, Mapping[str, Interval]],
     arms: Mapping[str, Mapping[str, Interval]],
 ) -> None:
-    """`special_tokens.png`: one text token by token, the share of the listed tokens, success after distillation."""
+    """Draw `special_tokens.png`: one text token by token, the share of the special tokens, success after training."""
     figure = plt.figure(figsize=(15, 9), layout="constrained")
     halves = figure.subfigures(2, 1, height_ratios=[1.15, 1], squeeze=False)
     top, bottom = halves[:, 0]
@@ -162,9 +162,12 @@ def draw_special(
     for number, (student, figures) in enumerate(shares.items()):
         offset = width * (number - (len(shares) - 1) / 2)
         last = number == len(shares) - 1  # the plain student, for comparison
-        look: dict[str, Any] = {"color": GREY if last else SAMPLED, "alpha": 0.8 if last else 0.45 + 0.4 * (number > 0)}
+        style: dict[str, Any] = {
+            "color": GREY if last else SAMPLED,
+            "alpha": 0.8 if last else 0.45 + 0.4 * (number > 0),
+        }
         for i, name in enumerate(names):
-            left.bar(i + offset, 100 * figures[name].value, 0.95 * width, label=None if i else student, **look)
+            left.bar(i + offset, 100 * figures[name].value, 0.95 * width, label=None if i else student, **style)
             _bar(left, i + offset, figures[name], "black", scale=100, size=0)
     left.set_xticks(range(len(names)), list(names.values()))
     left.set(ylabel="share of the special tokens (%)", title="what the special tokens carry (the mask removes it)")
@@ -177,7 +180,7 @@ def draw_special(
 
 
 def _success(axis: Axes, arms: Mapping[str, Mapping[str, Interval]]) -> None:
-    """A group of bars a student, a bar an arm."""
+    """Draw a group of bars for each student, with one bar for each arm."""
     at, labels = 0.0, []
     for student, figures in arms.items():
         shown = {n.removesuffix("/success"): i for n, i in figures.items() if n.endswith("/success")}
@@ -200,14 +203,14 @@ def _success(axis: Axes, arms: Mapping[str, Mapping[str, Interval]]) -> None:
 
 
 def _bar(axis: Axes, x: float, interval: Interval, colour: str, *, scale: float = 1.0, size: float = 4) -> None:
-    """The 95 % interval as an error bar."""
+    """Draw a 95 % interval as an error bar."""
     value, low, high = scale * interval.value, scale * interval.low, scale * interval.high
     error = [[max(value - low, 0)], [max(high - value, 0)]]
     axis.errorbar([x], [value], yerr=error, fmt="o", ms=size, color=colour, capsize=3, lw=1.2)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write whole or not at all."""
+    """Write the figure atomically and close it."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""The third failure mode: what special tokens that are written differently do to the signal, and what the mask does."""
+"""The third failure mode: special tokens that student and teacher write differently, and the effect of the mask."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,14 +25,15 @@ from opdlight.rollout import Collector, Sampling
 from opdlight.rollout.source import RolloutSource
 from opdlight.types import Status
 
-Keeps = Callable[[list[int]], list[bool]]
+LossMask = Callable[[list[int]], list[bool]]
 
 
 def listed_shares(tokens: Tokens, *, draws: int, seed: int) -> dict[str, Interval]:
-    """What the tokens that the mask lists carry, and how concentrated |reward| is with and without them.
+    """The share of the tokens that the mask removes in each signal, and how concentrated |reward| is without them.
 
-    `tokens`, `reward`, `sampled_gradient`, `matching_gradient`: share of all that is theirs; the mask takes it away.
-    `mean_listed`, `mean_other`: mean |reward|, nats. `top_1`, `top_1_masked`: share of |reward| of the top 1 %.
+    `tokens`, `reward`, `sampled_gradient`, `matching_gradient`: their share of all tokens and of each signal.
+    `mean_listed`, `mean_other`: mean |reward| of these and of the other tokens, in nats.
+    `top_1`, `top_1_masked`: share of Σ|reward| of the top 1 % of all tokens, and of those that the mask keeps.
     """
     parts = {
         "tokens": torch.ones_like(tokens.log_pi),
@@ -52,19 +53,19 @@ def listed_shares(tokens: Tokens, *, draws: int, seed: int) -> dict[str, Interva
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spoken:
-    """One sampled token of a text and what both models say of it (PAPER Fig. 5)."""
+class TokenLogprobs:
+    """A sampled token with the log-probs of both models (arXiv 2603.25562 Fig. 5)."""
 
     text: str
     student: float  # log π, nats
     teacher: float  # log q, nats
-    listed: bool
+    listed: bool  # the mask removes it
 
 
-def spoken(tokens: Tokens, number: int, tokenizer: PreTrainedTokenizerBase) -> list[Spoken]:
-    """The tokens of trajectory `number`."""
+def token_logprobs(tokens: Tokens, number: int, tokenizer: PreTrainedTokenizerBase) -> list[TokenLogprobs]:
+    """The sampled tokens of trajectory `number`."""
     return [
-        Spoken(
+        TokenLogprobs(
             text=str(tokenizer.decode([int(tokens.token[i])])),
             student=float(tokens.log_pi[i]),
             teacher=float(tokens.log_q[i]),
@@ -75,36 +76,36 @@ def spoken(tokens: Tokens, number: int, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def by_token(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, float]]:
-    """Means over all trajectories for each listed token: how often, log π and log q in nats."""
+    """For each token that the mask removes: its count, and its mean log π and log q over all trajectories, in nats."""
     found = {}
     for token in tokens.token[tokens.listed].unique().tolist():
-        mine = tokens.listed & (tokens.token == token)
+        selected = tokens.listed & (tokens.token == token)
         found[str(tokenizer.decode([token]))] = {
-            "count": int(mine.sum()),
-            "student": float(tokens.log_pi[mine].mean()),
-            "teacher": float(tokens.log_q[mine].mean()),
+            "count": int(selected.sum()),
+            "student": float(tokens.log_pi[selected].mean()),
+            "teacher": float(tokens.log_q[selected].mean()),
         }
     return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One short distillation: held-out episodes after it."""
+    """The held-out episodes of a student after one short distillation."""
 
     loss: str
     masked: bool
-    success: list[float]  # per episode, 0 or 1
+    success: list[float]  # of each episode, 0 or 1
     cut: list[float]  # 1 where a completion hit the length limit
 
 
-def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Collector, loss_mask: Keeps) -> list[Arm]:
-    """The student of `folder` as it is ("start"), and after a few updates by two losses with and without the mask.
+def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Collector, loss_mask: LossMask) -> list[Arm]:
+    """Evaluate the student of `folder` ("start"), and distil it for a few updates by two losses, with and without mask.
 
-    All arms roll out the same episodes at top-p 1 and temperature 1 and are judged on the same held-out ones at
-    `cfg.top_p`; one training seed.
+    All arms roll out the same episodes at top-p 1 and temperature 1, and are evaluated on the same held-out ones at
+    `cfg.top_p`; there is one training seed.
     """
     special, name = cfg.special, cfg.special.task
-    arms = [_judged(cfg, mixture, collector, "start", masked=False)]
+    arms = [_evaluate(cfg, mixture, collector, "start", masked=False)]
     losses: dict[str, Callable[[], Loss]] = {
         "sampled token": SampledToken,
         "LSM": lambda: SupportMatching(k=cfg.k),
@@ -145,11 +146,11 @@ def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Colle
             )
             trainer = quiet_trainer(cfg, special.opd_updates)
             trainer.fit(module, datamodule=data)
-            arms.append(_judged(cfg, mixture, collector, title, masked=masked))
+            arms.append(_evaluate(cfg, mixture, collector, title, masked=masked))
     return arms
 
 
-def _judged(cfg: DictConfig, mixture: TaskMixture, collector: Collector, loss: str, *, masked: bool) -> Arm:
+def _evaluate(cfg: DictConfig, mixture: TaskMixture, collector: Collector, loss: str, *, masked: bool) -> Arm:
     name = cfg.special.task
     requests = held_out(name, mixture.tasks[name])
     found = collector.collect(requests, Sampling(temperature=1.0, top_p=cfg.top_p))
@@ -162,11 +163,11 @@ def _judged(cfg: DictConfig, mixture: TaskMixture, collector: Collector, loss: s
 
 
 def arm_figures(arms: Sequence[Arm], *, draws: int, seed: int) -> dict[str, Interval]:
-    """Success and length-limit hits of every arm, and what the mask changes (the same episodes: paired)."""
-    whole = {f"{a.loss}{' + mask' if a.masked else ''}": torch.tensor([a.success, a.cut]) for a in arms}
-    for name in [n for n in whole if f"{n} + mask" in whole]:
-        whole[f"mask's effect: {name}"] = whole[f"{name} + mask"] - whole[name]
-    table = torch.cat(list(whole.values()))  # [2 · arms, episodes]
-    names = [f"{name}/{figure}" for name in whole for figure in ("success", "cut_by_length")]
+    """Success and length-limit hits of every arm, and the paired differences with and without the mask."""
+    outcomes = {f"{a.loss}{' + mask' if a.masked else ''}": torch.tensor([a.success, a.cut]) for a in arms}
+    for name in [n for n in outcomes if f"{n} + mask" in outcomes]:
+        outcomes[f"mask's effect: {name}"] = outcomes[f"{name} + mask"] - outcomes[name]
+    table = torch.cat(list(outcomes.values()))  # [2 · arms, episodes]
+    names = [f"{name}/{figure}" for name in outcomes for figure in ("success", "cut_by_length")]
     found = bootstrap(lambda at: table[:, at].mean(1), torch.arange(table.shape[1]), draws=draws, seed=seed)
     return dict(zip(names, found, strict=True))

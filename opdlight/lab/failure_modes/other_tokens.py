@@ -1,4 +1,4 @@
-"""A student that writes what the teacher writes, but some tokens differently (PAPER, failure mode 3)."""
+"""A student that writes some special tokens with other ids than the teacher (arXiv 2603.25562, failure mode 3)."""
 
 import json
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ from opdlight.types import SharedVocabulary
 
 
 def other_tokenizer(tokenizer: PreTrainedTokenizerFast, dropped: Sequence[str], end: str) -> PreTrainedTokenizerFast:
-    """The same tokenizer without the added tokens `dropped` and with `end` as its end of sequence.
+    """The tokenizer without the added tokens `dropped` and with `end` as its end of sequence.
 
-    Only the last ids can go: then every id that is left means what it meant, and the check for an equal vocabulary
-    holds. The text of a dropped token is written in several tokens of the base vocabulary.
+    Only the last ids can be dropped, so that all others keep their meaning and the vocabularies stay comparable. The
+    text of a dropped token is then encoded with several tokens of the base vocabulary.
 
     Raises:
-        ConfigError: if a token is not among the last added ones, or `end` is no token.
+        ConfigError: if a token is not among the last added ones, or `end` is not a token.
     """
     core = json.loads(tokenizer.backend_tokenizer.to_str())
     added = sorted(core["added_tokens"], key=lambda t: t["id"])
@@ -56,7 +56,7 @@ def other_tokenizer(tokenizer: PreTrainedTokenizerFast, dropped: Sequence[str], 
 
 
 def write_other_student(cfg: DictConfig, dropped: Sequence[str], folder: Path) -> None:
-    """The configured student with `other_tokenizer`; its embedding loses the rows of the dropped tokens."""
+    """Write the configured student with `other_tokenizer` to `folder`, without the embeddings of dropped tokens."""
     plain: Student = instantiate(cfg.model.student)
     tokenizer = other_tokenizer(plain.tokenizer, dropped, cfg.special.end)  # type: ignore[arg-type]
     model = load_model(cfg.model.student.model, cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code)
@@ -68,7 +68,7 @@ def write_other_student(cfg: DictConfig, dropped: Sequence[str], folder: Path) -
 
 
 def taught_student(cfg: DictConfig, dropped: Sequence[str], name: str, task: Task, folder: Path) -> Student:
-    """The other student after a short supervised pass on experts' demonstrations of the task, saved to `folder`."""
+    """The student of `write_other_student` after a few supervised updates on demonstrations, saved to `folder`."""
     start = folder.with_name(f"{folder.name}-untaught")
     write_other_student(cfg, dropped, start)
     chat_template = instantiate(cfg.model.student.get("chat_template") or {})
@@ -76,7 +76,7 @@ def taught_student(cfg: DictConfig, dropped: Sequence[str], name: str, task: Tas
     renderer = ChatRenderer(student.tokenizer, student.chat_template)
     special = cfg.special
     seeds = [episode_seed(cfg.seed, name, "failure modes", i) for i in range(special.demonstrations)]
-    end = student.tokenizer.eos_token_id  # the other one, which the template does not write
+    end = student.tokenizer.eos_token_id  # not the end that the template writes
     shown = [tokens(demonstrate(name, task, seed, detours=0.0), renderer, end) for seed in seeds]
     module = SupervisedFineTuning(
         student=student,
@@ -96,7 +96,7 @@ def taught_student(cfg: DictConfig, dropped: Sequence[str], name: str, task: Tas
 
 
 def quiet_trainer(cfg: DictConfig, updates: int) -> L.Trainer:
-    """The configured trainer for a part of the study: it leaves nothing behind and shows nothing."""
+    """The configured trainer without output: no logger, checkpoint or progress bar."""
     quiet_libraries()
     return make_trainer(
         cfg.trainer,

@@ -1,4 +1,4 @@
-"""The failure-mode study: roll out, measure, draw, and say what shows and what does not."""
+"""The failure-mode study: roll out, measure, draw, and print which of the paper's claims show."""
 
 import json
 import time
@@ -17,7 +17,14 @@ from opdlight.data.tasks import Task, TaskMixture
 from opdlight.errors import ConfigError
 from opdlight.lab.bootstrap import Interval
 from opdlight.lab.failure_modes.figures import draw_depth, draw_imbalance, draw_special
-from opdlight.lab.failure_modes.mismatch import Spoken, arm_figures, by_token, distil, listed_shares, spoken
+from opdlight.lab.failure_modes.mismatch import (
+    TokenLogprobs,
+    arm_figures,
+    by_token,
+    distil,
+    listed_shares,
+    token_logprobs,
+)
 from opdlight.lab.failure_modes.other_tokens import taught_student
 from opdlight.lab.failure_modes.summary import Depth, depth, edges_of, imbalance
 from opdlight.lab.failure_modes.tables import print_depth, print_imbalance, print_special
@@ -32,15 +39,15 @@ from opdlight.types import Status, Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Other:
-    """The third part for one student that writes some tokens differently."""
+class OtherStudent:
+    """The third part of the study for one student that writes some tokens with other ids than the teacher."""
 
-    shared_ids: int  # what the check for an equal vocabulary allows
+    shared_ids: int  # at which the vocabularies can be compared
     student_ids: int
     teacher_ids: int
-    text: list[Spoken]
+    text: list[TokenLogprobs]
     by_token: dict[str, dict[str, float]]
-    shares: dict[str, Interval]  # what the special tokens carry
+    shares: dict[str, Interval]  # of `listed_shares`
     arms: dict[str, Interval]
 
 
@@ -52,7 +59,7 @@ def _collecting(
 
 
 def study(cfg: DictConfig) -> dict[str, float]:
-    """All parts; figures and `failure_modes.json` go to the run folder, tables to the terminal."""
+    """Run all parts; print tables, and write figures and `failure_modes.json` to the run folder."""
     started = time.perf_counter()
     folder = open_run(cfg)
     L.seed_everything(cfg.seed, verbose=False)
@@ -70,7 +77,7 @@ def study(cfg: DictConfig) -> dict[str, float]:
     policies = {"top-p 1": 1.0, f"top-p {cfg.top_p:g}": cfg.top_p}
     with progress("rolling out"), _collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
         rolled = {p: roll_out(collector, tasks, cfg.episodes, v, cfg.seed) for p, v in policies.items()}
-    ordinary = _own_mask(cfg, student)
+    ordinary = _plain_mask(cfg, student)
     with progress("scoring"):
         ask: dict[str, Any] = {"k": cfg.k, "ngram": cfg.ngram, "loss_mask": ordinary.loss_mask}
         scored = {
@@ -108,8 +115,8 @@ def study(cfg: DictConfig) -> dict[str, float]:
     return {"seconds": seconds}
 
 
-def _own_mask(cfg: DictConfig, student: Student) -> SpecialTokenMask:
-    """The same special tokens as the plain student writes them: the control of the third part."""
+def _plain_mask(cfg: DictConfig, student: Student) -> SpecialTokenMask:
+    """The mask of the same special tokens as the unchanged student writes them, for comparison in the third part."""
     if not cfg.special:
         return SpecialTokenMask()
     dropped = {token for other in cfg.special.students.values() for token in other.dropped}
@@ -122,13 +129,13 @@ def _depth_of(
     scored: Mapping[str, Mapping[str, Tokens]],
     rolled: Mapping[str, Mapping[str, Sequence[Trajectory]]],
 ) -> dict[str, Depth]:
-    mine = {policy: tokens[task] for policy, tokens in scored.items()}
-    edges = edges_of(list(mine.values()), cfg.buckets)
-    turns = int(max(t.turn.max() for t in mine.values())) + 1
-    return {policy: depth(cfg, tokens, rolled[policy][task], edges, turns) for policy, tokens in mine.items()}
+    by_policy = {policy: tokens[task] for policy, tokens in scored.items()}
+    edges = edges_of(list(by_policy.values()), cfg.buckets)
+    turns = int(max(t.turn.max() for t in by_policy.values())) + 1
+    return {policy: depth(cfg, tokens, rolled[policy][task], edges, turns) for policy, tokens in by_policy.items()}
 
 
-def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, folder: Path) -> Other:
+def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, folder: Path) -> OtherStudent:
     name, other = cfg.special.task, cfg.special.students[title]
     alone = TaskMixture({name: mixture.tasks[name]})
     ask = {"draws": cfg.draws, "seed": cfg.seed}
@@ -144,12 +151,12 @@ def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, fol
         made = roll_out(collector, alone.tasks, cfg.episodes, 1.0, cfg.seed)[name]
         tokens = measure(student, teachers, made, k=cfg.k, ngram=cfg.ngram, loss_mask=mask.loss_mask)
         arms = distil(cfg, alone, model, collector, mask.loss_mask) if cfg.special.opd_updates else []
-    shown = min(range(len(made)), key=lambda i: (made[i].status is not Status.SUCCESS, i))  # the first solved, if any
-    return Other(
+    shown = min(range(len(made)), key=lambda i: (made[i].status is not Status.SUCCESS, i))  # a solved one, if any
+    return OtherStudent(
         shared_ids=len(teachers.shared_vocabulary),
         student_ids=len(student.tokenizer),
         teacher_ids=len(teachers.of(name).tokenizer),
-        text=spoken(tokens, shown, student.tokenizer),
+        text=token_logprobs(tokens, shown, student.tokenizer),
         by_token=by_token(tokens, student.tokenizer),
         shares=listed_shares(tokens, **ask),
         arms=arm_figures(arms, **ask) if arms else {},
@@ -157,7 +164,7 @@ def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, fol
 
 
 def _plain(value: Any) -> Any:
-    """Intervals and dataclasses as JSON holds them."""
+    """Convert intervals and dataclasses for JSON."""
     if isinstance(value, Interval):
         return value.plain()
     if is_dataclass(value) and not isinstance(value, type):

@@ -1,4 +1,4 @@
-"""The first two failure modes in figures with intervals, from the sampled tokens and their trajectories."""
+"""The figures of the first two failure modes with their intervals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 SHARES = (0.01, 0.1)  # top 1 % and top 10 % of the tokens
-LARGE = 0.1  # nats
+LARGE = 0.1  # nats; where |reward| is smaller, both models are certain and the sign means nothing
 QUANTILES = (0.1, 0.5, 0.9)
 SIGNALS: dict[str, Callable[[Tokens], Tensor]] = {
     "reward": lambda t: t.reward,
@@ -26,12 +26,11 @@ SIGNALS: dict[str, Callable[[Tokens], Tensor]] = {
 
 
 def imbalance(tokens: Tokens, *, draws: int, seed: int) -> dict[str, Interval]:
-    """Share of negative rewards, and of each signal what the top 1 % and 10 % of the tokens carry.
+    """Shares of negative rewards, and the shares of each signal that the top 1 % and 10 % of the tokens carry.
 
-    `negative`: share of the tokens. `negative_large`: of those with |reward| > 0.1 nats, since where both models are
-    certain the sign means nothing. `negative_mass`: share of Σ|reward|.
-    Also how much less concentrated support matching is than the sampled token: the difference of their shares on the
-    same resamples, negative where the fix helps.
+    `negative`: share of tokens. `negative_large`: the same among tokens with |reward| > `LARGE`. `negative_mass`: share
+    of Σ|reward|. `matching_less_sampled/top_…`: the share for support matching minus that for the sampled token, on the
+    same resamples; negative where support matching is less concentrated.
     """
     signals = {name: signal(tokens) for name, signal in SIGNALS.items()}
     names = ["negative", "negative_large", "negative_mass"] + [
@@ -59,11 +58,11 @@ class Bucket:
     end: int
     tokens: int
     trajectories: int
-    quantiles: list[Interval]  # of QUANTILES, nats
+    quantiles: list[Interval]  # for QUANTILES, in nats
 
 
 def by_bucket(gap: Tensor, at: Tensor, edges: Sequence[int], tokens: Tokens, *, draws: int, seed: int) -> list[Bucket]:
-    """Quantiles of the gap [N] by the bucket in which `at` [N] lies, a position or a turn number."""
+    """Quantiles of the gap [N] by bucket of `at` [N], which are positions or turn numbers; `edges` are the buckets'."""
     bucket = torch.bucketize(at, torch.tensor(edges[1:]), right=True)
     count = len(edges) - 1
 
@@ -84,7 +83,7 @@ def by_bucket(gap: Tensor, at: Tensor, edges: Sequence[int], tokens: Tokens, *, 
 
 
 def widening(tokens: Tokens, at: Tensor, middle: int, *, draws: int, seed: int) -> dict[str, Interval]:
-    """From [0, middle) to [middle, ∞): change of the gap's median, mean and 10–90 % width, nats."""
+    """Change of the gap's median, mean and 10–90 % width from `at` < `middle` to `at` ≥ `middle`, in nats."""
     late = (at >= middle).long()
     gap = -tokens.reward
 
@@ -101,22 +100,22 @@ def widening(tokens: Tokens, at: Tensor, middle: int, *, draws: int, seed: int) 
 def repetition(
     tokens: Tokens, trajectories: Sequence[Trajectory], *, ngram: int, draws: int, seed: int
 ) -> dict[str, Interval]:
-    """Repetition rate, length-limit hits, and what both models say of tokens that repeat and of those that do not."""
+    """Repetition rate, length-limit hits and success; both models' mean log-probs of repeating and of other tokens."""
     rate = torch.tensor([repetition_rate([turn.completion_ids for turn in t.turns], ngram) for t in trajectories])
     cut = torch.tensor([any(turn.finish_reason == "length" for turn in t.turns) for t in trajectories]).float()
     solved = torch.tensor([t.status is Status.SUCCESS for t in trajectories]).float()
-    whole = torch.stack([rate, cut, solved], 1)
+    shares = torch.stack([rate, cut, solved], 1)
     names = ("repetition_rate", "cut_by_length", "success")
-    found = bootstrap(lambda at: whole[at].nanmean(0), torch.arange(len(trajectories)), draws=draws, seed=seed)
+    found = bootstrap(lambda at: shares[at].nanmean(0), torch.arange(len(trajectories)), draws=draws, seed=seed)
 
     def figures(at: Tensor) -> Tensor:
-        again = tokens.again[at]
-        parts = [values[at][mask] for mask in (again, ~again) for values in (tokens.log_pi, tokens.log_q)]
+        repeats = tokens.repeats[at]
+        parts = [values[at][mask] for mask in (repeats, ~repeats) for values in (tokens.log_pi, tokens.log_q)]
         return torch.stack([p.mean() for p in parts])
 
-    said = ("again/student", "again/teacher", "new/student", "new/teacher")
-    spoken = bootstrap(figures, tokens.trajectory, draws=draws, seed=seed)
-    return dict(zip(names, found, strict=True)) | dict(zip(said, spoken, strict=True))
+    means = ("again/student", "again/teacher", "new/student", "new/teacher")
+    logprobs = bootstrap(figures, tokens.trajectory, draws=draws, seed=seed)
+    return dict(zip(names, found, strict=True)) | dict(zip(means, logprobs, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +132,7 @@ class Depth:
 def depth(
     cfg: "DictConfig", tokens: Tokens, trajectories: Sequence[Trajectory], edges: Sequence[int], turns: int
 ) -> Depth:
-    """Everything of the second failure mode; `edges` of the positions and the number of turns are both policies'."""
+    """Measure the second failure mode; use the same `edges` of positions and number of `turns` for all policies."""
     ask = {"draws": cfg.draws, "seed": cfg.seed}
     gap = -tokens.reward
     several = turns > 1
@@ -147,7 +146,7 @@ def depth(
 
 
 def edges_of(tokens: Sequence[Tokens], buckets: int) -> list[int]:
-    """At most `buckets` equal widths that cover every position of every policy."""
+    """Edges of at most `buckets` buckets of equal width that cover every position of every policy."""
     longest = int(max(t.position.max() for t in tokens)) + 1
     width = -(-longest // buckets)
     return list(range(0, longest + width, width))

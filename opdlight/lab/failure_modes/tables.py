@@ -1,4 +1,4 @@
-"""The tables of the failure-mode study; each says in its caption what the paper expects and whether it shows."""
+"""The tables of the failure-mode study; captions say which of the paper's claims show."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ SIGNAL_NAMES = {
 
 
 def verdict(interval: Interval, *, sign: int, threshold: float = 0.0) -> str:
-    """Does an effect of this sign show: its whole 95 % interval beyond the threshold, on the other side, or neither?
+    """Whether an effect of this sign shows: "yes" if its 95 % interval lies beyond the threshold.
 
     >>> verdict(Interval(value=0.3, low=0.1, high=0.5), sign=-1)
     'the opposite'
@@ -30,20 +30,20 @@ def verdict(interval: Interval, *, sign: int, threshold: float = 0.0) -> str:
 
 
 def print_imbalance(figures: Mapping[str, Mapping[str, Interval]], tokens: Mapping[str, Tokens]) -> None:
-    """Negative rewards and concentration."""
+    """Print negative rewards and concentration."""
     shown = table("task", "figure", "all tokens", *(f"top {100 * s:g} % carry" for s in SHARES))
     shown.title = "1. Imbalance of the sampled token (rollouts at top-p 1)"
     claims = []
-    for task, mine in figures.items():
+    for task, of_task in figures.items():
         count = f"{len(tokens[task].token):,} tokens"
         for name, label in NEGATIVE.items():
-            shown.add_row(task if name == "negative" else "", label, mine[name].percent(), *("" for _ in SHARES))
+            shown.add_row(task if name == "negative" else "", label, of_task[name].percent(), *("" for _ in SHARES))
         for name in SIGNALS:
-            tops = [mine[f"{name}/top_{100 * s:g}"].percent() for s in SHARES]
+            tops = [of_task[f"{name}/top_{100 * s:g}"].percent() for s in SHARES]
             shown.add_row(count if name == "reward" else "", SIGNAL_NAMES[name], "", *tops)
-        less = [mine[f"matching_less_sampled/top_{100 * s:g}"] for s in SHARES]
+        less = [of_task[f"matching_less_sampled/top_{100 * s:g}"] for s in SHARES]
         shown.add_row("", "LSM less sampled token", "", *(i.percent() for i in less), end_section=True)
-        most = [verdict(mine[name], sign=1, threshold=0.5) for name in ("negative", "negative_large")]
+        most = [verdict(of_task[name], sign=1, threshold=0.5) for name in ("negative", "negative_large")]
         fewer = ", ".join(verdict(i, sign=-1) for i in less)
         claims.append(
             f"{task}: most rewards are negative: {most[0]} (of the large ones: {most[1]}); "
@@ -54,7 +54,7 @@ def print_imbalance(figures: Mapping[str, Mapping[str, Interval]], tokens: Mappi
 
 
 def print_depth(depths: Mapping[str, Mapping[str, Depth]]) -> None:
-    """The gap in depth, repetition and limits."""
+    """Print the gap in depth, repetition and length-limit hits."""
     policies = list(next(iter(depths.values())))
     shown = table("task", "figure", *policies)
     shown.title = "2. The teacher on student prefixes: gap log π(y) − log q(y), late against early"
@@ -67,13 +67,13 @@ def print_depth(depths: Mapping[str, Mapping[str, Depth]]) -> None:
                 rows[f"{label}, second half of turns − first (nats)"] = [
                     d.turn_widening[name] for d in by_policy.values()
                 ]
-        said = {
+        labels = {
             "again/student": "mean log π, tokens that repeat an n-gram (nats)",
             "again/teacher": "mean log q, tokens that repeat an n-gram (nats)",
             "new/student": "mean log π, other tokens (nats)",
             "new/teacher": "mean log q, other tokens (nats)",
         }
-        rows |= {label: [d.repetition[name] for d in by_policy.values()] for name, label in said.items()}
+        rows |= {label: [d.repetition[name] for d in by_policy.values()] for name, label in labels.items()}
         for i, (label, cells) in enumerate(rows.items()):
             shown.add_row(task if not i else "", label, *map(str, cells))
         shares = {
@@ -98,15 +98,14 @@ def print_special(
     by_token: Mapping[str, Mapping[str, Mapping[str, float]]],
     arms: Mapping[str, Mapping[str, Interval]],
 ) -> None:
-    """What the special tokens carry, what both models say of each, and success after distillation.
+    """Print the shares of the special tokens, both models' log-probs of each, and success after distillation.
 
     Args:
-        console: where to.
-        shares: student → figures; the plain student is the last.
+        shares: student → figures; the last is the unchanged student.
         by_token: other student → token → means.
         arms: other student → arm → success and length-limit hits; empty if none was distilled.
     """
-    shown = table("what the special tokens carry", *shares)
+    shown = table("share of the special tokens", *shares)
     shown.title = "3. Special tokens that student and teacher write differently"
     names = {"tokens": "share of tokens", "reward": "share of |reward|",
              "sampled_gradient": "share of gradient norms, sampled token",
@@ -116,20 +115,20 @@ def print_special(
     for name, label in names.items():
         cells = [s[name] for s in shares.values()]
         shown.add_row(label, *(str(c) if name.startswith("mean") else c.percent() for c in cells))
-    *others, alike = shares.items()
+    *others, plain = shares.items()
     follows = "; ".join(
-        f"{name}: {'yes' if mine['mean_other'].low > alike[1]['mean_other'].high else 'not shown'}"
-        for name, mine in others
+        f"{name}: {'yes' if figures_of['mean_other'].low > plain[1]['mean_other'].high else 'not shown'}"
+        for name, figures_of in others
     )
     shown.caption = (
-        "The mask takes the special tokens away. What it cannot mend: a teacher that reads a prefix which it would not "
-        f"have written. Is |reward| of the other tokens too larger than the plain student's? {follows}"
+        "The mask removes the special tokens. But the teacher still reads prefixes that it would not have written: "
+        f"is |reward| of other tokens, too, larger than with the plain student? {follows}"
     )
     show(shown)
     shown = table("student", "token", "count", "mean log π (nats)", "mean log q (nats)")
     for student, tokens in by_token.items():
-        for token, mine in sorted(tokens.items(), key=lambda item: item[1]["teacher"]):
-            row = [repr(token), f"{mine['count']:.0f}", f"{mine['student']:.2f}", f"{mine['teacher']:.2f}"]
+        for token, means in sorted(tokens.items(), key=lambda item: item[1]["teacher"]):
+            row = [repr(token), f"{means['count']:.0f}", f"{means['student']:.2f}", f"{means['teacher']:.2f}"]
             shown.add_row(student, *row)
     show(shown)
     for student, figures in arms.items():

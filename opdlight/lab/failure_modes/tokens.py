@@ -1,4 +1,4 @@
-"""Every sampled token of some trajectories: what both models say of it, and the gradients that it causes."""
+"""The sampled tokens of trajectories: both models' log-probs, and the norms of the gradients in the logits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,18 +22,18 @@ class Tokens:
 
     trajectory: Tensor  # number of the trajectory
     turn: Tensor  # from 0
-    position: Tensor  # tokens that the student had produced before, over the whole trajectory
+    position: Tensor  # number of student tokens before it in the trajectory
     token: Tensor
     log_pi: Tensor  # student
     log_q: Tensor  # teacher
     sampled_gradient: Tensor  # norm in the student's logits: policy gradient of the sampled token
     matching_gradient: Tensor  # the same of local support matching
-    again: Tensor  # bool: ends an n-gram that the trajectory held before
-    listed: Tensor  # bool: the special-token mask leaves it out
+    repeats: Tensor  # bool: it ends an n-gram that has occurred before in the trajectory
+    listed: Tensor  # bool: the special-token mask removes it
 
     @property
     def reward(self) -> Tensor:
-        """Reward log q(y) − log π(y) in nats: what sampled-token distillation rewards."""
+        """Log q(y) − log π(y) in nats: the reward of sampled-token distillation."""
         return self.log_q - self.log_pi
 
 
@@ -47,15 +47,15 @@ def measure(
     ngram: int,
     loss_mask: Callable[[list[int]], list[bool]],
 ) -> Tokens:
-    """Both models read every trajectory; small vocabularies only, since it holds all logits of a trajectory.
+    """Score every sampled token with both models; for small vocabularies, because all logits of a trajectory are kept.
 
     Args:
-        student: scored as the policy.
-        teachers: each task's own.
-        trajectories: with at least one sampled token in all.
+        student: the policy.
+        teachers: one for each task.
+        trajectories: at least one of them with a sampled token.
         k: size of the teacher's top-K on which support matching compares.
-        ngram: see `Tokens.again`.
-        loss_mask: completion ids [C] → which of them the special-token mask leaves in [C]; see `Tokens.listed`.
+        ngram: n of `Tokens.repeats`.
+        loss_mask: completion ids [C] → which of them the special-token mask keeps [C]; see `Tokens.listed`.
     """
     shared = teachers.shared_vocabulary
     request = ScoreRequest(needs=Needs(support=SupportKind.FULL_VOCABULARY, sampled=True), shared=shared)
@@ -65,7 +65,7 @@ def measure(
     rows: list[list[Tensor]] = []
     for number, trajectory in enumerate(trajectories):
         completions = [turn.completion_ids for turn in trajectory.turns]
-        again = torch.tensor([bool(flag) for turn in repeated(completions, ngram) for flag in turn])
+        repeats = torch.tensor([bool(flag) for turn in repeated(completions, ngram) for flag in turn])
         listed = torch.tensor([not flag for ids in completions for flag in loss_mask(ids)])
         for batch in collate([trajectory]):
             scores = scorer.score(batch, request).scores
@@ -86,7 +86,7 @@ def measure(
                         scores.student_logits.log_softmax(1), batch.target_ids, scores.teacher_sampled
                     ),
                     matching_gradient_norm(scores.student_logits.gather(1, ids), best),
-                    again[batch.token_position],
+                    repeats[batch.token_position],
                     listed[batch.token_position],
                 ]
             )
@@ -96,7 +96,7 @@ def measure(
 def roll_out(
     collector: Collector, tasks: Mapping[str, Task], episodes: int, top_p: float, seed: int
 ) -> dict[str, list[Trajectory]]:
-    """`episodes` held-out episodes a task at temperature 1."""
+    """Roll out `episodes` held-out episodes per task at temperature 1."""
     sampling = Sampling(temperature=1.0, top_p=top_p)
     requests = {name: held_out(name, replace(task, episodes=episodes, samples=1)) for name, task in tasks.items()}
     return {name: collector.collect(asked, sampling, sampling_seed=seed) for name, asked in requests.items()}

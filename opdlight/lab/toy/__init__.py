@@ -1,1 +1,1 @@
-"""The toy study: `python -m opdlight.lab.toy`."""
+"""Study of the gradient variance on a walk on a line: `python -m opdlight.lab.toy` (arXiv 2603.25562, toy study)."""

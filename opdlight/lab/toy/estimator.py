@@ -1,4 +1,4 @@
-"""The discounted gradient of on-policy distillation for R students at once, and the variance of its micro-batches."""
+"""The discounted gradient of on-policy distillation for R students at once, and its variance over micro-batches."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from opdlight.lab.toy.walk import Paths, Policies, Walk, log_prob, reverse_kl, t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """ĝ_γ of R students on one batch, and what is measured beside it."""
+    """ĝ_γ of R students on one batch, with its variance and the KL."""
 
     gradients: tuple[Tensor, ...]  # in the order of Policies.weights
     variance: Tensor  # of the output layer's gradient over micro-batches, [R], float64
@@ -20,17 +20,17 @@ class Estimate:
 def discounted_gradient(
     students: Policies, teachers: Policies, walk: Walk, paths: Paths, gammas: Tensor, micro_batches: int
 ) -> Estimate:
-    """ĝ_γ = 1/N Σ_n Σ_t (Σ_{t'≥t} γ^{t'−t} r_{t'}) ∇log π(δ_t|s_t), r = log π(δ_t|s_t) − log q(δ_t|s_t) (PAPER Eq. 3).
+    """ĝ_γ = 1/N Σ_n Σ_t (Σ_{t'≥t} γ^{t'−t} r_{t'}) ∇log π(δ_t|s_t), r = log π(δ_t|s_t) − log q(δ_t|s_t) (paper Eq. 3).
 
-    The states and r are detached: the walks are data. A sum over the T steps, a mean over the N walks.
+    States and r are detached. The sum is over the T steps, the mean over the N walks.
 
     Args:
         students: π, weights that require gradients.
         teachers: q, one for each student.
         walk: the task that the walks belong to.
-        paths: N walks of each student by its own policy.
+        paths: N walks of each student, sampled from it.
         gammas: γ of each run, [R].
-        micro_batches: M, divides N.
+        micro_batches: M, a divisor of N.
     """
     runs, walks, horizon = paths.steps.shape
     steps, states = paths.steps.flatten(1), paths.states
@@ -53,14 +53,14 @@ def discounted_gradient(
 
 
 def gradient_variance(hidden: Tensor, output_gradients: Tensor, micro_batches: int) -> Tensor:
-    """(1/M) Σ_m ‖g_m − ḡ‖² over the parameters of the output layer, [R], float64 (PAPER, toy study).
+    """(1/M) Σ_m ‖g_m − ḡ‖² over the parameters of the output layer, [R], float64 (arXiv 2603.25562, toy study).
 
-    g_m is the gradient of micro-batch m's own loss, the mean over its walks of Σ_t R_t log π; ḡ is the mean of the M.
+    g_m is the gradient of micro-batch m: of the mean over its walks of Σ_t R_t log π. ḡ is the mean of all g_m.
 
     Args:
         hidden: input of the output layer, [R, N, T, H].
         output_gradients: ∂(R_t log π)/∂(μ, second output) of each step, [R, N, T, 2].
-        micro_batches: M, divides N; consecutive walks belong together.
+        micro_batches: M, a divisor of N; each has consecutive walks.
     """
     runs, walks = hidden.shape[:2]
     h = hidden.reshape(runs * micro_batches, -1, hidden.shape[-1])

@@ -1,4 +1,4 @@
-"""The figures of the toy study: gradient variance, learning curves, and where the policies walk."""
+"""The figures of the toy study: gradient variance, learning curves, and the positions that policies visit."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def colour(gamma: float) -> tuple[float, float, float, float]:
 
 
 def draw_variance(outcome: Outcome, window: int, path: Path) -> None:
-    """`variance.png`: by iteration, a panel a task."""
+    """Draw `variance.png`: gradient variance by iteration, with a panel for each task."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", sharey=True)
     for w, (axis, walk) in enumerate(zip(axes, WALKS, strict=True)):
         _curves(axis, outcome, outcome.variance, w, window)
@@ -39,7 +39,7 @@ def draw_variance(outcome: Outcome, window: int, path: Path) -> None:
 
 
 def draw_learning(outcome: Outcome, window: int, path: Path) -> None:
-    """`learning.png`: reverse KL per step and the distance at the end of the walk."""
+    """Draw `learning.png`: reverse KL per step, and distance to the target at the end of the walk."""
     figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained", sharex=True, sharey="row")
     for w, walk in enumerate(WALKS):
         _curves(axes[0, w], outcome, outcome.reverse_kl, w, window)
@@ -55,7 +55,7 @@ def draw_learning(outcome: Outcome, window: int, path: Path) -> None:
 
 
 def draw_visits(outcome: Outcome, gammas: Sequence[float], path: Path) -> None:
-    """`visits.png`: share of walks by time and position, all seeds; a column a γ, the teacher last."""
+    """Draw `visits.png`: share of walks by time and position over all seeds; one column per γ, then the teacher."""
     columns = [*(f"γ = {g:g}" for g in gammas), "teacher"]
     figure, axes = plt.subplots(
         2,
@@ -95,11 +95,11 @@ def draw_visits(outcome: Outcome, gammas: Sequence[float], path: Path) -> None:
 
 
 def _curves(axis: Axes, outcome: Outcome, values: Tensor, task: int, window: int) -> None:
-    """One curve a γ: geometric mean over the window and the seeds; the band is the range of the seeds."""
-    mine = values[task::2].double().log()
-    size = min(max(1, window // 2), len(mine))
-    means = torch.stack([chunk.mean(0) for chunk in mine.split(size)]).exp().numpy()
-    x = task + 1 + 2 * (np.minimum(np.arange(len(means)) * size + size / 2, len(mine)) - 0.5)
+    """Draw a curve for each γ: geometric mean over window and seeds; the band is the range over seeds."""
+    log_values = values[task::2].double().log()
+    size = min(max(1, window // 2), len(log_values))
+    means = torch.stack([chunk.mean(0) for chunk in log_values.split(size)]).exp().numpy()
+    x = task + 1 + 2 * (np.minimum(np.arange(len(means)) * size + size / 2, len(log_values)) - 0.5)
     means[~np.isfinite(means)] = np.nan
     for gamma in dict.fromkeys(g for _, g in outcome.runs):
         runs = means[:, [r for r, (_, g) in enumerate(outcome.runs) if g == gamma]]
@@ -109,7 +109,7 @@ def _curves(axis: Axes, outcome: Outcome, values: Tensor, task: int, window: int
 
 
 def _shares(positions: Tensor) -> tuple[np.ndarray, float]:
-    """Share of walks in each position bin at each time [bins, T+1], and the share of all visits out of range."""
+    """Share of walks in each position bin at each time [bins, T+1], and the share of all visits outside the bins."""
     visits = positions.flatten(0, 1).numpy()
     counts = np.stack([np.histogram(visits[:, t], BINS)[0] for t in range(visits.shape[1])], 1)
     share = counts / len(visits)
@@ -128,7 +128,7 @@ def _legend(figure: Figure, axis: Axes, outcome: Outcome) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write whole or not at all."""
+    """Write the figure atomically and close it."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     plt.close(figure)

@@ -14,16 +14,16 @@ from opdlight.lab.toy.training import Outcome
 from opdlight.lab.toy.walk import WALKS
 from opdlight.system import console
 
-OFF_TARGET = 0.5  # a tenth of the way: a student that ends so much further from the target than its teacher has drifted
+OFF_TARGET = 0.5  # a tenth of the way; a student is off target if it ends so much farther away than its teacher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one γ came to, over the seeds."""
+    """The results of one γ over the seeds."""
 
     gamma: float
     variance: Mean  # log₁₀ of the gradient variance, mean over all iterations of both tasks
-    ratio: Mean  # the same less that of the lowest γ with the same seed
+    ratio: Mean  # difference of `variance` to the lowest γ, with the same seed
     reverse_kl: Mean  # after training, mean of both tasks, nats per step
     distance: dict[str, Mean]  # after training, by task
     iterations_off: Mean  # share of the iterations of both tasks whose walks ended off target
@@ -32,7 +32,7 @@ class Row:
 
 
 def table_rows(outcome: Outcome) -> list[Row]:
-    """One row a γ, in the order of the study."""
+    """One row per γ, in the order of the study."""
     gammas = list(dict.fromkeys(g for _, g in outcome.runs))
     log_variance = _by_gamma(outcome.variance.log10().mean(0), len(gammas))  # [γ, seed]
     lowest = log_variance[gammas.index(min(gammas))]
@@ -59,7 +59,7 @@ def table_rows(outcome: Outcome) -> list[Row]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rising:
-    """In how many seeds the mean log variance rises with γ; one that is not finite counts as above all others."""
+    """In how many seeds the mean log variance rises with γ; a variance that is not finite counts as the largest."""
 
     every_step: int  # from each γ to the next larger one
     ends: int  # from the lowest γ to the highest
@@ -78,7 +78,7 @@ class Rising:
 
 
 def main_table(rows: Sequence[Row], outcome: Outcome) -> Table:
-    """γ by γ: mean and 95 % interval over seeds."""
+    """A row per γ: means and 95 % intervals over seeds."""
     seeds = len({s for s, _ in outcome.runs})
     low = min(r.gamma for r in rows)
     table = console.table(
@@ -101,7 +101,7 @@ def main_table(rows: Sequence[Row], outcome: Outcome) -> Table:
 
 
 def sensitivity_table(outcomes: Mapping[str, Outcome], iterations: int) -> Table:
-    """Setting by setting: does the conclusion hold?"""
+    """A row per setting of the sensitivity study."""
     first = next(iter(outcomes.values()))
     gammas = list(dict.fromkeys(g for _, g in first.runs))
     low, *others = sorted(gammas)
@@ -130,7 +130,7 @@ def sensitivity_table(outcomes: Mapping[str, Outcome], iterations: int) -> Table
 
 
 def csv_text(outcomes: Mapping[str, Outcome], window: int) -> str:
-    """One row a setting × seed × γ × task × window of iterations; what is not finite stays `nan` or `inf`.
+    """One row per setting, seed, γ, task and window of iterations; `nan` and `inf` are written as such.
 
     variance: geometric mean in the window; variance_max: its largest; reverse_kl: nats per step, mean;
     distance: |s_T − target|, mean.
@@ -156,10 +156,10 @@ def csv_text(outcomes: Mapping[str, Outcome], window: int) -> str:
 
 
 def _by_run(values: Tensor, gammas: int) -> Tensor:
-    """One value a seed, [seed] → runs in the order seed × γ, [R]."""
+    """Repeat values [seed] for the runs in the order seed × γ, [R]."""
     return values.repeat_interleave(gammas)
 
 
 def _by_gamma(values: Tensor, gammas: int) -> Tensor:
-    """Runs in the order seed × γ, [R] → [γ, seed]."""
+    """Reshape values of runs in the order seed × γ, [R], to [γ, seed]."""
     return values.reshape(-1, gammas).T.double()

@@ -1,4 +1,4 @@
-"""The toy study: the main setting with every γ and seed, then smaller passes that vary what the paper leaves open."""
+"""The toy study: the main setting with every γ and seed, then shorter passes that vary what the paper leaves open."""
 
 import json
 import math
@@ -25,7 +25,7 @@ SHOWN = (0.0, 0.5, 1.0)  # the γs of the heat maps, as in the paper
 
 
 def toy(cfg: DictConfig) -> dict[str, float]:
-    """Run the study of a composed config; returns log₁₀ of the variance by γ."""
+    """Run the study and return log₁₀ of the gradient variance by γ."""
     setting: Setting = instantiate(cfg.setting)
     check_study(cfg)
     variants = {name: vary(setting, name, changes) for name, changes in _settings(cfg).items()}
@@ -62,7 +62,7 @@ def toy(cfg: DictConfig) -> dict[str, float]:
 
 
 def check_study(cfg: DictConfig) -> None:
-    """Values that the types let through.
+    """Check what the types of the config do not: that lists have distinct entries, and enough of them.
 
     Raises:
         ConfigError: naming the key.
@@ -81,7 +81,7 @@ def vary(setting: Setting, name: str, changes: Mapping[str, Any]) -> Setting:
     """The setting with the `changes` of the sensitivity pass `name`.
 
     Raises:
-        ConfigError: naming the key of an unknown or wrong change.
+        ConfigError: naming the key that is unknown or has a wrong value.
     """
     known, hints = {f.name for f in fields(Setting)}, get_type_hints(Setting, include_extras=True)
     prefix = f"sensitivity.settings.{name}."
@@ -96,7 +96,7 @@ def vary(setting: Setting, name: str, changes: Mapping[str, Any]) -> Setting:
 
 
 def summary(cfg: DictConfig, outcomes: Mapping[str, Outcome], seconds: Mapping[str, float]) -> dict[str, Any]:
-    """Everything the tables show, for `summary.json`."""
+    """The figures of the tables, for `summary.json`."""
 
     def teacher(ends: Ends) -> dict[str, Any]:
         return {"distance_by_seed": ends.distance.tolist(), "test_walks": TEST_WALKS}
@@ -117,7 +117,7 @@ def summary(cfg: DictConfig, outcomes: Mapping[str, Outcome], seconds: Mapping[s
 
 
 def finite(value: Any) -> Any:
-    """The same with null for numbers that JSON cannot write: those of runs that diverged."""
+    """`value` with None for numbers that are not finite, as of a run that diverged, which JSON cannot represent."""
     if isinstance(value, Mapping):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -148,7 +148,7 @@ def _show(cfg: DictConfig, outcomes: Mapping[str, Outcome]) -> None:
 
 
 def _settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """What each pass of the sensitivity study changes, by its name."""
+    """Name of a pass of the sensitivity study → its changes of the setting."""
     if not cfg.sensitivity:
         return {}
     if "main" in cfg.sensitivity.settings:
@@ -158,7 +158,7 @@ def _settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def _progress(steps: Mapping[str, int]) -> Iterator[Callable[[str], None]]:
-    """One bar over all passes; without a terminal, one line when a pass starts."""
+    """One progress line over all passes; without a terminal, a line is printed when a pass starts."""
     started: list[str] = []
     with progress("settings", sum(steps.values())) as bar:
 

@@ -1,4 +1,4 @@
-"""Teachers by REINFORCE, students by on-policy distillation; every seed × γ of one setting side by side."""
+"""Trains teachers by REINFORCE and students by on-policy distillation, all seeds and γs of a setting in parallel."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ TEST_WALKS = 512  # rolled out of each policy, for each task, when it is trained
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What the paper states (horizon, walks, micro_batches) or leaves open (the rest)."""
+    """The hyper-parameters: `horizon`, `walks` and `micro_batches` are in the paper, all others are not."""
 
     horizon: PositiveInt
     walks: PositiveInt
@@ -62,13 +62,13 @@ class Setting:
             )
 
     def policies(self, streams: Sequence[torch.Generator]) -> Policies:
-        """Fresh policies, one a stream."""
+        """New policies, one per random stream."""
         return initial(streams, width=self.width, activation=self.activation, sigma_min=self.sigma_min)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ends:
-    """Where trained policies walk: `TEST_WALKS` fresh walks of each run."""
+    """The test walks of trained policies, `TEST_WALKS` for each run."""
 
     positions: Tensor  # [R, TEST_WALKS, T+1]
     distance: Tensor  # mean |s_T − target|, [R]
@@ -77,18 +77,18 @@ class Ends:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One setting: the runs in the order seed × γ (γ the faster), tasks by name."""
+    """The results of one setting; runs are in the order seed × γ, with γ varying fastest."""
 
     runs: list[tuple[int, float]]
-    variance: Tensor  # [iterations, R]; odd iterations (from 1) walk left, even ones right
+    variance: Tensor  # [iterations, R]; odd iterations (from 1) are of the left task, even ones of the right
     reverse_kl: Tensor  # [iterations, R], nats per step
     distance: Tensor  # mean |s_T − target|, [iterations, R]
     students: dict[str, Ends]
-    teachers: dict[str, Ends]  # one run a seed
+    teachers: dict[str, Ends]  # one run per seed
 
 
 def reward(walk: Walk, paths: Paths, setting: Setting) -> Tensor:
-    """−(s_T − target)² at the end, and at each step −distance_cost·|s_{t+1} − target| − step_cost·δ_t²; [R, N, T]."""
+    """−distance_cost·|s_{t+1} − target| − step_cost·δ_t² at each step, and −(s_T − target)² at the end; [R, N, T]."""
     off = paths.positions[..., 1:] - walk.target
     each = -setting.distance_cost * off.abs() - setting.step_cost * paths.steps**2
     each[..., -1] -= off[..., -1] ** 2
@@ -96,7 +96,7 @@ def reward(walk: Walk, paths: Paths, setting: Setting) -> Tensor:
 
 
 def train_teachers(walk: Walk, seeds: Sequence[int], setting: Setting, on_step: Callable[[], None]) -> Policies:
-    """One teacher a seed by REINFORCE: Σ_t A_t ∇log π, A the reward-to-go less its batch mean at t, over its std."""
+    """One teacher per seed by REINFORCE: Σ_t A_t ∇log π; A_t is the reward-to-go, centred at each t and scaled."""
     streams = [stream(seed, "teacher", walk.name) for seed in seeds]
     teachers = setting.policies(streams).trainable()
     optimizer = torch.optim.Adam(teachers.weights, lr=setting.teacher_learning_rate)
@@ -118,9 +118,9 @@ def train_teachers(walk: Walk, seeds: Sequence[int], setting: Setting, on_step: 
 def study(
     setting: Setting, *, seeds: Sequence[int], gammas: Sequence[float], iterations: int, on_step: Callable[[], None]
 ) -> Outcome:
-    """Train the teachers of each seed, then a student for each seed × γ, and walk with all of them at the end.
+    """Train the teachers of each seed, then a student for each seed and γ, and do test walks with all of them.
 
-    All that is random hangs on the seed, so the γs of one seed start from the same weights and see the same noise.
+    Random numbers depend on the seed only: the students of one seed start with the same weights and get the same noise.
     """
     runs = list(itertools.product(seeds, gammas))
     seed_of_run = [i for i, _ in itertools.product(range(len(seeds)), gammas)]
@@ -171,7 +171,7 @@ def ends(
     seed_of_run: Sequence[int],
     setting: Setting,
 ) -> Ends:
-    """Fresh walks of trained policies; the noise is that of the run's seed."""
+    """Test walks of trained policies; the noise depends on the seed of the run."""
     noise = normal([stream(seed, "test", walk.name) for seed in seeds], TEST_WALKS, setting.horizon)
     paths = roll_out(policies, walk, noise[list(seed_of_run)])
     kl = reverse_kl(*policies(walk, *paths.states), *teachers(walk, *paths.states)).mean(1)

@@ -1,7 +1,7 @@
 """A walk on a line, Gaussian policies for it, and the discounted estimator of the sequence-level reverse KL.
 
-R policies stand side by side: every tensor starts with the axis R, and nothing is ever summed over it. So a run is the
-same, up to rounding, whatever runs beside it, and one that diverges disturbs no other.
+R policies run in parallel: every tensor has R as its first axis, and nothing is summed over it. So runs do not affect
+one another, except for rounding, even if one diverges.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from torch.nn.functional import softplus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Walk:
-    """A task: get from `start` to `target` in steps δ ~ N(μ, σ)."""
+    """A task: walk from `start` to `target` in steps δ ~ N(μ, σ)."""
 
     name: str
-    code: float  # how the policy is told the task
+    code: float  # input of the policy that identifies the task
     start: float
     target: float
 
@@ -44,7 +44,7 @@ class Policies:
     sigma_min: float
 
     def last_hidden(self, walk: Walk, position: Tensor, time: Tensor) -> Tensor:
-        """What the output layer sees, [R, n, H], at `position` [R, n] and t/T `time` [R, n]."""
+        """The input of the output layer [R, n, H], at `position` [R, n] and `time` t/T [R, n]."""
         w1, b1, w2, b2, _, _ = self.weights
         act = torch.relu if self.activation == "relu" else torch.tanh
         inputs = torch.stack([torch.full_like(position, walk.code), position, time], -1)
@@ -63,16 +63,16 @@ class Policies:
         return self.gaussian(self.outputs(self.last_hidden(walk, position, time)))
 
     def pick(self, runs: Sequence[int]) -> "Policies":
-        """Copies of these of the R policies, in this order."""
+        """Copies of the policies with the indices `runs`, in this order."""
         return replace(self, weights=tuple(w.detach()[list(runs)] for w in self.weights))
 
     def trainable(self) -> "Policies":
-        """The same weights as leaves that collect gradients."""
+        """The same weights as leaves that require gradients."""
         return replace(self, weights=tuple(w.detach().requires_grad_() for w in self.weights))
 
 
 def stream(seed: int, *purpose: object) -> torch.Generator:
-    """A random stream of its own for each seed and purpose."""
+    """A random generator for each combination of seed and purpose."""
     digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -85,7 +85,7 @@ def normal(streams: Sequence[torch.Generator], *shape: int) -> Tensor:
 def initial(
     streams: Sequence[torch.Generator], *, width: int, activation: Literal["relu", "tanh"], sigma_min: float
 ) -> Policies:
-    """Fresh policies, one a stream; weights and biases uniform in ±1/√fan_in, as torch.nn.Linear draws them."""
+    """New policies, one per stream; weights and biases are uniform in ±1/√fan_in, as in torch.nn.Linear."""
     shapes = [(3, width), (1, width), (width, width), (1, width), (width, 2), (1, 2)]
     bounds = [1 / math.sqrt(n) for n in (3, 3, width, width, width, width)]
     weights = tuple(
@@ -104,7 +104,7 @@ class Paths:
 
     @property
     def states(self) -> tuple[Tensor, Tensor]:
-        """Position and t/T where each step was chosen, [R, N·T] each."""
+        """Position and t/T before each step, [R, N·T] each."""
         runs, walks, horizon = self.steps.shape
         time = (torch.arange(horizon).to(self.steps) / horizon).expand(runs, walks, horizon)
         return self.positions[..., :-1].flatten(1), time.flatten(1)
@@ -135,9 +135,9 @@ def reverse_kl(mean: Tensor, std: Tensor, teacher_mean: Tensor, teacher_std: Ten
 
 
 def to_go(costs: Tensor, gammas: Tensor) -> Tensor:
-    """R_t = Σ_{t'≥t} γ^{t'−t} r_{t'} for `costs` r [R, N, T] and one γ a run, `gammas` [R] (PAPER Eq. 3).
+    """R_t = Σ_{t'≥t} γ^{t'−t} r_{t'} for `costs` r [R, N, T] and a γ for each run, `gammas` [R] (paper Eq. 3).
 
-    The same as `opdlight.losses.sampled.discounted_to_go` on each walk, as one product with Γ_{t't} = γ^{t'−t}.
+    Equal to `opdlight.losses.sampled.discounted_to_go` on each walk, but as one product with Γ_{t't} = γ^{t'−t}.
 
     >>> to_go(torch.tensor([[[1.0, 2.0, 4.0]]]), torch.tensor([0.5])).tolist()
     [[[3.0, 4.0, 4.0]]]

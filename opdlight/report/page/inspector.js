@@ -1,11 +1,11 @@
-// The trajectory inspector: a list that draws only what is in sight, and one trajectory, token by token.
-// Text of models and environments enters the page as text only (textContent), never as markup.
+// The trajectory inspector: a list, of which only the visible rows are drawn, and one trajectory, token by token.
+// Text of models and environments is inserted as text (textContent), never as markup.
 "use strict";
 (() => {
   const $ = (id) => document.getElementById(id);
   if (!$("index")) return;
   const rows = JSON.parse($("index").textContent);
-  const lines = $("trajectories").textContent.trim().split("\n"); // each parsed when it is opened
+  const lines = $("trajectories").textContent.trim().split("\n"); // a line is parsed when its trajectory is opened
   const list = $("list"), spacer = $("spacer"), transcript = $("transcript");
   const { gap, make, nats, spaced } = token;
   const ROW = 62, OVERSCAN = 4;
@@ -108,7 +108,7 @@
     drawList();
   }
   list.addEventListener("scroll", drawList);
-  new ResizeObserver(reveal).observe(list); // also when the view is opened
+  new ResizeObserver(reveal).observe(list); // the list also changes its size when the view is opened
 
   // ---- one trajectory
 
@@ -130,7 +130,7 @@
       make("small", "", [`seed ${t.seed}`, `group ${t.group}`, `reward ${t.reward ?? "–"}`, ...metrics].join(" · ")),
     );
     transcript.replaceChildren(...t.turns.flatMap((turn, n) => [observation(turn), completion(turn, n)]));
-    if (!t.turns.length) transcript.append(make("p", "none", "This trajectory has no turn: the environment raised before the first."));
+    if (!t.turns.length) transcript.append(make("p", "none", "This trajectory has no turns: the environment raised an error before the first."));
     transcript.scrollTop = 0;
     paint();
     drawList();
@@ -238,7 +238,7 @@
   document.addEventListener("keydown", (event) => {
     if ($("view-inspector").hidden || $("help").open || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target.closest("select") || !(event.key in KEYS)) return;
-    if (event.target.closest("input") && event.key.startsWith("Arrow")) return; // they move among the radio buttons
+    if (event.target.closest("input") && event.key.startsWith("Arrow")) return; // arrow keys move between the radio buttons
     event.preventDefault();
     KEYS[event.key]();
   });

@@ -1,4 +1,4 @@
-// The page: its two views, and light or dark.
+// The page: tabs for its two views, the links to sections, and the switch between light and dark.
 "use strict";
 (() => {
   const tabs = ["report", "inspector"].map((name) => document.getElementById(`tab-${name}`));
@@ -39,7 +39,7 @@
     try {
       return localStorage.getItem("opdlight-theme");
     } catch {
-      return null; // a browser that keeps nothing for files
+      return null; // some browsers have no storage for local files
     }
   })();
   if (remembered === "light" || remembered === "dark") root.dataset.theme = remembered;
@@ -51,7 +51,7 @@
     try {
       localStorage.setItem("opdlight-theme", root.dataset.theme);
     } catch {
-      // not remembered, then
+      // the choice is not saved
     }
   });
 

@@ -1,5 +1,5 @@
-// One token: the panel with both models' probabilities of it, and their candidates.
-// Text of models enters the page as text only (textContent), never as markup.
+// The panel of one token: its probabilities by both models, and their candidates.
+// Text of models is inserted as text (textContent), never as markup.
 "use strict";
 const token = (() => {
   const detail = document.getElementById("detail");
@@ -15,7 +15,7 @@ const token = (() => {
   const spaced = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
 
   function hint(any) {
-    const text = any ? "Point at a token, or press → for the first and n for the worst: its candidates appear here." : "";
+    const text = any ? "Point at a token, or press → for the first one or n for the worst one, to see its candidates here." : "";
     detail.replaceChildren(make("p", "none", text));
   }
 

@@ -145,12 +145,12 @@ class RayEngine:
             raise EngineError(f"Weights cannot change while {len(self._requests)} requests are unfinished.")
         new = self._ray.put({name: packed(weight) for name, weight in weights})
         refusal: EngineError | None = None
-        told = [m for m in self._members if m.report is not None]
-        for member in told:
+        started = [m for m in self._members if m.report is not None]
+        for member in started:
             member.calls.append(member.actor.load.remote(new, policy_version))
             member.weights = new
             member.cached.clear()
-        for member in told:
+        for member in started:
             while member.calls:
                 try:
                     self._take(member)

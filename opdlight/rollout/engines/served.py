@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from opdlight.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 from opdlight.errors import ConfigError, EngineError
-from opdlight.models.loading import whole_model
+from opdlight.models.loading import engine_folder
 from opdlight.rollout.engines.base import Completion, Request, Sampling
 from opdlight.rollout.engines.model_folder import named_weights, stop_token_ids
 from opdlight.rollout.engines.served_weights import ServedWeights
@@ -87,7 +87,7 @@ class VLLMServerEngine:
         start = time.perf_counter()
         self._model = self._check_model()
         trust = {"trust_remote_code": trust_remote_code}
-        with whole_model(model, "float32", **trust) as source:
+        with engine_folder(model, "float32", **trust) as source:
             self._stop_ids = stop_token_ids(source, **trust)
             self._weights = ServedWeights(self._server, source, weights_folder, **trust)
             first = AutoModelForCausalLM.from_pretrained(source, dtype="auto", **trust).eval()

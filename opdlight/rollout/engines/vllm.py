@@ -20,7 +20,7 @@ from torch import Tensor
 
 from opdlight.bounds import Bounds, PositiveFloat, PositiveInt, Seed
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
-from opdlight.models.loading import whole_model
+from opdlight.models.loading import engine_folder
 from opdlight.rollout.engines.base import Completion, Request
 from opdlight.rollout.engines.model_folder import checkpoint_shapes, complete_weights, stop_token_ids
 from opdlight.system.distributed import full_tensor
@@ -95,7 +95,7 @@ class VLLMEngine:
         }
         trust = {"trust_remote_code": trust_remote_code}
         start = time.perf_counter()
-        with whole_model(model, dtype, **trust) as folder, _process_state_restored(), self._engine_threads():
+        with engine_folder(model, dtype, **trust) as folder, _process_state_restored(), self._engine_threads():
             self._stop_ids, self._shapes = stop_token_ids(folder, **trust), checkpoint_shapes(folder, **trust)
             self._vllm = _import_vllm()
             if self._vllm.platforms.current_platform.is_cpu():
