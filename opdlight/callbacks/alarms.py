@@ -1,4 +1,4 @@
-"""Thresholds on logged metrics that say what it means when they are crossed, and what to try."""
+"""Alarms: thresholds on logged metrics, with what a crossing means and what to try."""
 
 import json
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class Rule:
             raise ValueError(f"Expected an alarm on {self.key!r} to have either `below` or `above`.")
 
     def broken(self, value: float) -> bool:
-        """Is the value on the bad side? NaN is."""
+        """Whether the value is on the bad side of the threshold; NaN is."""
         return not (value >= self.below if self.below is not None else value <= self.above)  # type: ignore[operator]
 
 
@@ -63,17 +63,17 @@ class Alarms(L.Callback):
         self.on: dict[tuple[str, str], dict[str, Any]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been counted, and which alarms are on."""
+        """The counts, and the alarms that are on."""
         return {"count": dict(self.count), "on": dict(self.on)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what `state_dict` gave."""
         self.count, self.on = dict(state_dict["count"]), dict(state_dict["on"])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Judge what this step has logged."""
+        """Compare what this step has logged with the rules; record and print alarms that begin or end."""
         logged = logged_in_step(trainer)
         lines: list[dict[str, Any]] = []
         for name, rule in self.rules.items():

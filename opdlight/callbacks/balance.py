@@ -9,7 +9,7 @@ class SignalBalance(ProbeCallback):
     """Logs `signal/*` by task: the sign of the rewards r = log q(y) − log π(y) and where Σ|r| is."""
 
     def figures(self, seen: ProbeResult) -> dict[str, float]:
-        """Shares over the positions that were read."""
+        """Shares over the probed positions."""
         reward = -seen.gap
         return {
             "signal/negative": float((reward < 0).float().mean()),

@@ -1,4 +1,4 @@
-"""Checkpoints in the run folder, from which `resume=` goes on as if the run had never stopped."""
+"""Checkpoints in the run folder; a run that resumes from one continues as if it had never stopped."""
 
 import shutil
 from pathlib import Path
@@ -51,19 +51,19 @@ class Checkpoints(Checkpoint):
             raise ConfigError.wrong("run_dir", expected=expected, got=got)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Clear away what a killed run was writing or deleting."""
+        """Delete what a killed run left half written or half deleted."""
         if trainer.is_global_zero:
             self._tidy()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From here on something may be half done."""
+        """Follow the optimizer settings of the config; from here on a signal waits for the end of a step."""
         assert isinstance(pl_module, OnPolicyDistillation)
         follow_config(pl_module)
         pl_module.source.preemption.busy = True
         pl_module.source.preemption.listen()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen in validation, too, and write what precedes it: it may last."""
+        """Write a checkpoint before a validation loop, which may take long, and handle signals within it."""
         assert isinstance(pl_module, OnPolicyDistillation)
         pl_module.source.preemption.listen()
         if trainer.state.fn == TrainerFn.FITTING:
@@ -72,7 +72,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Write the state after `batch_idx` steps; stop if someone was asked to."""
+        """Write the state after `batch_idx` steps; raise Preempted on every rank if one of them got a signal."""
         assert isinstance(pl_module, OnPolicyDistillation)
         if asked := max(all_gather(pl_module.source.preemption.number if pl_module.source.preemption.asked else 0)):
             raise Preempted(between_steps=True, number=asked)
@@ -82,26 +82,26 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log how many could not be written."""
+        """Log how many checkpoints could not be written."""
         pl_module.log("checkpoint/failed", float(self.failed))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the end of training, the figures after it included."""
+        """Write the checkpoint of a finished run, with the results of its last evaluation."""
         assert isinstance(pl_module, OnPolicyDistillation)
         pl_module.source.preemption.busy = False
         self.save(trainer, LAST)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write what SIGTERM or Ctrl-C found."""
+        """Write a checkpoint when SIGTERM or Ctrl-C ends the run between two steps."""
         if isinstance(exception, Preempted) and exception.between_steps:
             self.save(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note how long the records are."""
+        """Add the lengths of the run folder's records, to which a resume cuts them."""
         checkpoint["records"] = records.lengths(self.run)
 
     def save(self, trainer: L.Trainer, suffix: str = "") -> None:
-        """Write a checkpoint, unless this very one is there; forget the oldest."""
+        """Write the checkpoint of this step unless it exists; delete all but the newest `keep`."""
         done = completed_steps(trainer)
         path = self.run / FOLDER / f"step-{done:08d}{suffix}"
         if path.exists():

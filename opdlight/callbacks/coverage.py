@@ -11,7 +11,7 @@ class TeacherSupportCoverage(ProbeCallback):
     """
 
     def figures(self, seen: ProbeResult) -> dict[str, float]:
-        """Means over the positions that were read."""
+        """Means over the probed positions."""
         values = {
             "teacher_mass": seen.teacher_mass,
             "student_mass": seen.student_mass,

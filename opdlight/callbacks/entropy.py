@@ -8,7 +8,7 @@ class ModelEntropy(ProbeCallback):
     """Logs `entropy/student` and `entropy/teacher` by task, at the rollout temperature over the full vocabulary."""
 
     def figures(self, seen: ProbeResult) -> dict[str, float]:
-        """Means over the positions that were read."""
+        """Means over the probed positions."""
         found = {"entropy/student": float(seen.student_entropy.mean())}
         if seen.teacher_entropy is not None:
             found["entropy/teacher"] = float(seen.teacher_entropy.mean())

@@ -13,7 +13,7 @@ class TeacherGap(ProbeCallback):
     """Logs by task `gap/*`, quantiles of log π(y) − log q(y), and `kl/*`, estimates of KL(student‖teacher) from it."""
 
     def figures(self, seen: ProbeResult) -> dict[str, float]:
-        """Quantiles and means over the positions that were read."""
+        """Quantiles and means over the probed positions."""
         at = torch.tensor(QUANTILES, device=seen.gap.device)
         quantiles = seen.gap.float().quantile(at).tolist()
         found = {f"gap/q{round(100 * q)}": value for q, value in zip(QUANTILES, quantiles, strict=True)}

@@ -24,10 +24,10 @@ class GradientNoise(L.Callback):
         self.places = places
         self.at: list[tuple[torch.nn.Parameter, Tensor]] = []
         self.scale = 1.0
-        self.sums: list[list[Tensor]] = []  # by update of this step, after each backward pass: the gradient so far
+        self.sums: list[list[Tensor]] = []  # of each update of this step: the gradient after each backward pass
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Choose the weights, each parameter by its size."""
+        """Choose the weights to follow, from each parameter in proportion to its size."""
         weights = [p for p in pl_module.parameters() if p.requires_grad]
         total = sum(p.numel() for p in weights)
         share = min(1.0, self.places / total)
@@ -39,12 +39,12 @@ class GradientNoise(L.Callback):
         self.scale = total / sum(len(places) for _, places in self.at)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Without a gradient an update begins, or begins again because memory ran out."""
+        """Begin the sums of a new update, or of one that is repeated: its gradients are None then."""
         if all(p.grad is None for p, _ in self.at):
             self.sums.append([])
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep what the gradient is now."""
+        """Keep a copy of the gradient summed so far, at the chosen weights."""
         if trainer.world_size == 1:
             parts = [
                 torch.zeros(len(i), device=i.device) if p.grad is None else p.grad.flatten()[i] for p, i in self.at
@@ -57,9 +57,9 @@ class GradientNoise(L.Callback):
         """Log the mean over the updates of this step."""
         sums, self.sums, found = self.sums, [], []
         for shares in outputs["step"].shares if trainer.world_size == 1 else []:  # update by update
-            if not shares:  # without a single loss position
+            if not shares:  # no loss position
                 continue
-            while len(sums[0]) != len(shares):  # begun, and begun again in more micro-batches
+            while len(sums[0]) != len(shares):  # an update that was repeated in more micro-batches
                 del sums[0]
             grown = sums.pop(0)
             grown = [now - before for now, before in zip(grown, [torch.zeros_like(grown[0]), *grown[:-1]], strict=True)]
@@ -71,7 +71,7 @@ class GradientNoise(L.Callback):
             pl_module.log("optimizer/gradient_snr", snr)
 
     def _noise(self, shares: list[float], grown: list[Tensor]) -> tuple[float, float]:
-        """Variance and SNR from w_i and w_i·h_i at the places."""
+        """Variance and SNR from w_i and w_i·h_i at the chosen weights."""
         mean = torch.stack(grown).sum(0)
         spread = sum(w * float(((g / w - mean) ** 2).sum()) for w, g in zip(shares, grown, strict=True))
         variance = self.scale * spread / (len(shares) - 1)

@@ -33,7 +33,7 @@ class DepthProfile(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Append the lines of this step."""
+        """Append the rows of this step."""
         rows = [
             {"update": batch_idx, "task": task, "axis": axis, **row}
             for task, seen in by_task(outputs["step"].probes).items()

@@ -12,7 +12,7 @@ from opdlight.system.lightning_internals import completed_steps
 
 
 class StageProgress(ProgressBar):
-    """Two lines: updates with loss, reward and coverage; below, the stage and its finished trajectories.
+    """Two lines: updates with loss, reward and coverage; below, what the step is doing and its finished trajectories.
 
     Without a terminal (a log file) it prints one plain line each `every` updates instead.
     """
@@ -24,7 +24,7 @@ class StageProgress(ProgressBar):
         self.part: ProgressLine | None = None  # of a step or an evaluation
 
     def disable(self) -> None:
-        """Lightning calls this on every rank but the first, which are silent anyway."""
+        """Does nothing; Lightning calls it on every rank but the first, and those print nothing anyway."""
 
     @property
     def is_enabled(self) -> bool:
@@ -36,14 +36,14 @@ class StageProgress(ProgressBar):
         say(" ".join(map(str, args)))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Listen to the rollouts."""
+        """Follow the rollouts and the timer of the module."""
         super().setup(trainer, pl_module, stage)
         if isinstance(pl_module, OnPolicyDistillation):
             pl_module.source.on_progress = lambda finished, total: self._progress(pl_module.timer.name, finished, total)
             pl_module.timer.on_change = self._changed
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The number of updates is known now, and where a run that goes on has come to."""
+        """Show the number of updates, and how many a resumed run has done."""
         total = int(trainer.num_training_batches)
         if self.updates is None:
             self.updates = ProgressLine("updates", total, log=False)
@@ -62,7 +62,7 @@ class StageProgress(ProgressBar):
             say("  ".join([f"update {done}/{total}", *pairs]))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the terminal back, also after an exception."""
+        """Remove both lines, also after an exception."""
         for line in (self.part, self.updates):
             if line:
                 line.end()
@@ -75,7 +75,7 @@ class StageProgress(ProgressBar):
             self.part.update(finished, total)
 
     def _changed(self, name: str) -> None:
-        """Show the stage that has begun. In a log only an evaluation is worth a line."""
+        """Show the part of the step that has begun. Without a terminal only evaluations get a line."""
         if not name:
             return
         if self.part is None or (name.startswith("evaluate") and not self.part.shown and self.part.title != name):

@@ -30,7 +30,7 @@ class RolloutMetrics(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the trajectories of this step."""
+        """Log the figures of this step's trajectories."""
         values: dict[str, list[float]] = defaultdict(list)
         for rank in all_gather(self.values(outputs["step"].trajectories, outputs["step"].version)):
             for key, found in rank.items():

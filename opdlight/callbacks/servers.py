@@ -1,4 +1,4 @@
-"""How well the servers and the engine pool of a run answer."""
+"""Faults of servers and engine pools."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from opdlight.distillation.module import OnPolicyDistillation
 
 
 class ServerFaults(L.Callback):
-    """Logs `server/*` of the teachers and of the engine, totals since the start; nothing where neither is elsewhere."""
+    """Logs `server/*` of the teachers and of the engine, totals since the start; nothing without a server or a pool."""
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -19,7 +19,7 @@ class ServerFaults(L.Callback):
             ("teacher", pl_module.teachers.stats()),
             ("engine", pl_module.source.collector.engine.stats()),
         ):
-            if "waited" not in stats:  # no server; other engines count restarts of another kind
+            if "waited" not in stats:  # not a server: other engines count other things
                 continue
             for name in ("retries", "waited", "restarts", "resent"):
                 if name in stats:

@@ -17,17 +17,17 @@ class Throughput(L.Callback):
         self.trained = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The totals so far."""
+        """The totals."""
         return {"seconds": dict(self.seconds), "generated": self.generated, "trained": self.trained}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from them."""
+        """Restore the totals."""
         self.seconds, self.generated, self.trained = (state_dict[n] for n in ("seconds", "generated", "trained"))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log this step."""
+        """Log the seconds and tokens of this step."""
         assert isinstance(pl_module, OnPolicyDistillation)
         seconds = dict(pl_module.timer.seconds)
         generated = sum(

@@ -50,7 +50,7 @@ class TokenGaps(L.Callback):
 
 
 def token_table(seen: ProbeResult) -> list[dict[str, Any]]:
-    """For each token id: how often it was read, its mean log q − log π in nats, and its share of Σ|log q − log π|."""
+    """For each token id: how often it was probed, its mean log q − log π in nats, and its share of Σ|log q − log π|."""
     ids, place = torch.unique(seen.token, return_inverse=True)
     reward = -seen.gap.double()
     count = torch.bincount(place, minlength=len(ids))

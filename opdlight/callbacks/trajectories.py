@@ -1,4 +1,4 @@
-"""A few trajectories token by token, with what both models would rather have said, for the inspector."""
+"""Records of some trajectories, token by token, with both models' most probable tokens, for the inspector."""
 
 import json
 import math
@@ -45,17 +45,17 @@ class TrajectoryRecorder(L.Callback):
         self.steps = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """How many steps there were."""
+        """The number of steps so far."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the number of steps."""
         self.steps = state_dict["steps"]
 
     def on_trajectories(
         self, module: OnPolicyDistillation, trajectories: Sequence[Trajectory], stage: Literal["train", "val"]
     ) -> None:
-        """Record the first ones of each task."""
+        """Record the first trajectories of each task."""
         step = self.steps
         self.steps += stage == "train"
         if stage == "train" and step % self.every:
@@ -75,7 +75,7 @@ class TrajectoryRecorder(L.Callback):
             self._write(pl_module, batch_idx, "not finite", found)
 
     def _write(self, module: OnPolicyDistillation, step: int, stage: str, chosen: Sequence[Trajectory]) -> None:
-        # a sharded model is read by all ranks together
+        # every rank takes part in scoring with a sharded model
         lines = [{"update": step, "stage": stage, **self.record(module, t)} for t in chosen]
         if not module.trainer.is_global_zero:
             return
@@ -176,5 +176,5 @@ def probe_all(module: OnPolicyDistillation, trajectory: Trajectory) -> ProbeResu
 
 
 def _short(value: float) -> float | None:
-    """Four digits; null for what the teacher does not tell."""
+    """Rounded to four digits; None for NaN, which stands for what the teacher does not tell."""
     return None if math.isnan(value) else float(f"{value:.4g}")
