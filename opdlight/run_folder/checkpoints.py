@@ -24,6 +24,7 @@ from opdlight.system.files import replacing_folder
 FOLDER = "checkpoints"
 DAMAGED = "damaged-"  # prefix of the name of a damaged checkpoint
 LAST = "-end"  # suffix of the name of the checkpoint that a run writes when it is over
+FORMAT = 2  # of what a checkpoint holds; a change of it cannot be resumed across
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 
 
@@ -43,7 +44,7 @@ class CheckpointFolder(CheckpointIO):
                 torch.save({k: v for k, v in checkpoint.items() if k != "state_dict"}, temporary / STATE)
                 files = {name: _fingerprint(temporary / name) for name in (WEIGHTS, STATE)}
                 records = checkpoint.get("records", {})
-                manifest = {"updates": checkpoint.get("updates"), "records": records, "files": files}
+                manifest = {"format": FORMAT, "updates": checkpoint.get("updates"), "records": records, "files": files}
                 (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         except OSError as error:
             print(f"Checkpoint {folder} could not be written ({error}); the older ones are kept.")
@@ -117,7 +118,7 @@ def newest(run: Path, *, first: bool = True) -> Path | None:
             a message.
 
     Raises:
-        CheckpointError: if all checkpoints are damaged; they are not renamed.
+        CheckpointError: if all checkpoints are damaged (they are not renamed), or the newest is of another `FORMAT`.
     """
     damaged: dict[Path, CheckpointError] = {}
     for folder in reversed(list_checkpoints(run)):
@@ -126,6 +127,11 @@ def newest(run: Path, *, first: bool = True) -> Path | None:
         except CheckpointError as error:
             damaged[folder] = error
             continue
+        if (found := read_manifest(folder).get("format")) != FORMAT:
+            raise CheckpointError(
+                f"The checkpoint {folder} was written by another version of opdlight (format {found or 1}, this one "
+                f"reads {FORMAT}): resume the run with that version, or start a new one."
+            )
         if first:
             for bad, why in damaged.items():
                 renamed = bad.with_name(f"{DAMAGED}{bad.name}")

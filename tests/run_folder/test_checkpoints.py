@@ -104,6 +104,17 @@ def test_the_newest_sound_one_is_taken(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == ""
 
 
+def test_one_of_another_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "step-00000002"
+    CheckpointFolder().save_checkpoint(content(), folder)
+    manifest = read_manifest(folder)
+    del manifest["format"]  # the first version named none
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"was written by another version of opdlight .format 1, this one reads"):
+        newest(tmp_path)
+    assert list_checkpoints(tmp_path) == [folder]
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
