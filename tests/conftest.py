@@ -1,5 +1,8 @@
 """What tests of the training step share."""
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 
 from tests.tiny_models import save_tiny
@@ -9,3 +12,12 @@ from tests.tiny_models import save_tiny
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("models")
     return str(save_tiny(folder / "student", 1)), str(save_tiny(folder / "teacher", 2))
+
+
+@pytest.fixture(autouse=True)
+def loggers_stay_enabled() -> Iterator[None]:
+    """A test that runs Hydra in this process leaves opdlight's loggers disabled: Hydra runs without a log."""
+    yield
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("opdlight") and isinstance(logger, logging.Logger):
+            logger.disabled = False
