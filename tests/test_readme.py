@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import runpy
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 
 import opdlight.api
 from tests.fakes import AnsweringEngine
-from tests.readme_blocks import READMES, ROOT, blocks, commands, write_files
+from tests.readme_blocks import READMES, ROOMS, ROOT, blocks, commands, write_files
 
 # the quick start's numbers, so that it lasts a second; with a real engine it brings the student to 70 %
 SMALLER = {"episodes=128": "episodes=2", "updates=20": "updates=2", "groups=48": "groups=2"}
@@ -34,6 +35,14 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
     gymnasium.registry.clear()
     gymnasium.registry.update(environments)
+
+
+def test_no_text_file_holds_conflict_markers() -> None:
+    suffixes = {"", ".md", ".py", ".yaml", ".toml", ".txt", ".json", ".html", ".js", ".css", ".jinja", ".sh"}
+    files = [*ROOT.iterdir(), *(file for room in (*ROOMS, "docs", "ci") for file in (ROOT / room).rglob("*"))]
+    markers = re.compile(rb"^(<{7}|[|]{7}|>{7}) |^={7}$", flags=re.MULTILINE)
+    texts = [file for file in files if file.suffix in suffixes and file.is_file()]
+    assert [file for file in texts if markers.search(file.read_bytes())] == []
 
 
 @of_each_readme
