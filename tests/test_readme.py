@@ -2,8 +2,8 @@
 
 import contextlib
 import importlib
-import runpy
 import re
+import runpy
 import shlex
 import sys
 from collections.abc import Iterator
