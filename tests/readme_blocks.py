@@ -55,12 +55,16 @@ def commands(readme: Path) -> list[list[str]]:
         for line in block.text.replace("\\\n", " ").splitlines():
             if block.language == "console" and not line.startswith("$ "):
                 continue  # what a command prints
-            line = re.sub(r"<[^<>=]+>", "placeholder", line.removeprefix("$ "))
-            words = shlex.split(line, comments=True)
-            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                del words[0]
-            if words[:1] == ["opdlight"]:
-                words = ["python", "-m", ".".join(words[:2]), *words[2:]]
-            if words:
+            if words := words_of(line.removeprefix("$ ")):
                 found.append(words)
     return found
+
+
+def words_of(line: str) -> list[str]:
+    """The words of one command line."""
+    words = shlex.split(re.sub(r"<[^<>=]+>", "placeholder", line), comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        del words[0]
+    if words[:1] == ["opdlight"]:
+        words = ["python", "-m", ".".join(words[:2]), *words[2:]]
+    return words

@@ -1,20 +1,21 @@
 """Composition of a config by Hydra, its errors in one readable sentence, and typed checks before anything is built."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from opdlight.config.checks import check_config
 from opdlight.config.cross_checks import check_together
-from opdlight.config.explain import explain_composition, explain_interpolation
+from opdlight.config.explain import explain_composition, explain_interpolation, explain_yaml, no_option
 from opdlight.config.resume import search_path
 from opdlight.errors import ConfigError
 
@@ -64,12 +65,11 @@ def compose_both(
     search = [] if extra is None else [search_path([f"file://{extra.absolute()}"])]
     with _initialised(conf):
         try:
-            full = hydra.compose(config_name, [*search, *overrides], return_hydra_config=True)
-        except HydraException as error:
-            known: Mapping[str, Any] = {}
-            if not isinstance(error, (MissingConfigException, OverrideParseException)):  # the groups are all right
-                known = _plain(hydra.compose(config_name, _choices(config_name, [*search, *overrides])))
-            raise explain_composition(error, known) from error
+            full = _composed(config_name, [*search, *overrides])
+        except (YAMLError, UnicodeDecodeError) as error:
+            raise explain_yaml(error) from error
+        except (HydraException, ValueError) as error:
+            raise _explained(error, config_name, [*search, *overrides]) from error
     cfg = full.copy()
     with read_write(cfg), open_dict(cfg):
         del cfg["hydra"]
@@ -87,13 +87,28 @@ def _plain(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _choices(config_name: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides that choose an option of a group, and those that add a folder to the search path."""
+def _explained(error: HydraException | ValueError, config_name: str, overrides: Sequence[str]) -> ConfigError:
+    """The error of a composition; the config without the value overrides tells what the right key may be."""
     folders = [o for o in overrides if o.lstrip("+").startswith("hydra.searchpath=")]
-    loader = GlobalHydra.instance().config_loader()
     pairs = [o.partition("=")[::2] for o in overrides]
+    loader = GlobalHydra.instance().config_loader()
     options = {group: loader.get_group_options(group, config_name=config_name, overrides=folders) for group, _ in pairs}
-    return [*folders, *(f"{group}={option}" for group, option in pairs if option in options[group])]
+    if not isinstance(error, HydraException):
+        for group, value in pairs:  # a group's name with null, true or a number
+            if options[group] and value not in options[group]:
+                return no_option(group, value, options[group])
+        raise error
+    known: Mapping[str, Any] = {}
+    groups: list[str] = []
+    with suppress(HydraException):  # it fails again where a group or an option is what is wrong
+        groups = [g for g in _composed(config_name, folders).hydra.runtime.choices if not g.startswith("hydra/")]
+        chosen = [f"{group}={option}" for group, option in pairs if group in groups and option in options[group]]
+        known = _plain(hydra.compose(config_name, [*folders, *chosen]))
+    return explain_composition(error, known, command=config_name, groups=groups)
+
+
+def _composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    return hydra.compose(config_name, list(overrides), return_hydra_config=True)
 
 
 @contextmanager

@@ -18,9 +18,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from yaml import YAMLError
 
 from opdlight.config.composition import CONF, check, compose_both, hydra_config
-from opdlight.config.explain import explain_composition
+from opdlight.config.explain import explain_composition, explain_yaml
 from opdlight.config.folders import folder_overrides
 from opdlight.config.help import help_text
 from opdlight.config.resume import with_resumed
@@ -124,6 +125,8 @@ def hydra_entry(
                     _retype(args, [*typed, *quiet])
             except USER_ERRORS as error:
                 _stop(error)
+            except (YAMLError, UnicodeDecodeError) as error:  # of a file that the help reads
+                _stop(explain_yaml(error))
             hydra.main(config_path=str(conf), config_name=config_name, version_base="1.3")(job)()
 
         return main

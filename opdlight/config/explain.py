@@ -1,10 +1,11 @@
 """Hydra's and OmegaConf's errors as one sentence that names the key or group, what came, and the nearest right one."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from yaml import MarkedYAMLError, YAMLError
 
 from opdlight.config.values import HYDRA_KEYS, hint, nearest
 from opdlight.errors import ConfigError
@@ -12,8 +13,17 @@ from opdlight.errors import ConfigError
 RENAMED = {"reader": "probe"}  # keys that earlier versions had
 
 
-def explain_composition(error: HydraException, known: Mapping[str, Any]) -> ConfigError:
-    """Translate an error of Hydra's composition; `known` is the config as it is without the value overrides."""
+def explain_composition(
+    error: HydraException, known: Mapping[str, Any], *, command: str = "", groups: Sequence[str] = ()
+) -> ConfigError:
+    """Translate an error of Hydra's composition.
+
+    Args:
+        error: what Hydra raised.
+        known: the config as it is without the value overrides.
+        command: name of the main config.
+        groups: those that it has.
+    """
     text = str(error)
     if isinstance(error, OverrideParseException):
         detail = text.removeprefix(f"Error parsing override '{error.override}'")
@@ -23,11 +33,27 @@ def explain_composition(error: HydraException, known: Mapping[str, Any]) -> Conf
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         return _missing_option(error, error.missing_cfg_file)
+    if match := re.match(r"Could not (?:override|delete) '([^'=]+)[^']*'\. No match in the defaults list", text):
+        return ConfigError(f"`{command}` has no group `{match[1]}`. Its groups: {', '.join(groups) or 'none'}.")
     if match := re.match(r"Could not override '([^']+)'", text):
         return unknown_key(match[1], known)
     if match := re.match(r"Could not delete from config\. '([^']+)' does not exist", text):
         return unknown_key(match[1], known)
     return ConfigError(_one_line(text))
+
+
+def explain_yaml(error: YAMLError | UnicodeDecodeError) -> ConfigError:
+    """The error for a file of options that is no YAML: file, line and what the parser says."""
+    mark = (error.problem_mark or error.context_mark) if isinstance(error, MarkedYAMLError) else None
+    if not isinstance(error, MarkedYAMLError) or mark is None:
+        return ConfigError(f"Cannot read a file of options as YAML: {_one_line(str(error))}")
+    said = _one_line(", ".join(filter(None, [error.context, error.problem])))
+    return ConfigError(f"Cannot read {mark.name} as YAML, line {mark.line + 1}, column {mark.column + 1}: {said}.")
+
+
+def no_option(group: str, value: str, options: Sequence[str]) -> ConfigError:
+    """The error for a group that is given something other than the name of an option."""
+    return ConfigError.wrong(group, expected=f"one of its options ({', '.join(sorted(options))})", got=value)
 
 
 def explain_interpolation(text: str, known: Mapping[str, Any]) -> str:

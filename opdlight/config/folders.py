@@ -36,7 +36,12 @@ def folder_overrides(full: DictConfig, overrides: Sequence[str], *, multirun: bo
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     parsed = list(zip(overrides, _parsed(overrides), strict=True))
     kept = [text for text, o in parsed if o.key_or_group != "run_dir"]
-    given = [str(o.value()) for name in (key, "run_dir") for _, o in parsed if o.key_or_group == name]
+    given = [
+        "" if o.value() is None else str(o.value())
+        for name in (key, "run_dir")
+        for _, o in parsed
+        if o.key_or_group == name
+    ]
     if given:
         folder = make_folder(given[-1])
     elif _started_from_outside():
@@ -68,6 +73,8 @@ def make_folder(folder: str | Path) -> Path:
     Raises:
         ConfigError: if it cannot be made.
     """
+    if not str(folder).strip():  # it would be the current folder
+        raise ConfigError.wrong("run_dir", expected="the path of a folder", got=str(folder))
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -17,6 +17,11 @@ from opdlight.errors import ConfigError
         (["losss=small"], "Unknown key `losss`. Did you mean `loss`?"),
         (["reader.k=3"], "Unknown key `reader.k`. It is called `probe.k` now."),
         (["+losss=small"], "Unknown key `losss`. Did you mean `loss`?"),
+        (["loss=null"], "Expected `loss` to be one of its options (large, small), but got 'null'."),
+        (["loss=3"], "Expected `loss` to be one of its options (large, small), but got '3'."),
+        (["other=small"], "`main` has no group `other`. Its groups: loss."),
+        (["other=small", "loss.kk=3"], "`main` has no group `other`. Its groups: loss."),
+        (["~other"], "`main` has no group `other`. Its groups: loss."),
         (["loss.kk=3"], "Unknown key `loss.kk`. Did you mean `loss.k`? An argument of `loss` that the config does not"),
         (["+loss.kk=3"], "Unknown key `loss.kk`: config_targets.Small does not take it. Did you mean `loss.k`?"),
         (["loss=large", "loss.scale=3"], "Unknown key `loss.scale`. Known: k."),  # the keys of the chosen option
@@ -39,6 +44,8 @@ from opdlight.errors import ConfigError
     ],
 )  # fmt: skip
 def test_a_mistake_on_the_command_line_is_one_message(overrides: list[str], message: str, conf: Path) -> None:
+    (conf / "other").mkdir()  # a group of another command
+    (conf / "other" / "small.yaml").write_text("k: 1\n")
     with pytest.raises(ConfigError) as error:
         compose("main", Top, overrides, conf=conf)
     assert str(error.value).startswith(message)
@@ -86,3 +93,20 @@ def test_a_missing_folder_or_config_is_named(conf: Path, tmp_path: Path) -> None
         compose("main", Top, conf=tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="There is no config `mian`"):
         compose("mian", Top, conf=conf)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"k: [16\n", "small.yaml as YAML, line 2, column 1: while parsing a flow sequence, expected ',' or ']', but"),
+        (b"a: 1\n\tk: 2\n", "small.yaml as YAML, line 2, column 1: while scanning for the next token, found char"),
+        (b"k: 1\nk: 2\n", "small.yaml as YAML, line 2, column 1: while constructing a mapping, found duplicate key"),
+        (b"k: \xff\n", "Cannot read a file of options as YAML: 'utf-8' codec can't decode byte 0xff"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_one_message(text: bytes, message: str, conf: Path) -> None:
+    (conf / "loss" / "small.yaml").write_bytes(text)
+    with pytest.raises(ConfigError) as error:
+        compose("main", Top, conf=conf)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

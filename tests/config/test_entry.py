@@ -18,6 +18,7 @@ def test_the_entry_point_runs_where_it_was_started(conf: Path) -> None:
         (["loss=larg"], "The group `loss` has no option 'larg'."),
         (["loss.k=ten"], "Expected `loss.k` to be int, but got 'ten' (str)."),
         (["loss.k=-1"], "Expected `loss.k` to be at least 0, but got -1."),  # raised by the class when it is built
+        (["run_dir="], "Expected `run_dir` to be the path of a folder, but got ''."),
         (["loss.fail=config"], "the run is told to stop"),
         (["-m", "loss=small,larg"], "The group `loss` has no option 'larg'."),
         (["-m", "loss.k=1,2,ten", "seed=1,2"], "Expected `loss.k` to be int, but got 'ten' (str)."),
