@@ -191,3 +191,7 @@ class RolloutRequest:
     seed: int  # environment seed; the same (task, seed) is the same episode
     group: int  # requests of one group share task and seed and differ only in sampling
     sample: int = 0  # number within the group; the sampling seeds depend on it
+
+    def to(self, device: torch.device | str) -> Self:
+        """The request itself: it holds no tensors (Lightning moves what has this method to the trainer's device)."""
+        return self
