@@ -4,6 +4,7 @@
 them is asked for, so that a command can say something before torch and Lightning are there.
 """
 
+import difflib
 import importlib
 import importlib.util
 import os
@@ -28,7 +29,13 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     wanted = name == "__all__" or (name.isidentifier() and not name.startswith("_"))
     if wanted and importlib.util.find_spec(f"opdlight.{name}") is None:  # a module is no such name
-        return getattr(importlib.import_module("opdlight.api"), name)
+        api = importlib.import_module("opdlight.api")
+        if hasattr(api, name):
+            return getattr(api, name)
+        near = difflib.get_close_matches(name, api.__all__, n=1)
+        guess = f". Did you mean: {near[0]!r}?" if near else ""
+        # without `obj`, so that Python adds no guess of its own
+        raise AttributeError(f"module 'opdlight' has no attribute {name!r}{guess}", name=name, obj=None)
     raise AttributeError(f"module 'opdlight' has no attribute {name!r}")
 
 
