@@ -26,7 +26,7 @@ def test_every_name_is_there_and_no_other() -> None:
     assert public == set(api.__all__)
     with pytest.raises(AttributeError, match=r"no attribute 'Studnet'\. Did you mean: 'Student'\?$"):
         _ = opdlight.Studnet
-    with pytest.raises(AttributeError, match="no attribute 'quite_another'$"):
+    with pytest.raises(AttributeError, match=r"no attribute 'quite_another'$"):
         _ = opdlight.quite_another
     with pytest.raises(ImportError, match="Studnet"):
         from opdlight import Studnet  # noqa: F401
