@@ -1,6 +1,7 @@
 """The names of `from opdlight import …`: all that a program of one's own needs for what `opdlight.train` does."""
 
 from opdlight.batch.collate import Collate
+from opdlight.bounds import Bounds, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 from opdlight.callbacks import (
     Alarms,
     Checkpoints,
@@ -28,7 +29,7 @@ from opdlight.distillation.sharded import ShardedStrategy
 from opdlight.distillation.step import Step
 from opdlight.envs.base import TextEnv
 from opdlight.envs.conformance import check_text_env
-from opdlight.errors import ConfigError, OpdError
+from opdlight.errors import ConfigError, EngineError, EnvError, OpdError
 from opdlight.evaluate.run import evaluate_tasks
 from opdlight.losses import (
     DirectEstimate,
@@ -36,12 +37,14 @@ from opdlight.losses import (
     ImportanceWeighted,
     Loss,
     Needs,
+    Remembers,
     SampledToken,
     SpecialTokenMask,
     SupportKind,
     SupportMatching,
     TurnWeighted,
 )
+from opdlight.losses.divergences import with_slope
 from opdlight.metrics.success import Result
 from opdlight.models import (
     Probe,
@@ -54,11 +57,14 @@ from opdlight.models import (
     TeacherModel,
     Teachers,
 )
+from opdlight.models.loading import load_model
 from opdlight.rollout import (
     ChatRenderer,
     Collector,
+    Completion,
     Engine,
     RayEngine,
+    Request,
     Sampling,
     ScriptedEngine,
     VLLMEngine,
@@ -71,34 +77,45 @@ from opdlight.run_folder.checkpoints import CheckpointFolder
 from opdlight.run_folder.records import MetricsFile
 from opdlight.sft.module import SupervisedFineTuning
 from opdlight.system.quiet import quiet_libraries
-from opdlight.types import RolloutRequest, Status, SupportScores, TokenBatch, Trajectory, Turn
+from opdlight.types import RolloutRequest, Status, Support, SupportScores, TokenBatch, Trajectory, Turn
 
 __all__ = [
     "Alarms",
+    "Bounds",
     "ChatRenderer",
     "CheckpointFolder",
     "Checkpoints",
     "Collate",
     "Collector",
+    "Completion",
     "ConfigError",
     "DepthProfile",
     "DirectEstimate",
     "Engine",
+    "EngineError",
     "EngineMismatch",
     "EntropyAware",
+    "EnvError",
+    "FiniteFloat",
     "GradientNoise",
     "ImportanceWeighted",
     "Loss",
     "MetricsFile",
     "ModelEntropy",
     "Needs",
+    "NonNegativeFloat",
+    "NonNegativeInt",
     "OnPolicyData",
     "OnPolicyDistillation",
     "OpdError",
+    "PositiveFloat",
+    "PositiveInt",
     "Probe",
     "ProbeCallback",
     "ProbeResult",
     "RayEngine",
+    "Remembers",
+    "Request",
     "Result",
     "RolloutMetrics",
     "RolloutRequest",
@@ -119,6 +136,7 @@ __all__ = [
     "Step",
     "Student",
     "SupervisedFineTuning",
+    "Support",
     "SupportKind",
     "SupportMatching",
     "SupportScores",
@@ -137,12 +155,15 @@ __all__ = [
     "TrajectoryRecorder",
     "Turn",
     "TurnWeighted",
+    "UnitFloat",
     "VLLMEngine",
     "VLLMServerEngine",
     "check_text_env",
     "evaluate_tasks",
     "learning_rate",
+    "load_model",
     "make_collector",
     "open_collector",
     "quiet_libraries",
+    "with_slope",
 ]

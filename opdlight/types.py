@@ -172,15 +172,25 @@ class TeacherScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportScores:
-    """What a loss receives, [N, K] on the support and [N] for the sampled token: only what its `needs` ask for."""
+    """What a loss receives, [N, K] on the support and [N] for the sampled token: only what its `needs` ask for.
+
+    Args:
+        support: the token ids compared and what the teacher says of them; None if the loss needs no support.
+        student_logits: [N, K] divided by the temperature already, with gradient; not normalised.
+        student_normaliser: [N] log Σ_v exp(z_v / temperature) over the full vocabulary, with gradient.
+        student_sampled: [N] log π(y) of the sampled token y, with gradient.
+        teacher_sampled: [N] log q(y), detached.
+        teacher_entropy: [N] −Σ_v q log q in nats, detached.
+        reference_sampled: [N] log p_ref(y) of the student before training, detached.
+    """
 
     support: Support | None
-    student_logits: Tensor | None = None  # [N, K] divided by the temperature, with gradient
-    student_normaliser: Tensor | None = None  # [N] log Σ_v exp(z_v / temperature), with gradient
-    student_sampled: Tensor | None = None  # [N] log π(y), with gradient
-    teacher_sampled: Tensor | None = None  # [N] log q(y)
-    teacher_entropy: Tensor | None = None  # [N] −Σ_v q log q
-    reference_sampled: Tensor | None = None  # [N] log p_ref(y) of the student before training
+    student_logits: Tensor | None = None
+    student_normaliser: Tensor | None = None
+    student_sampled: Tensor | None = None
+    teacher_sampled: Tensor | None = None
+    teacher_entropy: Tensor | None = None
+    reference_sampled: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,3 +201,7 @@ class RolloutRequest:
     seed: int  # environment seed; the same (task, seed) is the same episode
     group: int  # requests of one group share task and seed and differ only in sampling
     sample: int = 0  # number within the group; the sampling seeds depend on it
+
+    def to(self, device: torch.device | str) -> Self:
+        """The request itself: it holds no tensors (Lightning moves what has this method to the trainer's device)."""
+        return self

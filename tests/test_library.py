@@ -24,8 +24,10 @@ def test_every_name_is_there_and_no_other() -> None:
     assert set(api.__all__) < set(dir(opdlight))
     public = {name for name, value in vars(api).items() if not name.startswith("_")}
     assert public == set(api.__all__)
-    with pytest.raises(AttributeError, match="Studnet"):
+    with pytest.raises(AttributeError, match=r"no attribute 'Studnet'\. Did you mean: 'Student'\?$"):
         _ = opdlight.Studnet
+    with pytest.raises(AttributeError, match=r"no attribute 'quite_another'$"):
+        _ = opdlight.quite_another
     with pytest.raises(ImportError, match="Studnet"):
         from opdlight import Studnet  # noqa: F401
 

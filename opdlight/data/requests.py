@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -14,7 +13,7 @@ from opdlight.data.tasks import Task, TaskMixture, log
 from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.errors import ConfigError
 from opdlight.system.console import is_first_process
-from opdlight.system.lightning_internals import completed_steps
+from opdlight.system.lightning_internals import processed_steps
 from opdlight.types import RolloutRequest
 
 
@@ -185,15 +184,11 @@ class OnPolicyData(L.LightningDataModule):
         self.train_set = OnPolicyDataset(mixture, updates=updates, groups=groups, group_size=group_size, seed=seed)
         self.validation_set = [held_out(name, task) for name, task in mixture.tasks.items()]
 
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Return the batch unchanged: requests hold no tensors."""
-        return batch
-
     def train_dataloader(self) -> Batches:
         """The training batches, from the first one that has not been trained on."""
         trainer = self.trainer
         assert trainer is not None
-        return Batches(self.train_set, lambda: completed_steps(trainer))
+        return Batches(self.train_set, lambda: processed_steps(trainer))
 
     def val_dataloader(self) -> DataLoader[list[RolloutRequest]]:
         """One batch per task."""

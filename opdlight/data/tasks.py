@@ -20,17 +20,29 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One task: its environment, its teacher and its limits."""
+    """One task: its environment, its teacher and its limits.
 
-    env: dict[str, Any]  # Gymnasium id and the environment's arguments
-    teacher: str | None = None  # model folder, Hub name, or lab/<name>; a task of weight 0 needs none
-    teacher_chat_template: dict[str, Any] | None = None  # arguments of the teacher's template, such as enable_thinking
-    weight: NonNegativeFloat = 1.0  # share of the training batches (alternate) or of each batch (mixed); 0: evaluated
-    turn_tokens: PositiveInt = 256  # longest completion of one turn
-    trajectory_tokens: PositiveInt = 2048  # longest context, prompts included
-    env_seconds: PositiveFloat = 300.0  # longest reset or step of the environment; a longer one ends as env_error
-    episodes: PositiveInt | None = 128  # held-out episodes of one evaluation; null: every held-out row once
-    samples: PositiveInt = 1  # attempts at each of them
+    Args:
+        env: Gymnasium id and the environment's arguments, `{"id": …, …}`.
+        teacher: model folder, Hub name, or lab/<name>; a task of weight 0 needs none.
+        teacher_chat_template: arguments of the teacher's template, such as enable_thinking.
+        weight: share of the training batches (schedule `alternate`) or of each batch (`mixed`); 0: only evaluated.
+        turn_tokens: longest completion of one turn, in tokens.
+        trajectory_tokens: longest context, prompts included, in tokens.
+        env_seconds: longest reset or step of the environment, in seconds; a longer one ends as `env_error`.
+        episodes: held-out episodes of one evaluation; None: every held-out row once.
+        samples: attempts at each of them.
+    """
+
+    env: dict[str, Any]
+    teacher: str | None = None
+    teacher_chat_template: dict[str, Any] | None = None
+    weight: NonNegativeFloat = 1.0
+    turn_tokens: PositiveInt = 256
+    trajectory_tokens: PositiveInt = 2048
+    env_seconds: PositiveFloat = 300.0
+    episodes: PositiveInt | None = 128
+    samples: PositiveInt = 1
 
     def make_env(self) -> TextEnv:
         """A new environment with the wrappers of its registration."""

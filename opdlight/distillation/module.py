@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from opdlight.batch.collate import Collate, count_unshared
 from opdlight.batch.ranks import over_ranks
 from opdlight.batch.split import in_parts
+from opdlight.data.requests import Batches, OnPolicyData
 from opdlight.distillation.evaluations import Evaluations
 from opdlight.distillation.guards import NotFinite
 from opdlight.distillation.hooks import show_trajectories, uses_probe
@@ -132,8 +133,8 @@ class OnPolicyDistillation(L.LightningModule):
 
     def roll_out(self, requests: Sequence[RolloutRequest], step: int) -> list[Trajectory]:
         """① The student acts. Every turn carries the policy version that produced it."""
-        steps = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
-        following = steps[step + 1] if step + 1 < len(steps) else None
+        batches = self.trainer.train_dataloader  # of another loader nobody knows what follows
+        following = batches.dataset[step + 1] if isinstance(batches, Batches) and step + 1 < len(batches) else None
         found = self.source.train(requests, following, step=step, policy=self.student, version=self.updates)
         with self.timer("watch"):
             show_trajectories(self.trainer, self, found, "train")
@@ -150,9 +151,7 @@ class OnPolicyDistillation(L.LightningModule):
 
     def learn(self, batches: Sequence[TokenBatch]) -> Update:
         """③ ④ ⑤ One update on these micro-batches."""
-        (loss, probes), batches = self.out_of_memory.run(
-            self.accumulate, batches, forget=lambda: self.student.zero_grad(set_to_none=True)
-        )
+        (loss, probes), batches = self.out_of_memory.run(self.accumulate, batches, forget=self._forget)
         with self.timer("update"):
             self.update(loss, has_gradient=bool(batches))
         return Update(loss, batches, probes)
@@ -212,10 +211,16 @@ class OnPolicyDistillation(L.LightningModule):
                 self.updates += 1
                 if isinstance(self.loss, Remembers):
                     self.loss.end_update(all_gather)
-            optimizer.zero_grad(set_to_none=True)
+            self._forget()
         self.log("optimizer/skipped", 0.0 if has_gradient else 1.0)
         self.log("optimizer/not_finite", float(self.not_finite.count))
         self.log("optimizer/out_of_memory", float(self.out_of_memory.count))
+
+    def _forget(self) -> None:
+        """Drop the gradients, and what the loss has seen since the last update."""
+        self.student.zero_grad(set_to_none=True)
+        if isinstance(self.loss, Remembers):
+            self.loss.load_state_dict(self.loss.state_dict())
 
     def mean_loss(self, losses: Sequence[Tensor]) -> Tensor:
         """The mean over a step's updates of their losses over all ranks; one that is not finite is left out."""
@@ -234,10 +239,12 @@ class OnPolicyDistillation(L.LightningModule):
 
     def validation_step(self, requests: list[RolloutRequest], batch_idx: int) -> None:
         """Roll out the held-out episodes of one task."""
-        found = self.source.evaluate(requests, policy=self.student, version=self.updates)
-        with self.timer("watch"):
-            show_trajectories(self.trainer, self, found, "val")
-        self.evaluations.add(requests[0].task, found, self.held_out)
+        # not in inference mode, in which Lightning validates: FSDP2 keeps the weights that it gathers here for training
+        with torch.inference_mode(False), torch.no_grad():
+            found = self.source.evaluate(requests, policy=self.student, version=self.updates)
+            with self.timer("watch"):
+                show_trajectories(self.trainer, self, found, "val")
+            self.evaluations.add(requests[0].task, found, self.held_out)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of every task that was evaluated; `HeldOutOutcomes` has gathered those of all ranks."""
@@ -262,11 +269,12 @@ class OnPolicyDistillation(L.LightningModule):
         """Restore what `on_save_checkpoint` has added, and train on if more steps are wanted than were done."""
         self.updates = checkpoint["updates"]
         for name, part in self._parts().items():
-            if name in checkpoint:  # `loss` may be another one than before
+            if checkpoint.get(name):  # the loss may be another one than before
                 part.load_state_dict(checkpoint[name])
-        internals.reopen_training(checkpoint, self.trainer.datamodule.train_set.updates)  # type: ignore[attr-defined]
+        if isinstance(data := getattr(self.trainer, "datamodule", None), OnPolicyData):
+            internals.reopen_training(checkpoint, data.train_set.updates)
 
     def _parts(self) -> Mapping[str, Any]:
         """What a step depends on beside weights and optimizer, under its name in a checkpoint."""
         parts = {name: getattr(self, name) for name in ("not_finite", "out_of_memory", "source", "evaluations")}
-        return parts | ({"loss": self.loss} if isinstance(self.loss, Remembers) else {})
+        return parts | ({f"loss {type(self.loss).__name__}": self.loss} if isinstance(self.loss, Remembers) else {})

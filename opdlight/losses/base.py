@@ -47,20 +47,36 @@ class SupportKind(StrEnum):
 class Needs:
     """What a loss asks for; nothing else is computed.
 
+    Args:
+        support: the tokens on which the two models are compared: `scores.support`, `scores.student_logits`. A
+            `SupportKind`, or its value as a string; None: on none.
+        k: size of a top-K support, and the upper limit of a nucleus.
+        nucleus: teacher mass that a nucleus holds, in (0, 1].
+        normaliser: the log-normaliser of both models over the full vocabulary: `scores.student_normaliser`,
+            `scores.support.teacher_normaliser`.
+        sampled: log-probs of the sampled token, of both models: `scores.student_sampled`, `scores.teacher_sampled`.
+        top_p: the student's log-prob of the sampled token is of the distribution that top-p had left to the engine.
+        teacher_entropy: −Σ q log q over the full vocabulary: `scores.teacher_entropy`.
+        reference: log-probs of the sampled token under the student as it was at the start: `scores.reference_sampled`.
+        engine_logprobs: the loss reads the engine's log-probs of the sampled token, at temperature 1:
+            `batch.sampled_logprobs`.
+        group_advantage: the loss reads the environment's reward against that of the same group:
+            `batch.group_advantage`.
+
     Raises:
         ValueError: if `support` is no `SupportKind`; its values as strings are taken, too.
     """
 
-    support: SupportKind | None = None  # on which tokens the two models are compared; None: on none
-    k: int = 0  # size of a top-K support, and the upper limit of a nucleus
-    nucleus: float = 1.0  # teacher mass that a nucleus holds
-    normaliser: bool = False  # of both models: the log-normaliser over the full vocabulary
-    sampled: bool = False  # log-probs of the sampled token, of both models
-    top_p: bool = False  # the student's are of the distribution that top-p had left to the engine
-    teacher_entropy: bool = False  # over the full vocabulary
-    reference: bool = False  # log-probs of the sampled token under the student as it was at the start
-    engine_logprobs: bool = False  # the engine's log-probs of the sampled token, at temperature 1
-    group_advantage: bool = False  # the environment's reward against that of the same group
+    support: SupportKind | None = None
+    k: int = 0
+    nucleus: float = 1.0
+    normaliser: bool = False
+    sampled: bool = False
+    top_p: bool = False
+    teacher_entropy: bool = False
+    reference: bool = False
+    engine_logprobs: bool = False
+    group_advantage: bool = False
 
     def __post_init__(self) -> None:
         if self.support is not None:

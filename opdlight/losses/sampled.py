@@ -202,5 +202,6 @@ class SampledToken:
         return {"total": self.running.total, "count": self.running.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned; what was added since the last update is dropped."""
         self.running.total, self.running.count = state["total"], state["count"]
+        self.running.new_total, self.running.new_count = 0.0, 0

@@ -12,17 +12,18 @@ class Prefetch:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
         self._batch: Future[list[Trajectory]] | None = None
+        self.step: int | None = None  # that the batch is for
 
     def __bool__(self) -> bool:
         return self._batch is not None
 
-    def start(self, roll_out: Callable[[], list[Trajectory]]) -> None:
-        """Roll out in the thread."""
-        self._batch = self._thread.submit(roll_out)
+    def start(self, step: int, roll_out: Callable[[], list[Trajectory]]) -> None:
+        """Roll out in the thread, for this step."""
+        self._batch, self.step = self._thread.submit(roll_out), step
 
-    def put(self, trajectories: Sequence[Trajectory]) -> None:
+    def put(self, step: int, trajectories: Sequence[Trajectory]) -> None:
         """Hold a finished batch, such as one from a checkpoint."""
-        self._batch = Future()
+        self._batch, self.step = Future(), step
         self._batch.set_result(list(trajectories))
 
     def peek(self) -> list[Trajectory]:
@@ -33,8 +34,13 @@ class Prefetch:
     def take(self) -> list[Trajectory]:
         """Wait for the batch, return it and hold none."""
         trajectories = self.peek()
-        self._batch = None
+        self._batch = self.step = None
         return trajectories
+
+    def drop(self) -> None:
+        """Wait for the batch and hold none; it is not used."""
+        self.wait()
+        self._batch = self.step = None
 
     def wait(self) -> None:
         """Wait until no rollout runs."""

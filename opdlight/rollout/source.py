@@ -78,6 +78,7 @@ class RolloutSource:
             self.prefetch.wait()
             with closing(self._collector.engine), closing(self._collector):
                 pass  # the engine ends too where an environment does not
+            self._collector = None
 
     def train(
         self,
@@ -97,6 +98,8 @@ class RolloutSource:
             policy: the student.
             version: its update count.
         """
+        if self.prefetch.step not in (None, step):  # of a training loop that ended early
+            self.prefetch.drop()
         if self.prefetch:
             with self.timer("rollout"), self._window(rolling_out=True):
                 trajectories = self.prefetch.take()
@@ -107,7 +110,7 @@ class RolloutSource:
         if following is not None and self.staleness:
             self.publish(policy, version)
             coming, seed = share(following), self.seed + 2 + step
-            self.prefetch.start(lambda: self._roll_out(coming, self.sampling, seed=seed))
+            self.prefetch.start(step + 1, lambda: self._roll_out(coming, self.sampling, seed=seed))
         elif following is not None:
             self.collector.prepare(share(following))
         return trajectories
@@ -138,12 +141,14 @@ class RolloutSource:
         self.preemption.rollout_lost = lost
         if lost:
             return {}
-        return {"prefetched": [_plain(t) for part in all_gather(self.prefetch.peek()) for t in part]}
+        found = [_plain(t) for part in all_gather(self.prefetch.peek()) for t in part]
+        return {"step": self.prefetch.step, "prefetched": found}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take this rank's share of what was rolled out before; without `staleness` it is rolled out again."""
         if self.staleness and "prefetched" in state:
-            self.prefetch.put(share([_trajectory(t) for t in state["prefetched"]]))
+            found = sorted(map(_trajectory, state["prefetched"]), key=lambda t: t.group)  # as the requests were dealt
+            self.prefetch.put(state["step"], share(found))
 
     def _roll_out(self, requests: Sequence[RolloutRequest], sampling: Sampling, seed: int) -> list[Trajectory]:
         return self.collector.collect(requests, sampling, sampling_seed=seed, progress=self.on_progress)

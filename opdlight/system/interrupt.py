@@ -11,7 +11,8 @@ from types import FrameType
 from opdlight.system.console import clear, is_first_process, say
 
 STOPPING = "Ctrl-C: stopping. Once more ends it at once."
-_acknowledged = threading.Event()  # STOPPING has been printed
+_acknowledged = threading.Event()  # STOPPING has been printed, or nobody will print it
+_acknowledged.set()
 
 
 def exit_code() -> int:
@@ -54,6 +55,7 @@ def stop_on_ctrl_c() -> Iterator[None]:
         writer.close()
         thread.join()
         reader.close()
+        _acknowledged.set()
 
 
 def leave_to_parent() -> None:

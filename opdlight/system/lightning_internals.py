@@ -17,6 +17,11 @@ def completed_steps(trainer: L.Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.current.completed
 
 
+def processed_steps(trainer: L.Trainer) -> int:
+    """How many training batches have changed the state: one more than `completed_steps` in `on_train_batch_end`."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+
+
 def forget_logged(trainer: L.Trainer) -> None:
     """Drop the figures of the step before: Lightning would log them again in a step that does not log them."""
     trainer.fit_loop._results.reset()
@@ -43,7 +48,7 @@ def set_between_steps(checkpoint: dict[str, Any], *, validating: bool) -> None:
     loops = checkpoint["loops"]["fit_loop"]
     for which in ("total", "current"):
         step = loops["epoch_loop.batch_progress"][which]
-        step.update(dict.fromkeys(("ready", "started", "processed"), step["completed"]))
+        step.update(dict.fromkeys(("ready", "started", "completed"), step["processed"]))
         if validating:
             loops["epoch_loop.val_loop.batch_progress"][which].update(ready=1, started=1, processed=0, completed=0)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
 
 from opdlight.batch.split import in_parts
 from opdlight.callbacks import TrajectoryRecorder
 from opdlight.data.tasks import TaskMixture
 from opdlight.distillation.schedules import learning_rate
 from opdlight.errors import TrainingError
-from opdlight.losses import SampledToken, SupportMatching
+from opdlight.losses import ImportanceWeighted, SampledToken, SupportMatching
 from opdlight.metrics.glossary import describe
 from opdlight.models import Student
 from opdlight.models.lm_head import token_logprobs
@@ -259,6 +261,80 @@ def test_what_a_loss_remembers_is_in_the_checkpoint(folders: tuple[str, str], tm
     assert isinstance(again.loss, SampledToken)
     assert again.loss.state_dict() == module.loss.state_dict()
     assert again.updates == 3
+
+
+class Fails:
+    """A loss with a memory, one of whose calls gives no number or runs out of memory."""
+
+    def __init__(self, fault: str, at: int = 1) -> None:
+        self.inner, self.fault, self.at, self.calls = SampledToken(baseline="running_mean"), fault, at, 0
+        self.needs = self.inner.needs
+        self.end_update, self.state_dict = self.inner.end_update, self.inner.state_dict
+        self.load_state_dict = self.inner.load_state_dict
+
+    def __call__(self, scores: SupportScores, batch: TokenBatch) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == self.at and self.fault == "nan":
+            assert scores.teacher_sampled is not None
+            scores = replace(scores, teacher_sampled=scores.teacher_sampled * float("nan"))
+        loss = self.inner(scores, batch)
+        if self.calls == self.at and self.fault == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss
+
+
+@pytest.mark.parametrize("fault", ["none", "nan", "memory"])
+def test_what_failed_leaves_nothing_in_the_memory_of_a_loss(
+    fault: str, folders: tuple[str, str], tmp_path: Path
+) -> None:
+    module, data, _ = parts(folders, loss=Fails(fault), micro_batch_tokens=200)
+    tokens: list[int] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            tokens.append(outputs["step"].loss_tokens * (not outputs["step"].not_finite))
+
+    fit(module, data, tmp_path, [Watch()])
+    assert module.updates == (2 if fault == "nan" else 3)
+    state = module.loss.state_dict()  # type: ignore[attr-defined]
+    assert state["count"] == sum(tokens)
+    assert math.isfinite(state["total"])
+
+
+def test_a_checkpoint_of_another_loss_leaves_this_one_as_it_is(folders: tuple[str, str], tmp_path: Path) -> None:
+    module, data, _ = parts(folders, loss=ImportanceWeighted(loss=SupportMatching(k=8)))
+    fit(module, data, tmp_path).save_checkpoint(tmp_path / "last.ckpt")
+    for loss in (SampledToken(baseline="running_mean"), ImportanceWeighted(loss=SampledToken(baseline="running_mean"))):
+        again, data, _ = parts(folders, loss=loss)
+        again.trainer = L.Trainer(accelerator="cpu", logger=False)
+        again.on_load_checkpoint(torch.load(tmp_path / "last.ckpt", weights_only=True))
+        assert again.updates == 3
+
+
+def test_validation_makes_no_inference_tensors(folders: tuple[str, str], tmp_path: Path) -> None:
+    module, data, _ = parts(folders)
+    seen: list[tuple[bool, bool]] = []
+
+    class Watch(L.Callback):
+        def on_trajectories(self, module: Any, trajectories: Any, stage: str) -> None:
+            if stage == "val":
+                seen.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+
+    trainer = L.Trainer(accelerator="cpu", callbacks=[Watch()], logger=False, enable_progress_bar=False)
+    assert trainer.validate_loop.inference_mode  # what Lightning does by default
+    trainer.validate(module, datamodule=data, verbose=False)
+    assert set(seen) == {(False, False)}
+
+
+def test_any_loader_of_requests_will_do(folders: tuple[str, str], tmp_path: Path) -> None:
+    module, data, engine = parts(folders)
+    steps, held_out = ([data.train_set[i] for i in range(2)], data.validation_set)
+    L.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, log_every_n_steps=1, num_sanity_val_steps=0,
+    ).fit(module, *(DataLoader(batches, batch_size=None) for batches in (steps, held_out)))  # type: ignore[arg-type]  # fmt: skip
+    assert module.updates == 2
+    assert [e for e in engine.events if e[0] == "update"] == [("update", 1), ("update", 2)]
 
 
 def test_every_logged_key_is_in_the_glossary(folders: tuple[str, str], tmp_path: Path) -> None:

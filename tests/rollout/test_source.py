@@ -63,6 +63,35 @@ def test_shares_of_the_ranks_are_whole_groups_and_all_of_them(ranks: int, monkey
     assert max(map(len, groups)) - min(map(len, groups)) <= 1
 
 
+def test_a_prefetched_rollout_goes_to_the_ranks_that_made_it(monkeypatch: pytest.MonkeyPatch, made: Any) -> None:
+    rolls, _ = made
+    rolls.staleness = 1
+    batch = rolls.train(requests(4), None, step=0, policy=Weights(), version=0)
+    # as two ranks store it: the first had groups 0 and 2
+    stored = [t for rank in (0, 1) for t in batch if t.group % 2 == rank]
+    rolls.prefetch.put(1, stored)
+    state = rolls.state_dict()
+    monkeypatch.setattr(source, "world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(source, "rank", lambda rank=rank: rank)
+        rolls.load_state_dict(state)
+        assert [t.group for t in rolls.prefetch.peek()] == [rank, rank, rank + 2, rank + 2]
+
+
+def test_a_prefetched_rollout_of_another_step_is_not_used(made: Any) -> None:
+    rolls, _ = made
+    rolls.prefetch.put(7, rolls.train(requests(3), None, step=6, policy=Weights(), version=0))
+    assert len(rolls.train(requests(1), None, step=0, policy=Weights(), version=0)) == 2
+
+
+def test_a_source_that_was_closed_starts_again(made: Any) -> None:
+    rolls, engine = made
+    rolls.train(requests(1), None, step=0, policy=Weights(), version=0)
+    rolls.close()
+    assert engine.events[-1] == ("close",)
+    assert len(rolls.train(requests(1), None, step=1, policy=Weights(), version=0)) == 2
+
+
 def test_a_signal_during_publication_ends_the_step_before_its_rollout(made: Any) -> None:
     rolls, engine = made
     rolls.preemption.busy = True  # as while training

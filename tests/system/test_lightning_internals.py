@@ -72,6 +72,21 @@ class Module(L.LightningModule):
         self.logged.append(set(internals.logged_in_step(self.trainer)))
 
 
+class SaveWhenAStepEnds(L.Callback):
+    """A checkpoint where ModelCheckpoint(every_n_train_steps=...) makes one: after step 1, which is not yet counted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert (internals.processed_steps(trainer), internals.completed_steps(trainer)) == (batch_idx + 1, batch_idx)
+        if batch_idx == 1:
+            trainer.save_checkpoint(self.path)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        internals.set_between_steps(checkpoint, validating=False)
+
+
 class SaveWhenAStepBegins(L.Callback):
     """A checkpoint in the middle of step 1."""
 
@@ -122,6 +137,12 @@ def test_a_checkpoint_of_a_step_that_has_begun_is_the_state_before_it(tmp_path: 
     # the loader begins at 0 again (the one of OnPolicyData does not), Lightning's own count goes on
     assert next(done for _, done in module.done) == 1
     assert next(step for step, keys in records.rows if keys) == 1
+
+
+def test_a_checkpoint_of_a_step_that_ends_is_the_state_after_it(tmp_path: Path) -> None:
+    fit(tmp_path, 4, SaveWhenAStepEnds(tmp_path / "two.ckpt"))
+    module, _, _ = fit(tmp_path, 4, resume=tmp_path / "two.ckpt")
+    assert next(done for _, done in module.done) == 2
 
 
 @pytest.mark.parametrize(("wanted", "done"), [(3, []), (5, [3, 4])])
