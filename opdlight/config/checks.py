@@ -4,12 +4,14 @@ Every mapping with `_target_` is compared with the signature of that class or fu
 and wrong types are errors before anything is built. The top level is compared with a dataclass of the entry point.
 """
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
+from opdlight.config.former import former_target
+from opdlight.config.imports import import_module
 from opdlight.config.values import HYDRA_KEYS, check_fields, check_value, hint, join, nearest
 from opdlight.errors import ConfigError
 
@@ -29,20 +31,19 @@ def locate(key: str, target: object) -> Any:
     """Import the class or function that the config names at `key`.
 
     Raises:
-        ConfigError: if there is no such module or name, with the nearest one.
+        ConfigError: if there is no such module or name, with the nearest one; if the module's code fails.
     """
     if not isinstance(target, str) or "." not in target:
         raise ConfigError.wrong(key, expected="the dotted path of a class or function", got=target)
+    if (now := former_target(target)) is not None:
+        raise ConfigError(f"Expected `{key}` to be importable, but got {target!r}. {now}")
     parts = target.split(".")
     module, rest = None, parts
     for length in range(len(parts) - 1, 0, -1):
         path = ".".join(parts[:length])
-        try:
-            module, rest = importlib.import_module(path), parts[length:]
+        with suppress(ModuleNotFoundError):
+            module, rest = import_module(key, target, path), parts[length:]
             break
-        except ModuleNotFoundError as error:
-            if error.name is None or not (path + ".").startswith(error.name + "."):
-                raise  # the module exists and lacks something itself
     if module is None:
         raise ConfigError(f"Expected `{key}` to be importable, but there is no module {parts[0]!r} (got {target!r}).")
     found: Any = module

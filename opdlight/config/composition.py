@@ -15,7 +15,8 @@ from yaml import YAMLError
 
 from opdlight.config.checks import check_config
 from opdlight.config.cross_checks import check_together
-from opdlight.config.explain import explain_composition, explain_interpolation, explain_yaml, no_option
+from opdlight.config.explain import explain_composition, explain_interpolation, explain_yaml, no_option, unknown_key
+from opdlight.config.former import KEYS
 from opdlight.config.resume import search_path
 from opdlight.errors import ConfigError
 
@@ -73,6 +74,9 @@ def compose_both(
     cfg = full.copy()
     with read_write(cfg), open_dict(cfg):
         del cfg["hydra"]
+    for added in (o.lstrip("+").partition("=")[0] for o in overrides if o.startswith("+")):
+        if schema is not None and added.partition(".")[0] in KEYS:
+            raise unknown_key(added, {})
     if schema is not None:
         with read_write(full), open_dict(full):
             full.hydra.runtime.output_dir = "<run folder>"  # known only when the run starts

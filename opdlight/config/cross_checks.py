@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from opdlight.config.imports import import_env_module
 from opdlight.config.trainer import check_trainer
 from opdlight.errors import ConfigError
 
@@ -14,6 +15,11 @@ def check_together(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: naming the key and, where another one does it, that one.
     """
+    task = config.get("task")
+    for name, each_task in (task.get("tasks") or {}).items() if isinstance(task, Mapping) else ():
+        env = each_task.get("env") if isinstance(each_task, Mapping) else None
+        if isinstance(env, Mapping) and isinstance(env.get("id"), str):
+            import_env_module(f"task.tasks.{name}.env.id", env["id"])
     trainer = config.get("trainer")
     if isinstance(trainer, Mapping) and trainer.get("_target_") == "lightning.Trainer":
         check_trainer(trainer)

@@ -8,6 +8,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from opdlight.bounds import PositiveInt
 from opdlight.config.checks import check_arguments
+from opdlight.config.imports import import_env_module, import_module
 from opdlight.config.values import check_value
 from opdlight.errors import ConfigError
 
@@ -23,7 +24,10 @@ def check_env(key: str, env: Mapping[str, Any]) -> None:
     if not isinstance(name, str) or not name:
         raise ConfigError.wrong(f"{key}.id", expected="the Gymnasium id of an environment", got=name)
     try:
-        spec = gymnasium.envs.registration._find_spec(name)  # imports the module of `module:id`, as make does
+        import_env_module(f"{key}.id", name)
+        spec = gymnasium.envs.registration._find_spec(name)
+        if isinstance(spec.entry_point, str):
+            import_module(f"{key}.id", name, spec.entry_point.partition(":")[0])
         creator = spec.entry_point if callable(spec.entry_point) else load_env_creator(str(spec.entry_point))
     except (gymnasium.error.Error, ImportError, AttributeError) as error:
         raise ConfigError(f"Cannot find the environment of `{key}.id`, {name!r}: {error}") from error

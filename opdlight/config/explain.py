@@ -1,5 +1,6 @@
 """Hydra's and OmegaConf's errors as one sentence that names the key or group, what came, and the nearest right one."""
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from yaml import MarkedYAMLError, YAMLError
 
+from opdlight.config.checks import locate
+from opdlight.config.former import former_key
 from opdlight.config.values import HYDRA_KEYS, hint, nearest
 from opdlight.errors import ConfigError
-
-RENAMED = {"reader": "probe"}  # keys that earlier versions had
 
 
 def explain_composition(
@@ -66,10 +67,16 @@ def explain_interpolation(text: str, known: Mapping[str, Any]) -> str:
 
 def unknown_key(key: str, known: Mapping[str, Any]) -> ConfigError:
     """The error for a dotted key that the config does not have."""
-    first, dot, rest = key.partition(".")
-    if first in RENAMED:
-        return ConfigError(f"Unknown key `{key}`. It is called `{RENAMED[first]}{dot}{rest}` now.")
-    parent = key.rpartition(".")[0]
+    if (now := former_key(key)) is not None:
+        return ConfigError(f"Unknown key `{key}`. {now}")
+    parent, _, name = key.rpartition(".")
+    node: Any = known
+    for segment in parent.split("."):
+        node = node.get(segment) if isinstance(node, Mapping) else None
+    if isinstance(node, Mapping) and "_target_" in node and nearest(name, map(str, node)) is None:
+        found = nearest(name, _arguments(node["_target_"]))
+        if found not in (None, name):  # an argument that the config leaves at its default
+            return ConfigError(f"Unknown key `{key}`. Did you mean +{parent}.{found}=<value>?")
     add = f" An argument of `{parent}` that the config does not list needs a plus: +{key}=<value>."
     add = add if parent in _paths(known) else ""
     return ConfigError(f"Unknown key `{key}`. {nearest_key(key, known)}{add}")
@@ -106,6 +113,14 @@ def _missing_option(error: MissingConfigException, path: str) -> ConfigError:
     guess = f" Did you mean `{group}={near}`?" if near else ""
     choice = f" Options: {', '.join(options)}." if options else ""
     return ConfigError(f"The group `{group}` has no option {option!r}{where}.{guess}{choice}")
+
+
+def _arguments(target: object) -> list[str]:
+    """Names of the arguments of a `_target_`; none if it cannot be imported, which another error will say."""
+    try:
+        return list(inspect.signature(locate("_target_", target)).parameters)
+    except ValueError:  # a ConfigError too
+        return []
 
 
 def _paths(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from opdlight.bounds import Bounds
+from opdlight.config.former import former_key
 from opdlight.errors import ConfigError
 
 LARGEST = 2**63 - 1  # of a number: what counts, sizes and shapes are made of
@@ -49,7 +50,8 @@ def check_fields(prefix: str, config: Mapping[str, Any], schema: type) -> None:
     for name in config:
         if name not in known:
             where = f"{prefix}." if prefix else ""
-            raise ConfigError(f"Unknown key `{where}{name}`. " + hint(str(name), known, prefix=where))
+            now = former_key(f"{where}{name}")
+            raise ConfigError(f"Unknown key `{where}{name}`. {now or hint(str(name), known, prefix=where)}")
     for name, field in known.items():
         key = join(prefix, name)
         if name in config:

@@ -1,5 +1,6 @@
 """Values against annotations, and nodes against their targets: each mistake is one message."""
 
+import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -8,7 +9,10 @@ import pytest
 import torch
 from config_targets import Colour, Inner, Top
 
-from opdlight.config.checks import check_config
+from opdlight.config.checks import check_config, locate
+from opdlight.config.cross_checks import check_together
+from opdlight.config.environments import check_env
+from opdlight.config.former import GONE, TARGETS
 from opdlight.config.values import Node, check_value
 from opdlight.errors import ConfigError
 
@@ -138,8 +142,43 @@ def test_a_wrong_node_is_named(config: dict[str, Any], message: str) -> None:
     assert str(error.value).startswith(message)
 
 
-def test_a_target_whose_module_lacks_a_package_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "needs_more.py").write_text("import not_installed_anywhere\n")
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import not_installed_anywhere", "not_so.py, line 2: No module named 'not_installed_anywhere'"),
+        ("from pathlib import Pat", "not_so.py, line 2: cannot import name 'Pat' from 'pathlib'"),
+        ("def f(:", "not_so.py, line 2: invalid syntax"),
+        ("import json; json.loads('{')", "not_so.py, line 2: JSONDecodeError: Expecting property name"),
+    ],
+)
+def test_a_failure_in_the_user_s_own_file_names_key_file_and_line(
+    code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "not_so.py").write_text(f"x = 1\n{code}\n")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
-        check_config(top(loss={"_target_": "needs_more.Thing"}), Top)
+    with pytest.raises(ConfigError) as error:
+        check_config(top(loss={"_target_": "not_so.Thing"}), Top)
+    assert str(error.value).startswith(f"Cannot import `loss._target_` not_so.Thing: {message}")
+    task = {"tasks": {"sums": {"env": {"id": "not_so:Sums-v0"}}}}
+    with pytest.raises(ConfigError) as error:
+        check_together({"task": task})
+    assert str(error.value).startswith(f"Cannot import `task.tasks.sums.env.id` 'not_so:Sums-v0': {message}")
+    with pytest.raises(ConfigError, match=r"`task\.tasks\.sums\.env\.id`"):
+        check_env("task.tasks.sums.env", {"id": "not_so:Sums-v0"})
+
+
+def test_an_environment_s_module_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"`a\.id`, 'no_such_module:Sums-v0': No module named 'no_such_module'"):
+        check_env("a", {"id": "no_such_module:Sums-v0"})
+
+
+@pytest.mark.parametrize(("old", "new"), TARGETS.items())
+def test_a_target_of_an_earlier_version_says_where_it_is_now(old: str, new: str | None) -> None:
+    with pytest.raises(ConfigError) as error:
+        locate("x._target_", old)
+    assert (GONE if new is None else f"It is called {new} now.") in str(error.value)
+    if new is not None:
+        pkgutil.resolve_name(new)
+    with pytest.raises((ImportError, AttributeError)):
+        pkgutil.resolve_name(old)
