@@ -8,6 +8,9 @@ import runpy
 import sys
 from pathlib import Path
 
+from opdlight import __version__
+from opdlight.system.pipes import may_be_cut
+
 HERE = Path(__file__).parent
 
 
@@ -15,7 +18,10 @@ def main() -> None:
     """Run the command that the first argument names; without one, list them all."""
     names, first = commands(), sys.argv[1] if len(sys.argv) > 1 else "--help"
     if first in ("-h", "--help"):
-        print(_help(names))
+        with may_be_cut():
+            print(_help(names))
+    elif first == "--version":
+        print(f"opdlight {__version__}")
     elif first in ("-sc", "--shell-completion"):
         _complete(names)
     elif first in names:

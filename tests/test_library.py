@@ -50,6 +50,7 @@ def test_a_module_is_found_without_importing_all_the_others() -> None:
 def test_the_command_lists_the_others_and_says_what_was_meant() -> None:
     listed = python("-m", "opdlight").stdout
     assert all(f"  {name} " in listed for name in ("train", "sft", "lab.toy", "metrics"))
+    assert python("-m", "opdlight", "--version").stdout == f"opdlight {opdlight.__version__}\n"
     wrong = python("-m", "opdlight", "trian")
     assert (wrong.returncode, wrong.stderr) == (
         2,

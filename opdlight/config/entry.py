@@ -37,6 +37,7 @@ from opdlight.errors import (
 from opdlight.system.console import progress, say
 from opdlight.system.interrupt import Interrupted, stop_on_ctrl_c
 from opdlight.system.parents import follow_launcher
+from opdlight.system.pipes import may_be_cut
 from opdlight.system.threads import choose_wait_policy
 
 NO_LOG = (
@@ -107,7 +108,8 @@ def hydra_entry(
                 if extra is not None and not extra.is_dir():
                     raise ConfigError.wrong("--config-dir", expected="a folder that exists", got=str(extra))
                 if args.help:
-                    print(help_text(conf, name, args.overrides, module=module, extra=extra))
+                    with may_be_cut():
+                        print(help_text(conf, name, args.overrides, module=module, extra=extra))
                     return
                 if any(field.name == "resume" for field in fields(schema)):
                     searched = extra is not None
@@ -127,7 +129,8 @@ def hydra_entry(
                 _stop(error)
             except (YAMLError, UnicodeDecodeError) as error:  # of a file that the help reads
                 _stop(explain_yaml(error))
-            hydra.main(config_path=str(conf), config_name=config_name, version_base="1.3")(job)()
+            with may_be_cut() if shown or args.hydra_help else nullcontext():
+                hydra.main(config_path=str(conf), config_name=config_name, version_base="1.3")(job)()
 
         return main
 

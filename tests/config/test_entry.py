@@ -1,5 +1,9 @@
 """An entry point as it is started: exit codes, messages, what Hydra users expect."""
 
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +55,13 @@ def test_what_hydra_users_expect_works(conf: Path) -> None:
     assert "Hydra" in start(conf, "--hydra-help").stdout
     added = start(conf, "--config-dir", str(conf.parent), "--info", "defaults")
     assert "loss/small" in added.stdout
+
+
+def test_a_help_whose_reader_leaves_early_ends_without_a_word(conf: Path) -> None:
+    (conf / "main.yaml").write_text("# " + "word " * 30_000 + (conf / "main.yaml").read_text())  # no pipe holds it
+    left = f"{shlex.join([sys.executable, '-m', 'config_targets', str(conf), '--help'])} | head -n 1"
+    folder = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{folder.parents[1]}"}
+    done = subprocess.run(left, shell=True, env=env, cwd=conf, capture_output=True, text=True, check=False)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
