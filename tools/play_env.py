@@ -2,9 +2,13 @@
 
 python tools/play_env.py opdlight/ToyText-v0 game=Taxi-v4 --seed 3
 python tools/play_env.py opdlight/ReasoningGym-v0 dataset=chain_sum 'params={"max_terms": 3}' --expert
+python tools/play_env.py corridor:Corridor-v0
+
+The last one is an environment of your own, which corridor.py in the current folder registers.
 """
 
 import ast
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +18,7 @@ import gymnasium
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import opdlight.envs  # noqa: F401  (registers the tasks)
+from opdlight.config.environments import check_env
 from opdlight.envs.base import TextEnv, unknown_name
 from opdlight.envs.wrapped import make_text_env
 from opdlight.errors import ConfigError, OpdError
@@ -39,12 +44,10 @@ def parse_kwargs(pairs: list[str]) -> dict[str, Any]:
 def make(env_id: str, kwargs: dict[str, Any]) -> TextEnv:
     """The env, or an error that lists the tasks there are or says which argument is wrong."""
     known = [name for name in gymnasium.registry if name.startswith("opdlight/")]
-    if env_id not in known:
+    if ":" not in env_id and env_id not in known:
         raise unknown_name("env", env_id, known)
-    try:
-        return make_text_env(env_id, **kwargs)
-    except TypeError as error:
-        raise ConfigError(f"{env_id} cannot be made from {kwargs}: {error}") from error
+    check_env("env", {"id": env_id, **kwargs})
+    return make_text_env(env_id, **kwargs)
 
 
 def play(env: TextEnv, seed: int, answer: Callable[[TextEnv], str]) -> bool:
@@ -83,8 +86,8 @@ def ask_expert(env: TextEnv) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status: 0 after an episode, 1 when the player leaves, 2 on a wrong argument."""
     parser = argument_parser(__doc__)
-    parser.add_argument("env", help="the task, such as opdlight/ToyText-v0")
-    parser.add_argument("kwargs", nargs="*", metavar="name=value", help="arguments of the task")
+    parser.add_argument("env", help="the task, such as opdlight/ToyText-v0, or module:id of your own")
+    parser.add_argument("kwargs", nargs="*", default=[], metavar="name=value", help="arguments of the task")
     parser.add_argument(
         "--seed", type=int, default=0, help="which episode (default 0; held-out ones start at 1000000000)"
     )
@@ -106,4 +109,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, os.getcwd())  # as `python -m` has it: modules of one's own
     sys.exit(main())

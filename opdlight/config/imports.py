@@ -31,9 +31,11 @@ def import_env_module(key: str, name: str) -> None:
     """Import the module of the Gymnasium id `module:id`, if it has one, as `gymnasium.make` does.
 
     Raises:
-        ConfigError: if there is no such module, or its code fails.
+        ConfigError: if there is no such module, its code fails, or this is no such id.
     """
-    module, colon, _ = name.partition(":")
+    module, colon, rest = name.partition(":")
+    if ":" in rest or (colon and not module):
+        raise ConfigError.wrong(key, expected="a Gymnasium id, or module:id", got=name)
     if not colon:
         return
     try:

@@ -171,6 +171,9 @@ def test_a_failure_in_the_user_s_own_file_names_key_file_and_line(
 def test_an_environment_s_module_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match=r"`a\.id`, 'no_such_module:Sums-v0': No module named 'no_such_module'"):
         check_env("a", {"id": "no_such_module:Sums-v0"})
+    for name in ("a:b:Sums-v0", ":Sums-v0"):
+        with pytest.raises(ConfigError, match=r"Expected `a\.id` to be a Gymnasium id, or module:id"):
+            check_env("a", {"id": name})
 
 
 @pytest.mark.parametrize(("old", "new"), TARGETS.items())

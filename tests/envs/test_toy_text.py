@@ -214,8 +214,8 @@ def test_the_tool_lets_a_person_play(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["opdlight/ToyTxt-v0"], "did you mean 'opdlight/ToyText-v0'"), (["opdlight/ToyText-v0", "gme=3"], "'gme'"),
-        (["opdlight/ToyText-v0", "game"], "name=value"), (["opdlight/ToyText-v0", "size=true"], "`size`"),
+        (["opdlight/ToyTxt-v0"], "did you mean 'opdlight/ToyText-v0'"), (["opdlight/ToyText-v0", "gme=3"], "`env.gme`"),
+        (["opdlight/ToyText-v0", "game"], "name=value"), (["opdlight/ToyText-v0", "size=true"], "`env.size`"),
         (["opdlight/ToyText-v0", "game=CliffWalking-v1", "is_slippery=true", "--expert"], "shortest path"),
     ],
 )  # fmt: skip

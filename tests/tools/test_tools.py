@@ -161,6 +161,33 @@ def test_play_env_by_hand_and_by_the_expert(tmp_path: Path) -> None:
     assert "success: reward" in said
 
 
+def test_play_env_takes_an_environment_of_one_s_own(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        """import gymnasium
+from opdlight.envs.base import TextEnv
+
+class Own(TextEnv):
+    def __init__(self, word="on"):
+        super().__init__()
+        self.word = word
+    def reset(self, *, seed=None, options=None):
+        return "Where to?", {}
+    def step(self, action):
+        return "There.", 1.0, True, False, {"success": action == self.word, "metrics": {}}
+
+gymnasium.register(id="Own-v0", entry_point=Own)
+"""
+    )
+    assert "success: reward 1" in run("play_env.py", "own:Own-v0", "word=back", stdin="back\n", cwd=tmp_path)
+
+
+def test_play_env_needs_a_task_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends("play_env.py", [], monkeypatch) == 2
+    assert capsys.readouterr().err.endswith("required: env\n")
+    assert ends("play_env.py", ["opdlight/ToyText-v0", "gaem=Taxi-v4"], monkeypatch) == 2
+    assert "Unknown key `env.gaem`" in capsys.readouterr().err
+
+
 def test_soak(tmp_path: Path) -> None:
     folder = tmp_path / "soak"
     said = run("soak.py", "--minutes", "10", "--updates", "2", "--folder", str(folder), "engine=vllm", *ENGINE[:2])
