@@ -127,4 +127,7 @@ class Remembers(Protocol):
         """The state for a checkpoint: numbers, strings, lists and dicts."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned, and drop what was added since the last `end_update`.
+
+        Called at a resume, and with the present `state_dict()` after each update and where one has failed.
+        """
