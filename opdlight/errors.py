@@ -54,6 +54,15 @@ class VocabularyError(OpdError, ValueError):
 class CheckpointError(OpdError, OSError):
     """A model folder or checkpoint cannot be used."""
 
+    @classmethod
+    @contextmanager
+    def at(cls, key: str) -> Iterator[None]:
+        """Within, such an error of code that knows no config gets the config `key` that names the model."""
+        try:
+            yield
+        except cls as error:
+            raise cls(f"`{key}`: {error}") from error
+
 
 class TrainingError(OpdError, ArithmeticError):
     """Training cannot continue: too many updates were not finite, or one trajectory does not fit into memory."""

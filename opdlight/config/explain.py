@@ -73,9 +73,9 @@ def unknown_key(key: str, known: Mapping[str, Any]) -> ConfigError:
     node: Any = known
     for segment in parent.split("."):
         node = node.get(segment) if isinstance(node, Mapping) else None
-    if isinstance(node, Mapping) and "_target_" in node and nearest(name, map(str, node)) is None:
-        found = nearest(name, _arguments(node["_target_"]))
-        if found not in (None, name):  # an argument that the config leaves at its default
+    if isinstance(node, Mapping) and "_target_" in node:
+        found = nearest(name, [*map(str, node), *_arguments(node["_target_"])])
+        if found not in (None, name, *node):  # an argument that the config leaves at its default
             return ConfigError(f"Unknown key `{key}`. Did you mean +{parent}.{found}=<value>?")
     add = f" An argument of `{parent}` that the config does not list needs a plus: +{key}=<value>."
     add = add if parent in _paths(known) else ""

@@ -12,6 +12,7 @@ from rich.table import Table
 from opdlight.config import instantiate
 from opdlight.data.requests import held_out
 from opdlight.data.tasks import Task, TaskMixture
+from opdlight.errors import CheckpointError
 from opdlight.metrics.success import Result
 from opdlight.models.loading import load_tokenizer, resolve_model
 from opdlight.rollout import ChatRenderer, Collector, Sampling, open_collector
@@ -62,8 +63,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     tasks = mixture.tasks
     if cfg.samples is not None:
         tasks = {name: replace(task, samples=cfg.samples) for name, task in tasks.items()}
-    model = resolve_model(cfg.model.student.model)
-    tokenizer = load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code)
+    with CheckpointError.at("model.student.model"):
+        model = resolve_model(cfg.model.student.model)
+        tokenizer = load_tokenizer(model, trust_remote_code=cfg.model.trust_remote_code)
     sampling = instantiate(cfg.sampling)
     chat_template = instantiate(cfg.model.student.get("chat_template") or {})
     ChatRenderer(tokenizer, chat_template)  # an error in it comes before the engine starts

@@ -46,12 +46,10 @@ class Teachers(nn.Module):
             raise ConfigError.wrong("task.tasks", expected="a teacher for at least one task", got=dict(models))
         checkpoints, made = dict[str, str](), dict[str, TeacherModel]()
         for task, model in models.items():
-            try:
+            with CheckpointError.at(f"task.tasks.{task}.teacher"):
                 checkpoints[task] = resolve_model(model)
                 if checkpoints[task] not in made:
                     made[checkpoints[task]] = make(checkpoints[task])
-            except CheckpointError as error:
-                raise CheckpointError(f"`task.tasks.{task}.teacher`: {error}") from error
         distinct = list(made)
         self.distinct = list(made.values())  # a plain list, so that they are no submodules
         self.sharded = False

@@ -4,7 +4,7 @@ from omegaconf import DictConfig
 
 from opdlight.config import instantiate
 from opdlight.data.tasks import TaskMixture
-from opdlight.errors import ConfigError
+from opdlight.errors import CheckpointError, ConfigError
 from opdlight.models import Student
 from opdlight.models.loading import load_tokenizer
 from opdlight.models.precision import BESIDE, needs_float32_engine
@@ -28,12 +28,14 @@ def check_chats(cfg: DictConfig, mixture: TaskMixture, student: Student) -> None
 
     Raises:
         ConfigError: naming the key of the policy, or of the task's teacher.
+        CheckpointError: naming the key of a teacher that cannot be loaded.
     """
     ChatRenderer(student.tokenizer, student.chat_template)
     for name in ("sampling", "evaluation"):
         instantiate(cfg[name]).resolve(student.tokenizer)
     for name, task in mixture.tasks.items():
         if task.teacher is not None and (cfg.evaluate_teachers or task.teacher_chat_template):
-            key = f"task.tasks.{name}.teacher_chat_template"
-            tokenizer = load_tokenizer(task.teacher, trust_remote_code=cfg.model.trust_remote_code)
-            ChatRenderer(tokenizer, task.teacher_chat_template, key)
+            key = f"task.tasks.{name}.teacher"
+            with CheckpointError.at(key):
+                tokenizer = load_tokenizer(task.teacher, trust_remote_code=cfg.model.trust_remote_code)
+            ChatRenderer(tokenizer, task.teacher_chat_template, f"{key}_chat_template")

@@ -20,6 +20,7 @@ from opdlight.errors import ConfigError
         (["++reader.k=3"], "Unknown key `reader.k`. It is called `probe.k` now."),
         (["callbacks.publish.every=3"], "Unknown key `callbacks.publish.every`. It is gone: the weights are published"),
         (["~callbacks.publish"], "Unknown key `callbacks.publish`. It is gone: the weights are published"),
+        (["loss=large", "~loss.kind"], "Unknown key `loss.kind`. Known: k."),
         (["loss=large", "loss.scal=3"], "Unknown key `loss.scal`. Did you mean +loss.scale=<value>?"),
         (["+losss=small"], "Unknown key `losss`. Did you mean `loss`?"),
         (["loss=null"], "Expected `loss` to be one of its options (large, small), but got 'null'."),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from opdlight.config import EvaluateConfig, SftConfig, TrainConfig, compose, instantiate
-from opdlight.errors import ConfigError
+from opdlight.errors import CheckpointError, ConfigError
 from opdlight.evaluate.run import evaluate
 from opdlight.models.loading import LAB, load_tokenizer
 from opdlight.rollout import ChatRenderer
@@ -97,6 +97,19 @@ def test_what_nobody_knows_is_an_error_before_the_engine_starts(override: str, m
     cfg = compose("train", TrainConfig, ["task=sums", ENGINE, "run_dir=.", override])
     with pytest.raises(ConfigError, match=message):
         build(cfg, instantiate(cfg.task))
+
+
+def test_a_teacher_that_is_not_there_is_an_error_with_its_key() -> None:
+    overrides = ["task=sums", ENGINE, "run_dir=.", "task.tasks.sums.teacher=lab/teacher-sum"]
+    cfg = compose("train", TrainConfig, overrides)
+    with pytest.raises(CheckpointError, match=r"^`task\.tasks\.sums\.teacher`: No lab model is called"):
+        build(cfg, instantiate(cfg.task))
+
+
+def test_a_student_that_is_not_there_is_an_error_with_its_key(tmp_path: Path) -> None:
+    overrides = ["task=sums", ENGINE, f"run_dir={tmp_path}", "model.student.model=lab/stud"]
+    with pytest.raises(CheckpointError, match=r"^`model\.student\.model`: No lab model is called"):
+        evaluate(compose("evaluate", EvaluateConfig, overrides))
 
 
 def test_stops_of_training_are_those_of_the_evaluation() -> None:
