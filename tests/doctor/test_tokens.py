@@ -95,7 +95,7 @@ def test_ids_that_the_teacher_cannot_read_are_named(tmp_path: Path) -> None:
     template = CHATML.replace("<|im_start|>", "<extra>")
     always = examined(check_vocabulary, patient(tmp_path / "b", student=with_tokens(["<extra>"], template)))
     assert always.verdict is Verdict.FAIL
-    assert "every prompt" in always.evidence
+    assert "which all prompts contain" in always.evidence
     fine = examined(check_vocabulary, patient(tmp_path / "c", teacher=with_tokens(["<extra>"])))
     assert fine.verdict is Verdict.PASS
 
