@@ -12,7 +12,7 @@ from opdlight.config import EvaluateConfig, SftConfig, TrainConfig, compose
 from opdlight.errors import CheckpointError, UnfinishedError
 from opdlight.evaluate.run import evaluate
 from opdlight.models import Student
-from opdlight.models.loading import LAB, load_tokenizer, whole_model
+from opdlight.models.loading import LAB, engine_folder, load_tokenizer
 from opdlight.run_folder import summary as summary_file
 from opdlight.sft.run import sft
 from opdlight.system.closing import Closing
@@ -149,7 +149,7 @@ def test_a_generation_config_that_transformers_would_not_write_is_kept(
     loaded = AutoModelForCausalLM.from_pretrained(folder / "student")
     assert loaded.generation_config.temperature == 0.6
     tiny_adapter(start, tmp_path / "adapter")
-    with whole_model(tmp_path / "adapter", "float32") as merged:  # a teacher's engine
+    with engine_folder(tmp_path / "adapter", "float32") as merged:  # a teacher's engine
         assert json.loads((Path(merged) / "generation_config.json").read_text())["temperature"] == 0.6
 
 
