@@ -129,8 +129,8 @@ def chosen_options(folders: Sequence[Path], main: Path, overrides: Sequence[str]
     pairs = [override.partition("=")[::2] for override in overrides]
     given = {group: option for group, option in pairs if group in chosen and option in _files(folders, group)}
     for group, option in (chosen | given).items():
-        file = _files(folders, group).get(option or "")
-        entries = [e for e in _load(file).get("defaults", []) if isinstance(e, Mapping)] if file else []
+        chosen_file = _files(folders, group).get(option or "")
+        entries = [e for e in _load(chosen_file).get("defaults", []) if isinstance(e, Mapping)] if chosen_file else []
         named = {str(g).removeprefix("override /"): o for e in entries for g, o in e.items()}
         chosen |= {g: o for g, o in named.items() if g in chosen}
     return chosen | given
