@@ -7,6 +7,7 @@ from opdlight.callbacks.coverage import TeacherSupportCoverage
 from opdlight.callbacks.entropy import ModelEntropy
 from opdlight.callbacks.gap import TeacherGap
 from opdlight.callbacks.gradient import GradientNoise
+from opdlight.callbacks.held_out import HeldOutRecorder
 from opdlight.callbacks.mismatch import EngineMismatch
 from opdlight.callbacks.probe_callback import ProbeCallback
 from opdlight.callbacks.profile import DepthProfile
@@ -23,6 +24,7 @@ __all__ = [
     "DepthProfile",
     "EngineMismatch",
     "GradientNoise",
+    "HeldOutRecorder",
     "ModelEntropy",
     "ProbeCallback",
     "RolloutMetrics",

@@ -14,7 +14,7 @@ from opdlight.metrics.tokens import repetition_rate
 from opdlight.system.distributed import all_gather
 from opdlight.types import Status, Trajectory
 
-SUMMED = ("rollout/row_splits", "rollout/spelled_control_tokens")
+SUMMED = ("rollout/sampled_tokens", "rollout/row_splits", "rollout/spelled_control_tokens")
 
 
 class RolloutMetrics(L.Callback):
@@ -60,6 +60,7 @@ class RolloutMetrics(L.Callback):
             values["rollout/spelled_control_tokens"].append(float(t.spelled_control_tokens))
             for turn in t.turns:
                 values["rollout/completion_tokens"].append(float(len(turn.completion_ids)))
+                values["rollout/sampled_tokens"].append(float(len(turn.completion_ids)))
                 values["rollout/staleness"].append(float(version - turn.policy_version))
         for name, task in {(name, t.task) for t in trajectories for name in t.metrics}:
             mine = [t.metrics.get(name, 0.0) for t in trajectories if t.task == task]

@@ -223,6 +223,27 @@ class EstimatorsConfig(RunConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TablesSettingConfig:
+    """One setting of `opdlight.lab.tables`: what is trained, and which arms are compared there."""
+
+    overrides: list[str]
+    arms: list[str] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TablesConfig:
+    """The top level of conf/tables.yaml."""
+
+    seeds: list[Seed]
+    jobs: PositiveInt
+    baseline: str
+    only: list[str] | None
+    settings: dict[str, TablesSettingConfig]
+    arms: dict[str, list[str]]
+    run_dir: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportConfig:
     """The top level of conf/report.yaml."""
 

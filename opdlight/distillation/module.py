@@ -105,7 +105,8 @@ class OnPolicyDistillation(L.LightningModule):
         """Begin a step with nothing measured."""
         internals.forget_logged(self.trainer)
         internals.set_logging_step(self.trainer, batch_idx)
-        self.timer.seconds, self.evaluations.last = {}, {}
+        self.timer.seconds = {}
+        self.evaluations.begin()
 
     def training_step(self, requests: list[RolloutRequest], batch_idx: int) -> dict[str, Any]:
         """One rollout and its updates; returns the loss and the `Step` for the callbacks."""

@@ -25,6 +25,9 @@ GLOSSARY: dict[str, Entry] = {
     "rollout/truncated_tokens": Entry("status: cut by the token limit", "share", "all trajectories", "under 0.05"),
     "rollout/env_error": Entry("status: the environment raised", "share", "all trajectories", "0"),
     "rollout/completion_tokens": Entry("length of a turn's completion", "tokens", "mean over turns", "steady"),
+    "rollout/sampled_tokens": Entry(
+        "tokens that the student sampled in this step", "tokens", "sum over the trajectories of all ranks", "steady"
+    ),
     "rollout/cut_by_length/{task}": Entry(
         "trajectories with a completion that hit the length limit", "share", "mean over trajectories", "under 0.1"
     ),
