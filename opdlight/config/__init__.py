@@ -13,6 +13,7 @@ from opdlight.config.schemas import (
     EvaluateConfig,
     ReportConfig,
     SftConfig,
+    TablesConfig,
     ToyConfig,
     TrainConfig,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "EvaluateConfig",
     "ReportConfig",
     "SftConfig",
+    "TablesConfig",
     "ToyConfig",
     "TrainConfig",
     "check",
