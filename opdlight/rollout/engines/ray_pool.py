@@ -18,12 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from opdlight.bounds import NonNegativeFloat, PositiveInt
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
 from opdlight.models.loading import resolve_model
-from opdlight.rollout.engines.base import Completion, Engine, Request
+from opdlight.rollout.engines.base import NO_WEIGHTS, Completion, Engine, Request
 from opdlight.rollout.engines.ray_actor import POLL_SECONDS, EngineActor, Report, packed
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ class RayEngine:
         num_gpus: NonNegativeFloat = 0,
     ) -> None:
         self.policy_version = 0
+        self._lends = num_gpus == 0  # memory: it is the trainer's GPU on which the actors run
+        self._gpu = torch.cuda.current_device() if self._lends and torch.cuda.is_available() else None
         self._make_engine, self._model = engine, resolve_model(model)
         self._weights: Any = None  # reference to the current weights; None: those of the model's folder
         self._waiting: deque[str] = deque()  # ids of requests without an actor
@@ -117,6 +120,8 @@ class RayEngine:
     def add_request(self, request: Request) -> None:
         """Queue a request. What only an actor's engine can detect, such as an unknown token id, is raised by `step`."""
         request.check(self.max_model_len)
+        if self.policy_version == NO_WEIGHTS:
+            raise EngineError(f"Request {request.request_id} came while the engine had no weights.")
         if request.request_id in self._requests:
             raise EngineError(f"Request {request.request_id} is already running.")
         self._requests[request.request_id] = request
@@ -151,14 +156,37 @@ class RayEngine:
             member.weights = new
             member.cached.clear()
         for member in started:
-            while member.calls:
-                try:
-                    self._take(member)
-                except EngineError as error:
-                    refusal, member.weights = error, self._weights
+            try:
+                self._take_all(member)
+            except EngineError as error:
+                refusal, member.weights = error, self._weights
         if refusal is not None:
             raise refusal
         self._weights, self.policy_version = new, policy_version
+
+    def sleep(self) -> None:
+        """Free the memory of actors that share the trainer's GPUs (`num_gpus` 0); others have theirs for themselves."""
+        if self._requests:
+            raise EngineError(f"The engine cannot sleep while {len(self._requests)} requests are unfinished.")
+        if NO_WEIGHTS in self._tell("sleep"):
+            self.policy_version = NO_WEIGHTS
+
+    def wake(self) -> None:
+        """Let these actors take their memory back."""
+        self._tell("wake")
+
+    def _tell(self, method: str) -> list[int]:
+        """Call a method of all actors that lend memory; their policy versions afterwards."""
+        started = [m for m in self._members if self._lends and m.report is not None]
+        for member in started:
+            member.calls.append(getattr(member.actor, method).remote())
+        for member in started:
+            self._take_all(member)
+        return [m.report.policy_version for m in started if m.report is not None]
+
+    def _take_all(self, member: _Member) -> None:
+        while member.calls:
+            self._take(member)
 
     def stats(self) -> dict[str, float]:
         """Sums of the actors' counters, up to their last report for those that died; restarts and repeated requests."""
@@ -195,7 +223,7 @@ class RayEngine:
 
     def _new_member(self, deaths: int) -> _Member:
         actor = self._actor_class.remote()
-        calls = deque([actor.start.remote(self._make_engine, self._model)])
+        calls = deque([actor.start.remote(self._make_engine, self._model, self._gpu)])
         return _Member(actor=actor, calls=calls, deaths=deaths, since=time.monotonic())
 
     def _assign(self, request: Request, ready: list[_Member]) -> None:
