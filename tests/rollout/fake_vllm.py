@@ -16,6 +16,7 @@ class FakeGPUs:
     """`torch.cuda` of a machine with so many GPUs: which is the current one, and the random state of each."""
 
     def __init__(self, patch: pytest.MonkeyPatch, count: int, current: int) -> None:
+        self.chosen: list[int] = []  # by `set_device`
         self.current, self.random = current, {i: torch.tensor([i]) for i in range(count)}
         for name, found in {
             "is_available": lambda: count > 0,
@@ -31,6 +32,7 @@ class FakeGPUs:
 
     def choose(self, device: int) -> None:
         self.current = device
+        self.chosen.append(device)
 
     def block(self, device: int) -> Any:
         gpus, before = self, self.current

@@ -15,7 +15,9 @@ import torch
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
 from opdlight.rollout import Completion, Engine, RayEngine, Request, Sampling
 from opdlight.rollout.engines import ray_pool as ray_engine
+from opdlight.rollout.engines.base import NO_WEIGHTS
 from tests.rollout.fake_ray import FakeRay, Fate, Handle
+from tests.rollout.fake_vllm import FakeGPUs
 from tests.rollout.slow_engine import DEADLY, REFUSED, SlowEngine
 
 Answer = tuple[str, list[int], int]
@@ -198,6 +200,38 @@ def test_refused_weights_change_nothing_anywhere(played: Any) -> None:
     with pytest.raises(EngineError, match="1 requests are unfinished"):
         pool.update_weights(weights(2.0), 4)
     assert answers(pool, []) == alone([request("a", prompt=[1])], 1.0, 3)
+
+
+def test_actors_on_the_trainers_gpu_lend_it_their_memory_and_get_the_weights_again(
+    played: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = FakeGPUs(monkeypatch, count=8, current=5)
+    pool, ray = played()
+    assert gpus.chosen == [5, 5, 5]
+    pool.sleep()
+    ray.handles[1].end()
+    assert pool.policy_version == NO_WEIGHTS
+    with pytest.raises(EngineError, match="no weights"):
+        pool.add_request(request("a", prompt=[1]))
+    pool.wake()  # one has died in its sleep
+    pool.update_weights(weights(2.0), 0)
+    assert answers(pool, requests(9)) == alone(requests(9), 2.0)
+    assert [kind for kind, *_ in ray.handles[0].actor.engine.events][:3] == ["sleep", "wake", "update"]
+    pool.add_request(request("a", prompt=[1]))
+    with pytest.raises(EngineError, match="1 requests are unfinished"):
+        pool.sleep()
+    assert gpus.current == 5
+
+
+def test_actors_with_gpus_of_their_own_never_sleep(played: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = FakeGPUs(monkeypatch, count=8, current=5)
+    monkeypatch.setattr(FakeRay, "gpus", 8)
+    pool, ray = played(num_gpus=1)
+    assert gpus.chosen == []
+    pool.sleep()
+    pool.wake()
+    assert pool.policy_version == 0
+    assert {method for handle in ray.handles for method in handle.asked} == {"start"}
 
 
 def test_bad_requests_are_refused_at_once_or_by_the_engine_in_its_own_words(played: Any) -> None:

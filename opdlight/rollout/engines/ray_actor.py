@@ -25,7 +25,6 @@ class Report:
     completions: list[Completion]
     stats: dict[str, float]
     max_model_len: int
-    policy_version: int
     place: str  # host and process
 
 
@@ -71,7 +70,6 @@ class EngineActor:
             completions=completions,
             stats=self.engine.stats(),
             max_model_len=self.engine.max_model_len,
-            policy_version=self.engine.policy_version,
             place=f"{socket.gethostname()}, process {os.getpid()}",
         )
 

@@ -91,8 +91,8 @@ class RayEngine:
         num_gpus: NonNegativeFloat = 0,
     ) -> None:
         self.policy_version = 0
-        self._lends = num_gpus == 0  # memory: it is the trainer's GPU on which the actors run
-        self._gpu = torch.cuda.current_device() if self._lends and torch.cuda.is_available() else None
+        # the trainer's, if the actors share it: then they lend it their memory between rollouts
+        self._gpu = torch.cuda.current_device() if num_gpus == 0 and torch.cuda.is_available() else None
         self._make_engine, self._model = engine, resolve_model(model)
         self._weights: Any = None  # reference to the current weights; None: those of the model's folder
         self._waiting: deque[str] = deque()  # ids of requests without an actor
@@ -168,21 +168,22 @@ class RayEngine:
         """Free the memory of actors that share the trainer's GPUs (`num_gpus` 0); others have theirs for themselves."""
         if self._requests:
             raise EngineError(f"The engine cannot sleep while {len(self._requests)} requests are unfinished.")
-        if NO_WEIGHTS in self._tell("sleep"):
-            self.policy_version = NO_WEIGHTS
+        if self._gpu is not None:
+            self._tell("sleep")
+            self.policy_version = NO_WEIGHTS  # on every rank alike, whatever an actor that just starts has
 
     def wake(self) -> None:
         """Let these actors take their memory back."""
-        self._tell("wake")
+        if self._gpu is not None:
+            self._tell("wake")
 
-    def _tell(self, method: str) -> list[int]:
-        """Call a method of all actors that lend memory; their policy versions afterwards."""
-        started = [m for m in self._members if self._lends and m.report is not None]
+    def _tell(self, method: str) -> None:
+        """Call a method of all actors that have started."""
+        started = [m for m in self._members if m.report is not None]
         for member in started:
             member.calls.append(getattr(member.actor, method).remote())
         for member in started:
             self._take_all(member)
-        return [m.report.policy_version for m in started if m.report is not None]
 
     def _take_all(self, member: _Member) -> None:
         while member.calls:

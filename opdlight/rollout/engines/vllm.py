@@ -85,6 +85,7 @@ class VLLMEngine:
         vllm_start.check_tensor_parallel(tensor_parallel_size)
         self.policy_version = 0
         self.max_model_len = max_model_len
+        self.dtype: torch.dtype = getattr(torch, dtype)
         self.threads = threads
         self._processes = tensor_parallel_size
         self._gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
@@ -233,7 +234,7 @@ class VLLMEngine:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
 
     def _whole(self, weight: Tensor) -> Tensor:
-        whole = full_tensor(weight)
+        whole = full_tensor(weight, self.dtype)
         self._stats["update_bytes"] += whole.numel() * whole.element_size()
         return whole
 
