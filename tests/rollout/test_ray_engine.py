@@ -15,6 +15,7 @@ import torch
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
 from opdlight.rollout import Completion, Engine, RayEngine, Request, Sampling
 from opdlight.rollout.engines import ray_pool as ray_engine
+from opdlight.rollout.engines import ray_start
 from opdlight.rollout.engines.base import NO_WEIGHTS
 from tests.rollout.fake_ray import FakeRay, Fate, Handle
 from tests.rollout.fake_vllm import FakeGPUs
@@ -69,7 +70,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RayEngine, Fa
         fate: Callable[[Handle, str], Fate] = lambda handle, method: "answers", model: str = "any", **arguments: Any
     ) -> tuple[RayEngine, FakeRay]:
         ray = FakeRay(fate)
-        monkeypatch.setattr(ray_engine, "_import_ray", lambda: ray)
+        monkeypatch.setattr(ray_start, "import_ray", lambda: ray)
         return RayEngine(model, SlowEngine, **{"actors": 3, **arguments}), ray
 
     return make
@@ -274,7 +275,7 @@ def test_completions_in_between_make_a_place_sound_again(played: Any) -> None:
 def test_a_first_start_that_fails_is_the_engines_own_error_and_leaves_no_ray(played: Any) -> None:
     made: list[FakeRay] = []
     with pytest.raises(EngineError, match=r"^The model is refused\.$"):
-        played(lambda handle, method: made.append(ray_engine._import_ray()) or "answers", model="refused")
+        played(lambda handle, method: made.append(ray_start.import_ray()) or "answers", model="refused")
     assert not made[0].initialised
     assert not any(handle.alive for handle in made[0].handles)
 

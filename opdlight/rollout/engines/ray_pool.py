@@ -1,20 +1,14 @@
 """A pool of engines in processes of their own, Ray actors on one machine or several, that acts as one engine.
 
-This is the only file that imports ray, and only when a pool starts. An actor runs its calls one after the other; the
-pool keeps two calls pending at each busy actor, so that it starts the second while the reply to the first is on its
-way. An actor that dies is replaced, and its unfinished requests are sent to others.
+An actor runs its calls one after the other; the pool keeps two calls pending at each busy actor, so that it starts the
+second while the reply to the first is on its way. An actor that dies is replaced, and its unfinished requests are sent
+to others.
 """
 
 import logging
-import os
-import random
-import signal
-import socket
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,16 +16,13 @@ import torch
 from torch import Tensor
 
 from opdlight.bounds import NonNegativeFloat, PositiveInt
-from opdlight.errors import ConfigError, EngineError, MissingDependencyError
+from opdlight.errors import ConfigError, EngineError
 from opdlight.models.loading import resolve_model
+from opdlight.rollout.engines import ray_start
 from opdlight.rollout.engines.base import NO_WEIGHTS, Completion, Engine, Request
 from opdlight.rollout.engines.ray_actor import POLL_SECONDS, EngineActor, Report, packed
 
 log = logging.getLogger(__name__)
-_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would send the working directory to every node
-}
 _START_SECONDS = 1800.0  # longest time for an actor to be scheduled and to load its model
 _MOST_DEATHS = 3  # of an actor and its replacements in a row without a completion, or with the same request
 _BLOCK = 32  # tokens; the prefix cache is modelled in blocks of this size
@@ -100,10 +91,10 @@ class RayEngine:
         self._deaths: Counter[str] = Counter()  # request id → actors that died while it was unfinished
         self._past: Counter[str] = Counter(restarts=0, resent=0)  # with the counters of the actors that died
         self._members: list[_Member] = []
-        self._ray = _import_ray()
+        self._ray = ray_start.import_ray()
         self._owns_ray = not self._ray.is_initialized()
         if self._owns_ray:
-            self._start_ray(address)
+            ray_start.start_ray(self._ray, address)
         try:
             self._check_resources(actors, {"CPU": num_cpus, "GPU": num_gpus}, final=address is None)
             options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": "SPREAD"}
@@ -208,20 +199,6 @@ class RayEngine:
             self._ray.shutdown()
             self._owns_ray = False
 
-    def _start_ray(self, address: str | None) -> None:
-        options = {} if address else {"include_dashboard": False}
-        host, _, port = (address or "").rpartition(":")
-        try:
-            if port.isdigit():  # ray.init would try an unreachable address for minutes
-                socket.create_connection((host, int(port)), timeout=10).close()
-            with _process_state_restored():
-                self._ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
-        except OSError as error:
-            if address is None:
-                raise
-            expected = "of a Ray cluster that runs (`ray start --head` starts one), or null"
-            raise ConfigError.wrong("engine.address", expected=f"{expected} ({error})", got=address) from error
-
     def _new_member(self, deaths: int) -> _Member:
         actor = self._actor_class.remote()
         calls = deque([actor.start.remote(self._make_engine, self._model, self._gpu)])
@@ -324,26 +301,3 @@ def _block_ends(prompt_ids: list[int]) -> Iterator[int]:
     for start in range(0, len(prompt_ids) - _BLOCK + 1, _BLOCK):
         running = hash((running, *prompt_ids[start : start + _BLOCK]))
         yield running
-
-
-def _import_ray() -> Any:
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    try:
-        with _process_state_restored():
-            import ray
-    except ImportError as error:
-        raise MissingDependencyError.extra("The Ray engine", "ray") from error
-    return ray
-
-
-@contextmanager
-def _process_state_restored() -> Iterator[None]:
-    """Restore what starting Ray changes in this process: Python's random state and the handler of SIGTERM."""
-    stream, handler = random.getstate(), signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        random.setstate(stream)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
