@@ -65,6 +65,7 @@ class ModelConfig:
     learning_rate: PositiveFloat
     micro_batch_tokens: PositiveInt
     trust_remote_code: bool
+    attn_implementation: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
