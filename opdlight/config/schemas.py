@@ -110,6 +110,7 @@ class TrainConfig(RunConfig):
     optimizer: Optimizer
     schedule: Node
     micro_batch_tokens: PositiveInt
+    packing: bool | Literal["auto"]
     max_grad_norm: PositiveFloat
     logger: dict[str, Node]
     doctor: bool
@@ -133,6 +134,7 @@ class SftConfig(RunConfig):
     optimizer: Optimizer
     schedule: Node
     micro_batch_tokens: PositiveInt
+    packing: bool | Literal["auto"]
     max_grad_norm: PositiveFloat
 
 
