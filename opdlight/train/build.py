@@ -52,7 +52,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     if loss.needs.reference:
         own = partial(
             Teacher,
-            dtype=cfg.model.dtype,
+            dtype=cfg.model.compute_dtype,
             trust_remote_code=cfg.model.trust_remote_code,
             attn_implementation=cfg.model.attn_implementation,
         )
