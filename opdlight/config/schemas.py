@@ -52,6 +52,7 @@ class RolloutConfig:
     group_size: PositiveInt
     mini_batches: PositiveInt
     env_threads: PositiveInt
+    env_workers: NonNegativeInt | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +167,7 @@ class FailureModesConfig(RunConfig):
     trainer: Trainer
     episodes: PositiveInt
     env_threads: PositiveInt
+    env_workers: NonNegativeInt | Literal["auto"]
     k: AtLeastTwo
     top_p: Annotated[float, Bounds(above=0, at_most=1)]
     buckets: PositiveInt
@@ -182,6 +184,7 @@ class EvaluateConfig(RunConfig):
     sampling: Node
     engine: Node
     env_threads: PositiveInt
+    env_workers: NonNegativeInt | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +222,7 @@ class EstimatorsConfig(RunConfig):
     episodes: NonNegativeInt
     trajectory_k: AtLeastTwo
     env_threads: PositiveInt
+    env_workers: NonNegativeInt | Literal["auto"]
     engine: Node
 
 
