@@ -52,6 +52,7 @@ class RolloutConfig:
     group_size: PositiveInt
     mini_batches: PositiveInt
     env_threads: PositiveInt
+    env_workers: NonNegativeInt | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +171,7 @@ class FailureModesConfig(RunConfig):
     trainer: Trainer
     episodes: PositiveInt
     env_threads: PositiveInt
+    env_workers: NonNegativeInt | Literal["auto"]
     k: AtLeastTwo
     top_p: Annotated[float, Bounds(above=0, at_most=1)]
     buckets: PositiveInt
@@ -186,6 +188,7 @@ class EvaluateConfig(RunConfig):
     sampling: Node
     engine: Node
     env_threads: PositiveInt
+    env_workers: NonNegativeInt | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +226,7 @@ class EstimatorsConfig(RunConfig):
     episodes: NonNegativeInt
     trajectory_k: AtLeastTwo
     env_threads: PositiveInt
+    env_workers: NonNegativeInt | Literal["auto"]
     engine: Node
 
 

@@ -15,7 +15,7 @@ from opdlight.losses import ImportanceWeighted, Loss
 from opdlight.models import ScoreRequest, Student, Teacher, Teachers
 from opdlight.models.packing import resolve_packing
 from opdlight.models.precision import check_engine_dtype
-from opdlight.rollout import Collector, make_collector
+from opdlight.rollout import Collector, count_workers, make_collector
 from opdlight.rollout.source import RolloutSource
 from opdlight.train.checks import check_chats, check_server_dtype
 
@@ -62,7 +62,9 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     def collector() -> Collector:
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
         check_server_dtype(student, engine)
-        return make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads, student.chat_template)
+        workers = count_workers(cfg.rollout.env_workers, cfg.trainer.get("num_nodes") or 1)
+        threads, template = cfg.rollout.env_threads, student.chat_template
+        return make_collector(engine, student.tokenizer, mixture.tasks, threads, template, workers)
 
     return OnPolicyDistillation(
         student=student,
