@@ -79,6 +79,7 @@ class TokenBatch:
     rollout_logprobs: Tensor | None = (
         None  # [N] log π(y) of the student that rolled out; None if it has not been updated since
     )
+    packed: bool = False  # the models run the B rows as one row without padding, with block-diagonal attention
 
     @property
     def num_tokens(self) -> int:

@@ -2,6 +2,7 @@
 
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -31,6 +32,14 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def full_tensor(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered from all ranks (collective: every rank must call it); any other tensor unchanged."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def full_tensor(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A sharded tensor gathered from all ranks (collective: every rank must call it); any other tensor as it is.
+
+    Args:
+        tensor: sharded or not.
+        dtype: of the result; None leaves it. A smaller one is taken shard by shard, before anything is sent.
+    """
+    if dtype is not None and dtype.itemsize < tensor.dtype.itemsize:
+        tensor = tensor.to(dtype)
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole if dtype is None else whole.to(dtype)
