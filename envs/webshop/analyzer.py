@@ -6,10 +6,11 @@ from typing import Any
 
 from opdlight.errors import MissingDependencyError
 
-STOP_WORDS = frozenset(
+_STOP = (
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
-    "to was will with".split()
+    "to was will with"
 )
+STOP_WORDS = frozenset(_STOP.split())
 _POSSESSIVE = ("'s", "\u2019s", "\uff07s")
 _local = threading.local()  # a stemmer keeps the word that it works on
 
@@ -21,7 +22,8 @@ def _patterns() -> tuple[Any, Any]:
         import regex
     except ImportError as error:
         raise MissingDependencyError("WebShop's search needs the package regex: pip install regex") from error
-    return regex.compile(r"\b(?=\w).+?\b", regex.WORD | regex.DOTALL), regex.compile(r"([aeiou]|(?<=[^aeiou])y)[^aeiou]")
+    word, measure = r"\b(?=\w).+?\b", r"([aeiou]|(?<=[^aeiou])y)[^aeiou]"
+    return regex.compile(word, regex.WORD | regex.DOTALL), regex.compile(measure)
 
 
 def tokens(text: str) -> list[str]:

@@ -92,8 +92,9 @@ class StoredProducts(Sequence[Product]):
 
     def _decode(self, number: int) -> Product:
         start = int(self._ends[number - 1]) if number else 0
-        *values, human = json.loads(self._lines[start : int(self._ends[number])])
-        return Product(*values, [HumanInstruction(*given) for given in human])
+        product = Product._make(json.loads(self._lines[start : int(self._ends[number])]))
+        human = [HumanInstruction._make(given) for given in product.human_instructions]
+        return product._replace(human_instructions=human)
 
 
 def _written(products: Iterable[Product], folder: Path) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from opdlight.envs.webshop.nouns import Nouns
 from opdlight.envs.webshop.products import Product
 from opdlight.envs.webshop.reward import option_matches, reward
 from opdlight.envs.webshop.session import PAGE_SIZE, Session
+from opdlight.errors import NoExpertError
 
 
 class Plan(NamedTuple):
@@ -16,7 +17,7 @@ class Plan(NamedTuple):
 
     query: str
     rank: int  # of the product among the hits, from 0
-    product: Product
+    item: int  # the product's number
     values: list[str]  # options to click
 
 
@@ -33,7 +34,7 @@ class Expert:
     def act(self, session: Session) -> str:
         """The next action; calling it twice gives the same answer."""
         plan = self.plan
-        if session.page in ("item", "tab") and session.product is plan.product:
+        if session.page in ("item", "tab") and session.item == plan.item:
             if session.page == "tab":
                 return "click[< prev]"
             missing = (value for value in plan.values if value not in session.options.values())
@@ -41,31 +42,33 @@ class Expert:
         if session.page == "results" and session.query == plan.query:
             page = plan.rank // PAGE_SIZE + 1
             if session.number == page:
-                return f"click[{plan.product.asin.lower()}]"
+                return f"click[{self.catalogue.products[plan.item].asin.lower()}]"
             return "click[next >]" if session.number < page else "click[< prev]"
         return f"search[{plan.query}]"
 
     @cached_property
     def plan(self) -> Plan:
         """The purchase that the expert is after."""
-        words, title = (_query(text) for text in (self.goal.instruction.split(", and price lower")[0], self.goal.product.title))
-        for query in (words, title):
+        title = _query(self.goal.product.title)
+        for query in (_query(self.goal.instruction.split(", and price lower")[0]), title):
             for rank, hit in enumerate(self.catalogue.index.search(query)):
                 product = self.catalogue.products[hit.document]
                 values = self.choose(product)
                 price = float(self.catalogue.prices[hit.document])
                 if reward(self.goal, product, values, price, self.nouns).total == 1.0:
-                    return Plan(query, rank, product, values)
+                    return Plan(query, rank, hit.document, values)
         return self._own(title)
 
     def _own(self, query: str) -> Plan:
-        hits = [self.catalogue.products[hit.document] for hit in self.catalogue.index.search(query)]
-        rank = next((n for n, product in enumerate(hits) if product.asin == self.goal.product.asin), 0)
-        product = hits[rank] if hits else self.goal.product
-        return Plan(query, rank, product, self.choose(product))
+        hits = [hit.document for hit in self.catalogue.index.search(query)]
+        if not hits:
+            raise NoExpertError(f"Nothing in the shop is found by the title of the goal, {self.goal.product.title!r}.")
+        own = [rank for rank, item in enumerate(hits) if self.catalogue.products[item].asin == self.goal.product.asin]
+        rank = own[0] if own else 0
+        return Plan(query, rank, hits[rank], self.choose(self.catalogue.products[hits[rank]]))
 
     def choose(self, product: Product) -> list[str]:
-        """For each option of the goal the value to click: the same one in the same group, else the first that counts."""
+        """For each option of the goal the value to click: the same in the same group, else the first that counts."""
         values = []
         for option in self.goal.wanted:
             *name, value = option

@@ -10,17 +10,18 @@ from opdlight.envs.webshop.nouns import Nouns
 from opdlight.envs.webshop.products import Product
 from opdlight.errors import MissingDependencyError
 
-COLORS = tuple(  # a text that contains one of them counts as the first that it contains
+_COLORS = (  # from WebShop, MIT License, Copyright (c) 2023 Princeton Natural Language Processing
     "alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel camo "
-    "caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry cream crystal "
-    "dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green grey heather indigo "
-    "ivory ivy khaki lavender lemon leopard light lilac lime magenta maroon mauve merlot midnight mint mocha multicolor "
-    "mushroom mustard natural navy nude olive orange peach pewter pink plum purple rainbow red rose royal rust sand "
-    "sapphire seashell silver skull slate steel stone stonewash sunflower tan taupe teal tiger turquoise violet walnut "
-    "wheat white wine yellow".split()
+    "caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry cream "
+    "crystal dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green grey "
+    "heather indigo ivory ivy khaki lavender lemon leopard light lilac lime magenta maroon mauve merlot midnight mint mocha "
+    "multicolor mushroom mustard natural navy nude olive orange peach pewter pink plum purple rainbow red rose "
+    "royal rust sand sapphire seashell silver skull slate steel stone stonewash sunflower tan taupe teal tiger turquoise violet "
+    "walnut wheat white wine yellow"
 )
+COLORS = tuple(_COLORS.split())  # a text that contains one of them counts as the first that it contains
 ALIKE = 85  # two texts match if their similarity, rounded, is above
-_NOT_ASCII = {number: None for number in range(128, 256)}
+_NOT_ASCII = dict.fromkeys(range(128, 256))
 _SEPARATOR = re.compile(r"\W")
 
 
@@ -73,8 +74,8 @@ def alike(one: str, other: str) -> bool:
 def _cleaned(text: str) -> str:
     """Thefuzz's own processing: no characters 128–255, blanks for what is no word character, lower case.
 
-    >>> _cleaned("('size', '52\\"w x 84\\"l')"), _cleaned("Café★")
-    ('size     52 w x 84 l', 'caf')
+    >>> _cleaned("('size', 'Full/Queen')"), _cleaned("Café★")
+    ('size    full queen', 'caf')
     """
     return _SEPARATOR.sub(" ", text.translate(_NOT_ASCII)).lower().strip()
 

@@ -20,8 +20,13 @@ Page = Literal["start", "results", "item", "tab", "done"]
 class Shop(Protocol):
     """What a session needs to know of a catalogue."""
 
-    products: Sequence[Product]
-    index: Index
+    @property
+    def products(self) -> Sequence[Product]:
+        """All products, by number."""
+
+    @property
+    def index(self) -> Index:
+        """The search engine, which knows products by the same numbers."""
 
 
 def parse_action(text: str) -> tuple[str, str] | None:
@@ -49,7 +54,7 @@ class Session:
         self.page: Page = "start"
         self.query = ""
         self.number = 1  # of the page of results
-        self.product: Product | None = None
+        self.item: int | None = None  # the product whose page is open, by its number
         self.tab = ""
         self.options: dict[str, str] = {}  # what was chosen, in this order
 
@@ -59,10 +64,16 @@ class Session:
         return self.shop.index.search(self.query)
 
     @property
-    def shown(self) -> list[Product]:
-        """The products on this page of results."""
+    def shown(self) -> dict[str, int]:
+        """The products on this page of results: asin in lower case → number."""
         first = (self.number - 1) * PAGE_SIZE
-        return [self.shop.products[hit.document] for hit in self.hits[first : first + PAGE_SIZE]]
+        numbers = [hit.document for hit in self.hits[first : first + PAGE_SIZE]]
+        return {self.shop.products[number].asin.lower(): number for number in numbers}
+
+    @property
+    def product(self) -> Product | None:
+        """The product whose page is open."""
+        return None if self.item is None else self.shop.products[self.item]
 
     def clickables(self) -> list[str]:
         """What can be clicked, in the order of the page; `search` is a button that does nothing."""
@@ -70,8 +81,9 @@ class Session:
             return ["search"]
         if self.page == "results":
             turn = ["< prev", "next >"] if self.number > 1 else ["next >"]
-            return ["back to search", *turn, *(product.asin.lower() for product in self.shown)]
-        if self.page == "item" and self.product:
+            return ["back to search", *turn, *self.shown]
+        if self.page == "item":
+            assert self.product is not None
             values = dict.fromkeys(value for group in self.product.options.values() for value in group)
             buttons = dict.fromkeys(["back to search", "< prev", *self.tabs, "buy now"])
             return [*(buttons | values)]
@@ -91,14 +103,14 @@ class Session:
 
     def _search(self, query: str, number: int) -> None:
         self.page, self.query, self.number = "results", query, number
-        self.product, self.options = None, {}
+        self.item, self.options = None, {}
 
     def _click(self, button: str) -> None:
         group = self._group_of(button) if self.page == "item" else None
         if group is not None:
             self.options[group] = button
         elif button == "back to search":
-            self.page, self.product, self.options = "start", None, {}
+            self.page, self.item, self.options = "start", None, {}
         elif button == "< prev" and self.page == "tab":
             self.page = "item"
         elif button in ("< prev", "next >"):
@@ -107,8 +119,7 @@ class Session:
         elif button == "buy now":
             self.page = "done"
         elif self.page == "results":
-            self.product = next(product for product in self.shown if product.asin.lower() == button)
-            self.page = "item"
+            self.page, self.item = "item", self.shown[button]
         else:
             self.page, self.tab = "tab", button
 
@@ -134,7 +145,8 @@ class Session:
         if self.page == "results":
             turn = ["< Prev", "Next >"] if self.number > 1 else ["Next >"]
             counts = f"Page {self.number} (Total results: {len(self.hits)})"
-            rows = [text for p in self.shown for text in _visible(p.asin, p.title, p.price_tag)]
+            shown = [self.shop.products[number] for number in self.shown.values()]
+            rows = [text for p in shown for text in _visible(p.asin, p.title, p.price_tag)]
             return ["Back to Search", counts, *turn, *rows]
         product = self.product
         assert product is not None
@@ -167,8 +179,8 @@ def _receipt(asin: str, options: Mapping[str, str], score: float | None) -> list
     chosen = json.dumps(options, sort_keys=True)
     for character, escaped in _UNSAFE.items():
         chosen = chosen.replace(character, escaped)
-    start = ["Thank you for shopping with us!", "Your code:", "None", "(Paste it in your MTurk interface.)", "Purchased"]
-    bought = ["asin", asin, "options", chosen, "attrs", "None", "category", "None", "query", "None"]
+    start = ["Thank you for shopping with us!", "Your code:", "None", "(Paste it in your MTurk interface.)"]
+    bought = ["Purchased", "asin", asin, "options", chosen, "attrs", "None", "category", "None", "query", "None"]
     target = ["product category", "None", "Target", "asin", "options", "attrs", "price upper", "instuction text"]
     goal = ["category", "product category", "query", "Goal", "None", "Reward"]
     return [*start, *bought, *target, *goal, "Your score (min 0.0, max 1.0)", str(score), "Reward Details", "None"]
