@@ -61,6 +61,7 @@ class ModelConfig:
     student: Node
     teachers: dict[str, str]
     dtype: Literal["float32", "bfloat16"]
+    compute_dtype: Literal["float32", "bfloat16"]
     max_model_len: PositiveInt
     learning_rate: PositiveFloat
     micro_batch_tokens: PositiveInt

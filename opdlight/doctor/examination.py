@@ -98,6 +98,7 @@ def patient_of(
         optimizer=str(cfg.optimizer.get("_target_", "")),
         learning_rate=cfg.optimizer.get("lr", cfg.model.learning_rate),
         dtype=cfg.model.dtype,
+        compute_dtype=cfg.model.compute_dtype,
         micro_batch_tokens=cfg.micro_batch_tokens,
         temperature=cfg.sampling.temperature,
         top_p=cfg.sampling.top_p,

@@ -1,5 +1,7 @@
 """Collective operations that also work in a single process."""
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TypeVar
 
 import torch
@@ -20,6 +22,18 @@ def all_gather(value: T) -> list[T]:
     found = [value] * world_size()  # all_gather_object overwrites each entry
     dist.all_gather_object(found, value)
     return found
+
+
+def share(items: Sequence[T]) -> list[T]:
+    """This rank's items: they are dealt to the ranks in turn, one by one."""
+    return list(items[rank() :: world_size()])
+
+
+def all_gather_shares(mine: Sequence[T]) -> list[T]:
+    """The items of all ranks in the order in which `share` has dealt them. Collective: every rank must call it."""
+    nothing = object()
+    rounds = zip_longest(*all_gather(list(mine)), fillvalue=nothing)
+    return [item for each in rounds for item in each if item is not nothing]  # type: ignore[misc]
 
 
 def rank() -> int:

@@ -49,7 +49,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     )
     reference = None
     if loss.needs.reference:
-        own = partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code)
+        own = partial(Teacher, dtype=cfg.model.compute_dtype, trust_remote_code=cfg.model.trust_remote_code)
         reference = Teachers(dict.fromkeys(mixture.teachers, cfg.model.student.model), student, own)
 
     def collector() -> Collector:

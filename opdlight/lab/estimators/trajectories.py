@@ -53,7 +53,7 @@ def measure_tasks(cfg: DictConfig, losses: Mapping[str, Loss]) -> list[Real]:
     teachers = Teachers(
         mixture.teachers,
         student,
-        partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code),
+        partial(Teacher, dtype=cfg.model.compute_dtype, trust_remote_code=cfg.model.trust_remote_code),
     )
     trajectories = roll_out(cfg, mixture, student)
     collate = Collate(
