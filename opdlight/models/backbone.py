@@ -24,7 +24,7 @@ def divide(root: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, *, offload
     Args:
         root: the module whose `forward` runs the model.
         model: inside `root`.
-        mesh: of one dimension.
+        mesh: of one dimension; or of two, along the first of which the shares are repeated (HSDP).
         offload: each rank's share is in the CPU's memory while it is not used.
     """
     policy = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
