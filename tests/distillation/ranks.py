@@ -42,7 +42,7 @@ def _rank(rank: int, each: int, port: int, log: str, work: Callable[..., None], 
     torch.set_num_threads(1)
     try:
         work(rank, *arguments)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  the process ends anyway
         traceback.print_exc()
         sys.stdout.flush()
         os._exit(1)  # the others are not waited for

@@ -22,7 +22,9 @@ from tests.distillation.one_update import fit, parts
 from tests.distillation.ranks import run_ranks
 
 
-def trained(folders: tuple[str, str], folder: Path, resume: Path | None = None, **settings: Any) -> OnPolicyDistillation:
+def trained(
+    folders: tuple[str, str], folder: Path, resume: Path | None = None, **settings: Any
+) -> OnPolicyDistillation:
     """Three updates by AdamW, a checkpoint before each; the student is saved at the end."""
     module, data, _ = parts(
         folders, answer=lambda prompt: [7 + sum(prompt) % 90] * (1 + sum(prompt) % 5) + [2], micro_batch_tokens=60
