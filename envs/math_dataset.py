@@ -66,9 +66,10 @@ class MathDatasetEnv(QuestionEnv):
         held_out: Mapping[str, Any] | None = None,
         instruction: str = INSTRUCTION,
         answer_format: AnswerFormat = "boxed",
+        prompt_template: str | None = None,
     ) -> None:
         """Load the rows, once per process, and check the columns."""
-        super().__init__(instruction, answer_format)
+        super().__init__(instruction, answer_format, prompt_template)
         if path is None and not (held_out or {}).get("path"):
             raise ConfigError.wrong("path", expected="a file or the name of a data set (or `held_out.path`)", got=None)
         own = None if path is None else Source("path", path, split, subset, question, answer)

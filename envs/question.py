@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from opdlight.envs.arithmetic import as_decimal
 from opdlight.envs.base import TextEnv, after_thinking
 from opdlight.envs.grading import Verdict
+from opdlight.envs.templates import PromptTemplate
 from opdlight.errors import ConfigError
 
 INSTRUCTION = r"Put your final answer in \boxed{}."
@@ -71,14 +72,25 @@ def extract_answer(text: str, answer_format: AnswerFormat = "boxed") -> str | No
 
 
 class QuestionEnv(TextEnv):
-    """An episode of one question and one answer. Subclasses pose the question of a seed and judge the answer."""
+    """An episode of one question and one answer. Subclasses pose the question of a seed and judge the answer.
 
-    def __init__(self, instruction: str, answer_format: AnswerFormat) -> None:
+    Args:
+        instruction: text below the question; empty for none.
+        answer_format: where the answer is looked for.
+        prompt_template: a file with the words around the question (`envs/templates.py`); its slots are `question` and
+            `instruction`. None: the question, and the instruction on the next line.
+    """
+
+    def __init__(self, instruction: str, answer_format: AnswerFormat, prompt_template: str | None = None) -> None:
         super().__init__()
         if answer_format not in get_args(AnswerFormat):
             raise ConfigError.wrong("answer_format", expected=f"one of {get_args(AnswerFormat)}", got=answer_format)
         self.instruction = instruction
         self.answer_format: AnswerFormat = answer_format
+        self._template = None
+        if prompt_template is not None:
+            example = {"question": "What is 1 + 1?", "instruction": instruction}
+            self._template = PromptTemplate.read(prompt_template, [example], required=["question"])
 
     @abstractmethod
     def pose(self, seed: int) -> str:
@@ -89,9 +101,11 @@ class QuestionEnv(TextEnv):
         """Grade an answer that was extracted from a completion."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """The question of `seed`, followed by the instruction."""
+        """The question of `seed`, followed by the instruction; with a template, both where it puts them."""
         super().reset(seed=seed)
         question = self.pose(int(self.np_random.integers(10**9)) if seed is None else seed)
+        if self._template is not None:
+            return self._template.render(question=question, instruction=self.instruction), {}
         return (f"{question}\n{self.instruction}" if self.instruction else question), {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:

@@ -69,7 +69,7 @@ class TokenBatch:
     sampled_logprobs: Tensor  # [N] engine log-probs, float32
     turn_index: Tensor  # [N] turn within the trajectory, from 0
     token_position: Tensor  # [N] number of student tokens before it in the trajectory
-    trajectory_index: Tensor  # [N] trajectory within this batch; a trajectory never spans two batches
+    trajectory_index: Tensor  # [N] trajectory within this batch, which has all of it if the loss needs it whole
     task_index: Tensor  # [N] index into `tasks`
     group_advantage: (
         Tensor  # [N] (R − mean)/std of the trajectory's reward within its group, float32; 0 if all are equal
@@ -79,11 +79,17 @@ class TokenBatch:
     rollout_logprobs: Tensor | None = (
         None  # [N] log π(y) of the student that rolled out; None if it has not been updated since
     )
+    packed: bool = False  # models run the B rows as one row without padding, in which each attends to itself only
 
     @property
     def num_tokens(self) -> int:
         """N, the loss positions of this micro-batch."""
         return self.target_ids.numel()
+
+    @property
+    def model_tokens(self) -> int:
+        """Tokens that a model runs for this micro-batch: B·T with the padding, or those of the rows if `packed`."""
+        return int(self.attention_mask.sum()) if self.packed else self.input_ids.numel()
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on `device`."""

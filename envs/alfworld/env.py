@@ -10,8 +10,9 @@ from opdlight.envs.alfworld.experts import EXPERTS, Expert
 from opdlight.envs.alfworld.game import NOTHING_HAPPENS, Game, Play
 from opdlight.envs.alfworld.generator import Design, generate, possible_rooms
 from opdlight.envs.alfworld.originals import SPLITS, find_games, read_game
-from opdlight.envs.alfworld.prompts import BANNER, CONVERSATION, paper_prompt
+from opdlight.envs.alfworld.prompts import BANNER, CONVERSATION, EXAMPLES, PAPER, REQUIRED, Step
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, read_action, unknown_name
+from opdlight.envs.templates import PromptTemplate
 from opdlight.errors import ConfigError
 
 
@@ -23,7 +24,10 @@ class ALFWorldEnv(TextEnv):
     source="original": the benchmark's games below $ALFWORLD_DATA, in order of the seed and again: training seeds play
     those of `split`, held-out seeds those of `held_out_split`.
     prompt="conversation": the system prompt says how to act, then every observation is the game's plain feedback.
-    prompt="paper": every observation is a complete prompt with task, last two steps and admissible actions.
+    prompt="paper": every observation is a complete prompt with task, last two steps and admissible actions, in words of
+    ours or, for a teacher that was trained on other ones, in those of the file `prompt_template` (`envs/templates.py`).
+    Its slots: `task`; `history`, all steps so far, each with `number`, `observation` and `action`; `observation`;
+    `admissible_actions`, a list.
     The reward is 1 when the task is solved. An action that cannot be read or carried out costs a step.
     """
 
@@ -39,6 +43,7 @@ class ALFWorldEnv(TextEnv):
         prompt: Literal["conversation", "paper"] = "conversation",
         expert: Literal["explorer", "planner", "handcoded"] = "explorer",
         max_turns: PositiveInt = 30,
+        prompt_template: str | None = None,
     ) -> None:
         super().__init__()
         wheel.require()
@@ -64,6 +69,11 @@ class ALFWorldEnv(TextEnv):
             self.training_episodes, self.held_out_episodes = train, held_out
         self.expert = expert
         self.max_turns = max_turns
+        if prompt_template is not None and prompt != "paper":
+            raise ConfigError.wrong("prompt", expected="'paper' beside `prompt_template`", got=prompt)
+        self._template = (
+            PAPER if prompt_template is None else PromptTemplate.read(prompt_template, EXAMPLES, required=REQUIRED)
+        )
         self.fresh_prompt = prompt == "paper"
         self.system_prompt = None if self.fresh_prompt else CONVERSATION
 
@@ -74,7 +84,7 @@ class ALFWorldEnv(TextEnv):
             seed = int(self.np_random.integers(2**31))
         self._play = Play(_game(self.design, self._split(seed), seed))
         self._expert: Expert = EXPERTS[self.expert](self._play)
-        self._history: list[tuple[str, str]] = []  # (observation, action)
+        self._history: list[Step] = []
         self._observation = self._play.introduction.removeprefix(BANNER)
         return self._shown(), {"admissible_commands": self._play.admissible, "metrics": {}}
 
@@ -86,7 +96,7 @@ class ALFWorldEnv(TextEnv):
         if command is not None:
             feedback = self._play.step(command)
             self._expert.observe(command, feedback)
-        self._history.append((self._observation, command or ""))
+        self._history.append(Step(len(self._history) + 1, self._observation, command or ""))
         self._observation = feedback
         won = self._play.won
         truncated = not won and len(self._history) >= self.max_turns
@@ -113,7 +123,12 @@ class ALFWorldEnv(TextEnv):
     def _shown(self) -> str:
         if not self.fresh_prompt:
             return self._observation
-        return paper_prompt(self._play.game.goal, self._history, self._observation, self._play.admissible)
+        return self._template.render(
+            task=self._play.game.goal,
+            history=self._history,
+            observation=self._observation,
+            admissible_actions=self._play.admissible,
+        )
 
 
 def _design(

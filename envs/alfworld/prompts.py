@@ -1,31 +1,48 @@
 """What the language model reads and how its answer is understood."""
 
-from collections.abc import Sequence
+from typing import NamedTuple
+
+from opdlight.envs.templates import PromptTemplate
 
 CONVERSATION = (
     "Solve the task in this room. Answer with one action: go to X, open X, close X, take O from X, move O to X, use O, "
     "clean O with X, heat O with X, cool O with X, examine O, inventory or look."
 )
-HISTORY = 2  # past steps that the paper's prompt shows
 BANNER = "-= Welcome to TextWorld, ALFRED! =-\n\n"
+REQUIRED = ("observation",)
 
 
-def paper_prompt(goal: str, history: Sequence[tuple[str, str]], observation: str, admissible: Sequence[str]) -> str:
-    """One turn as a complete prompt: the task, the last observation–action pairs, what is seen, what can be done."""
-    past = "".join(
-        f"[Observation {n}: '{seen}', Action {n}: '{action}']\n"
-        for n, (seen, action) in list(enumerate(history, start=1))[-HISTORY:]
-    )
-    steps = (
-        f"You have taken {len(history)} steps so far. The last {min(HISTORY, len(history))} were:\n{past}"
-        if past
-        else ""
-    )
-    choices = ",\n".join(f"'{command}'" for command in admissible)
-    return (
-        f"You are an expert agent in the ALFRED embodied environment. Your task is to: {goal}.\n{steps}"
-        f"You are now at step {len(history) + 1}. Your current observation is: {observation}\n"
-        f"Your admissible actions are:\n[{choices}]\n\n"
-        "First reason step by step about the situation, within <think> </think> tags. "
-        "Then choose one admissible action and write it within <action> </action> tags."
-    )
+class Step(NamedTuple):
+    """A past step, as a template sees it in the slot `history`."""
+
+    number: int  # from 1
+    observation: str
+    action: str  # as it was read; empty where the answer held none
+
+
+LATER = {
+    "task": "examine the mug with the desklamp",
+    "history": [Step(1, "You see a desk 1.", "go to desk 1"), Step(2, "On the desk 1, you see a mug 1.", "look")],
+    "observation": "Nothing happens.",
+    "admissible_actions": ["look", "take mug 1 from desk 1"],
+}
+EXAMPLES = ({**LATER, "history": []}, LATER)  # the slots of a template, in the first turn and in the third
+# one turn as a complete prompt: the task, the last two steps, what is seen, what can be done
+PAPER = PromptTemplate(
+    r"""
+You are an expert agent in the ALFRED embodied environment. Your task is to: {{ task }}.
+{% if history %}
+You have taken {{ history | length }} steps so far. The last {{ history[-2:] | length }} were:
+{% for step in history[-2:] %}
+[Observation {{ step.number }}: '{{ step.observation }}', Action {{ step.number }}: '{{ step.action }}']
+{% endfor %}
+{% endif %}
+You are now at step {{ history | length + 1 }}. Your current observation is: {{ observation }}
+Your admissible actions are:
+['{{ admissible_actions | join("',\n'") }}']
+
+First reason step by step about the situation, within <think> </think> tags. Then choose one admissible action and write it within <action> </action> tags.
+""".removeprefix("\n"),  # noqa: E501
+    EXAMPLES,
+    required=REQUIRED,
+)

@@ -1,94 +1,111 @@
-"""Trajectories → micro-batches of tokens: the one place that shifts, masks, pads and flattens."""
+"""Trajectories → micro-batches of tokens: the one place that pads and flattens."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from opdlight.batch.rows import Row, TrajectoryRows, rows_of
 from opdlight.batch.split import with_global_tokens
 from opdlight.types import SharedVocabulary, TokenBatch, Trajectory
 
 PAD_ID = 0  # arbitrary: padding is never attended to and never a loss position
 
 
+class PlacedRow(NamedTuple):
+    """A row of an update."""
+
+    row: Row
+    task: int  # index into `Collate.tasks`
+    trajectory: int  # number of its trajectory in the update
+    advantage: float  # of its trajectory within its group
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows that stay in one micro-batch: those of one trajectory, or a single one."""
+
+    rows: list[PlacedRow]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(len(placed.row.ids) for placed in self.rows)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(len(placed.row.ids) for placed in self.rows)
+
+    @property
+    def loss_tokens(self) -> int:
+        """Loss positions of all rows."""
+        return sum(len(placed.row.cols) for placed in self.rows)
+
+
 @dataclass(slots=True)
-class _Row:
-    """One training row; the lists `cols` … `positions` have one entry for each of its loss positions."""
+class MicroBatch:
+    """The pieces of a micro-batch, the one with the longest row first."""
 
-    ids: list[int]
-    advantage: float = 0.0
-    cols: list[int] = field(default_factory=list)
-    targets: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    turns: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
+    pieces: list[Piece]
+    width: int  # of the longest row
+    rows: int = field(init=False)
+    tokens: int = field(init=False)
 
+    def __post_init__(self) -> None:
+        self.rows, self.tokens = sum(len(p.rows) for p in self.pieces), sum(p.tokens for p in self.pieces)
 
-def _rows(trajectory: Trajectory, loss_mask: Callable[[list[int]], list[bool]], shared: SharedVocabulary) -> list[_Row]:
-    """Merge turns into rows: a prompt that starts with all tokens of the last row extends it, any other begins one."""
-    rows: list[_Row] = []
-    produced = 0
-    for number, turn in enumerate(trajectory.turns):
-        if not turn.prompt_ids:
-            raise ValueError("Expected `Turn.prompt_ids` to hold at least one token, but got none.")
-        if rows and turn.prompt_ids[: len(rows[-1].ids)] == rows[-1].ids:
-            row = rows[-1]
-            row.ids = list(turn.prompt_ids)
-        else:
-            row = _Row(ids=list(turn.prompt_ids))
-            rows.append(row)
-        keep = loss_mask(turn.completion_ids)
-        for i, (token, logprob) in enumerate(zip(turn.completion_ids, turn.sampled_logprobs, strict=True)):
-            if keep[i] and token in shared:
-                row.cols.append(len(row.ids) + i - 1)  # the shift: this hidden state predicts `token`
-                row.targets.append(token)
-                row.logprobs.append(logprob)
-                row.turns.append(number)
-                row.positions.append(produced + i)
-        produced += len(turn.completion_ids)
-        row.ids.extend(turn.completion_ids)
-    return rows
+    def add(self, piece: Piece) -> None:
+        """Take one more piece."""
+        self.pieces.append(piece)
+        self.rows += len(piece.rows)
+        self.tokens += piece.tokens
 
 
-def count_splits(trajectory: Trajectory) -> int:
-    """The number of extra training rows of a trajectory, one for each time that its rendered history was rewritten."""
-    return max(len(_rows(trajectory, lambda ids: [True] * len(ids), SharedVocabulary(1 << 62))) - 1, 0)
-
-
-def _batch(trajectories: list[tuple[int, list[_Row]]], tasks: tuple[str, ...]) -> TokenBatch:
-    rows = [(task, trajectory, row) for trajectory, (task, rs) in enumerate(trajectories) for row in rs]
-    longest = max(len(row.ids) for _, _, row in rows)
-    input_ids = torch.full((len(rows), longest), PAD_ID, dtype=torch.long)
-    attention_mask = torch.zeros((len(rows), longest), dtype=torch.bool)
-    for b, (_, _, row) in enumerate(rows):
-        input_ids[b, : len(row.ids)] = torch.tensor(row.ids)
+def _batch(placed: Sequence[PlacedRow], tasks: tuple[str, ...], *, packed: bool) -> TokenBatch:
+    longest = max(len(p.row.ids) for p in placed)
+    input_ids = torch.full((len(placed), longest), PAD_ID, dtype=torch.long)
+    attention_mask = torch.zeros((len(placed), longest), dtype=torch.bool)
+    for b, (row, *_) in enumerate(placed):
+        input_ids[b, : len(row.ids)] = torch.from_numpy(row.ids)
         attention_mask[b, : len(row.ids)] = True
-    positions = torch.arange(longest).expand(len(rows), -1)
+    positions = torch.arange(longest).expand(len(placed), -1)
+    counts = torch.tensor([len(p.row.cols) for p in placed])
+    number: dict[int, int] = {}
+    trajectories = [number.setdefault(p.trajectory, len(number)) for p in placed]
 
-    def flat(values: Callable[[int, int, int, _Row], list[int] | list[float]], dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor([v for b, (k, j, r) in enumerate(rows) for v in values(b, k, j, r)], dtype=dtype)
+    def flat(values: Callable[[Row], npt.NDArray[np.generic]], dtype: torch.dtype = torch.long) -> Tensor:
+        return torch.from_numpy(np.concatenate([values(p.row) for p in placed])).to(dtype)
+
+    def repeated(values: Sequence[float], dtype: torch.dtype = torch.long) -> Tensor:
+        return torch.tensor(values, dtype=dtype).repeat_interleave(counts)
 
     return TokenBatch(
         input_ids=input_ids,
         attention_mask=attention_mask,
         position_ids=positions * attention_mask,
-        row_index=flat(lambda b, k, j, r: [b] * len(r.cols), torch.long),
-        col_index=flat(lambda b, k, j, r: r.cols, torch.long),
-        target_ids=flat(lambda b, k, j, r: r.targets, torch.long),
-        sampled_logprobs=flat(lambda b, k, j, r: r.logprobs, torch.float32),
-        turn_index=flat(lambda b, k, j, r: r.turns, torch.long),
-        token_position=flat(lambda b, k, j, r: r.positions, torch.long),
-        trajectory_index=flat(lambda b, k, j, r: [j] * len(r.cols), torch.long),
-        task_index=flat(lambda b, k, j, r: [k] * len(r.cols), torch.long),
-        group_advantage=flat(lambda b, k, j, r: [r.advantage] * len(r.cols), torch.float32),
+        row_index=repeated(range(len(placed))),
+        col_index=flat(lambda row: row.cols),
+        target_ids=flat(lambda row: row.targets),
+        sampled_logprobs=flat(lambda row: row.logprobs, torch.float32),
+        turn_index=flat(lambda row: row.turns),
+        token_position=flat(lambda row: row.positions),
+        trajectory_index=repeated(trajectories),
+        task_index=repeated([p.task for p in placed]),
+        group_advantage=repeated([p.advantage for p in placed], torch.float32),
         tasks=tasks,
         global_tokens=0,
+        packed=packed,
     )
 
 
-def group_advantages(trajectories: Sequence[Trajectory]) -> list[float]:
+def group_advantages(trajectories: Sequence[Trajectory | TrajectoryRows]) -> list[float]:
     """(R − mean)/std of each trajectory's reward R within its task and group; 0 where all rewards are equal.
 
     std is the population standard deviation, so the advantage is 0 in a group of one.
@@ -116,41 +133,74 @@ def count_unshared(trajectories: Sequence[Trajectory], shared: SharedVocabulary)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collate:
-    """Splits trajectories into micro-batches of at most `micro_batch_tokens` padded tokens, of similar lengths each.
+    """Splits trajectories into micro-batches of at most `micro_batch_tokens` tokens, of similar lengths each.
 
-    Rows without a loss position (empty completion, all tokens masked) are left out. A trajectory is never split between
-    micro-batches, so that a loss can sum along it; one that exceeds the budget is a micro-batch by itself. The
-    `global_tokens` of every micro-batch is the number of loss positions of all of them.
+    Rows without a loss position (empty completion, all tokens masked) are left out. A row is never cut: one that is
+    longer than `micro_batch_tokens` is a micro-batch by itself, and so is a longer trajectory that has to stay whole.
+    The `global_tokens` of every micro-batch is the number of loss positions of all of them.
+
+    Args:
+        tasks: names, in the order of `TokenBatch.task_index`.
+        shared: other tokens carry no loss.
+        micro_batch_tokens: most tokens of a micro-batch, padding included unless `packed`.
+        loss_mask: completion ids [C] → which of them are trained on [C].
+        whole_trajectories: keep the rows of a trajectory in one micro-batch, so that a loss can sum along it
+            (`Needs.whole_trajectories`).
+        packed: micro-batches for models that run their rows as one, without padding.
     """
 
     tasks: tuple[str, ...]
-    shared: SharedVocabulary  # other tokens carry no loss
+    shared: SharedVocabulary
     micro_batch_tokens: int = 8192
-    loss_mask: Callable[[list[int]], list[bool]] = keep_all  # completion ids [C] → which of them are trained on [C]
+    loss_mask: Callable[[list[int]], list[bool]] = keep_all
+    whole_trajectories: bool = True
+    packed: bool = False
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[TokenBatch]:
         """Micro-batches, those with the longest rows first, so that running out of memory shows early; may be empty."""
-        pieces: list[tuple[int, list[_Row]]] = []
-        for trajectory, advantage in zip(trajectories, group_advantages(trajectories), strict=True):
-            rows = [r for r in _rows(trajectory, self.loss_mask, self.shared) if r.cols]
-            for row in rows:
-                row.advantage = advantage
-            if rows:
-                pieces.append((self.tasks.index(trajectory.task), rows))
-        pieces.sort(key=lambda piece: max(len(r.ids) for r in piece[1]), reverse=True)
+        pieces = self.pieces([self.rows(trajectory) for trajectory in trajectories])
+        return with_global_tokens([self.batch(found) for found in self.micro_batches(pieces)])
 
-        groups: list[list[tuple[int, list[_Row]]]] = []
-        rows_in_group, width = 0, 0
+    def rows(self, trajectory: Trajectory) -> TrajectoryRows:
+        """The rows of a trajectory that have a loss position."""
+        rows = [row for row in rows_of(trajectory, self.loss_mask, self.shared) if len(row.cols)]
+        return TrajectoryRows(task=trajectory.task, group=trajectory.group, reward=trajectory.reward, rows=rows)
+
+    def pieces(self, trajectories: Sequence[TrajectoryRows]) -> list[Piece]:
+        """What may go to different micro-batches, the longest rows first.
+
+        Args:
+            trajectories: of an update, whole groups.
+        """
+        pieces: list[Piece] = []
+        for number, (t, advantage) in enumerate(zip(trajectories, group_advantages(trajectories), strict=True)):
+            rows = [PlacedRow(row, self.tasks.index(t.task), number, advantage) for row in t.rows]
+            if self.whole_trajectories:
+                pieces += [Piece(rows)] if rows else []
+            else:
+                pieces += [Piece([row]) for row in rows]
+        return sorted(pieces, key=lambda piece: piece.longest, reverse=True)
+
+    def micro_batches(self, pieces: Sequence[Piece]) -> list[MicroBatch]:
+        """Put each of the `pieces`, longest first, into the first micro-batch that has room for it."""
+        found: list[MicroBatch] = []
         for piece in pieces:
-            if groups and (rows_in_group + len(piece[1])) * width <= self.micro_batch_tokens:
-                groups[-1].append(piece)
-                rows_in_group += len(piece[1])
-            else:  # sorted by length: the first piece of a group determines its padded width
-                groups.append([piece])
-                rows_in_group, width = len(piece[1]), max(len(r.ids) for r in piece[1])
-        return with_global_tokens([_batch(group, self.tasks) for group in groups])
+            for batch in found:
+                tokens = batch.tokens + piece.tokens if self.packed else (batch.rows + len(piece.rows)) * batch.width
+                if tokens <= self.micro_batch_tokens:
+                    batch.add(piece)
+                    break
+            else:
+                found.append(MicroBatch([piece], piece.longest))
+        return found
 
+    def batch(self, found: MicroBatch) -> TokenBatch:
+        """The tensors of a micro-batch; its `global_tokens` are not known yet."""
+        return _batch([row for piece in found.pieces for row in piece.rows], self.tasks, packed=self.packed)
 
-def without_tokens(tasks: tuple[str, ...]) -> TokenBatch:
-    """A micro-batch without loss positions, for a rank with fewer micro-batches than others: collectives must match."""
-    return with_global_tokens([_batch([(0, [_Row(ids=[PAD_ID])])], tasks)], 0)[0]
+    def without_tokens(self) -> TokenBatch:
+        """A micro-batch without loss positions, for a rank with fewer of them than others: collectives must match."""
+        nothing = np.zeros(0, np.int32)
+        row = Row(ids=np.full(1, PAD_ID, np.int32), cols=nothing, logprobs=np.zeros(0, np.float32), turns=nothing,
+                  positions=nothing)  # fmt: skip
+        return _batch([PlacedRow(row, 0, 0, 0.0)], self.tasks, packed=self.packed)

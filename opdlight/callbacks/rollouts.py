@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from opdlight.batch.collate import count_splits
+from opdlight.batch.rows import count_splits
 from opdlight.bounds import PositiveInt
 from opdlight.data.requests import OnPolicyData
 from opdlight.metrics.tokens import repetition_rate

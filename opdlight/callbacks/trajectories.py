@@ -163,16 +163,14 @@ def probe_all(module: OnPolicyDistillation, trajectory: Trajectory) -> ProbeResu
     """
     if trajectory.task not in module.teachers.teacher_of:
         return None
-    batches = replace(module.collate, loss_mask=keep_all)([trajectory])
-    if not batches:
-        return None
-    request = replace(
-        module.score_request(),
-        needs=Needs(),
-        probe_at=torch.arange(batches[0].num_tokens),
-        probe_k=module.probe.k,
-    )
-    return module.scorer.score(batches[0].to(module.device), request).probe
+    request = replace(module.score_request(), needs=Needs(), probe_k=module.probe.k)
+    found = []
+    for batch in replace(module.collate, loss_mask=keep_all, whole_trajectories=False)([trajectory]):
+        every = replace(request, probe_at=torch.arange(batch.num_tokens))
+        probe = module.scorer.score(batch.to(module.device), every).probe
+        assert probe is not None
+        found.append(probe)
+    return ProbeResult.join(found) if found else None
 
 
 def _short(value: float) -> float | None:

@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from opdlight.batch.collate import Collate, count_unshared
 from opdlight.batch.ranks import over_ranks
-from opdlight.batch.split import in_parts
 from opdlight.data.requests import Batches, OnPolicyData
 from opdlight.distillation.evaluations import Evaluations
 from opdlight.distillation.guards import NotFinite
@@ -84,7 +83,8 @@ class OnPolicyDistillation(L.LightningModule):
         self.probe, self.mini_batches, self.teacher_placement = probe or Probe(), mini_batches, teacher_placement
         self.updates = 0  # the student's version: how often its weights have changed
         self.not_finite = NotFinite(max_not_finite)
-        self.out_of_memory = OutOfMemory(self.collate.micro_batch_tokens, self.print)
+        whole = loss.needs.whole_trajectories
+        self.out_of_memory = OutOfMemory(self.collate.micro_batch_tokens, self.print, whole_trajectories=whole)
         self.evaluations, self.held_out = Evaluations(), HeldOutOutcomes()
 
     def configure_model(self) -> None:
@@ -118,6 +118,7 @@ class OnPolicyDistillation(L.LightningModule):
             probes=probes,
             trajectories=trajectories,
             loss_tokens=sum(batches[0].global_tokens for batches in updates if batches),
+            rank_tokens=all_gather(sum(batch.model_tokens for update in learnt for batch in update.batches)),
             shares=[[b.num_tokens / b.global_tokens for b in update.batches] for update in learnt],
             version=version,
             not_finite=self.not_finite.count - not_finite,
@@ -141,9 +142,11 @@ class OnPolicyDistillation(L.LightningModule):
 
     def flatten(self, trajectories: Sequence[Trajectory]) -> list[list[TokenBatch]]:
         """② The micro-batches of each update, as many on every rank; `global_tokens` are the loss positions of all."""
-        collate = replace(self.collate, micro_batch_tokens=self.out_of_memory.budget)
-        parts = in_parts(trajectories, self.mini_batches)
-        updates = [[b.to(self.device) for b in over_ranks(collate(part), collate.tasks)] for part in parts]
+        budget, whole = self.out_of_memory.budget, self.loss.needs.whole_trajectories
+        collate = replace(self.collate, micro_batch_tokens=budget, whole_trajectories=whole)
+        with self.timer("flatten"):  # contains the wait for the slowest rollout
+            found = over_ranks(trajectories, collate, self.mini_batches)
+            updates = [[batch.to(self.device) for batch in batches] for batches in found]
         if self.loss.needs.sampled:  # later updates compare the student with what it was when it rolled out
             updates[1:] = [[self.with_rollout_logprobs(b) for b in batches] for batches in updates[1:]]
         return updates

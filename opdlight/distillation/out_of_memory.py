@@ -21,12 +21,13 @@ class OutOfMemory:
     """Repeats what ran out of memory, with micro-batches of half the size; they stay that small.
 
     Args:
-        budget: padded tokens of one micro-batch.
+        budget: tokens of one micro-batch.
         say: tells the user.
+        whole_trajectories: the loss needs the rows of a trajectory together.
     """
 
-    def __init__(self, budget: int, say: Callable[[str], None]) -> None:
-        self.budget, self.say = budget, say
+    def __init__(self, budget: int, say: Callable[[str], None], *, whole_trajectories: bool) -> None:
+        self.budget, self.say, self.whole_trajectories = budget, say, whole_trajectories
         self.count = 0  # how often the budget was halved
 
     def run(
@@ -45,7 +46,7 @@ class OutOfMemory:
 
         Raises:
             RuntimeError: with several processes, where the others are in the middle of theirs.
-            TrainingError: if a micro-batch is a single trajectory already.
+            TrainingError: if no micro-batch can be split.
         """
         while True:
             try:
@@ -59,7 +60,7 @@ class OutOfMemory:
             forget()  # only here, after the handler, the tensors are free that the error held
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
-            batches, self.budget = halved(batches, self.budget)
+            batches, self.budget = halved(batches, self.budget, whole_trajectories=self.whole_trajectories)
             self.count += 1
             self.say(f"out of memory: micro_batch_tokens is {self.budget} from now on")
 

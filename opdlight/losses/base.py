@@ -62,6 +62,9 @@ class Needs:
             `batch.sampled_logprobs`.
         group_advantage: the loss reads the environment's reward against that of the same group:
             `batch.group_advantage`.
+        whole_trajectories: the loss of a token depends on other rows of its trajectory, as a discounted return does: a
+            micro-batch has all of them. False lets the rows of a long trajectory go to different micro-batches and
+            ranks.
 
     Raises:
         ValueError: if `support` is no `SupportKind`; its values as strings are taken, too.
@@ -77,6 +80,7 @@ class Needs:
     reference: bool = False
     engine_logprobs: bool = False
     group_advantage: bool = False
+    whole_trajectories: bool = True
 
     def __post_init__(self) -> None:
         if self.support is not None:

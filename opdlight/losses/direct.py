@@ -48,7 +48,7 @@ class DirectEstimate:
     @property
     def needs(self) -> Needs:
         """The sampled token's log-probs of both models."""
-        return Needs(sampled=True)
+        return Needs(sampled=True, whole_trajectories=False)
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
         """ℓ [N] in nats; the gradient goes through the student's log-prob alone."""

@@ -123,6 +123,7 @@ class SupportMatching:
             nucleus=1.0 if self.nucleus is None else self.nucleus,
             normaliser=self.outside != "renormalise",
             sampled=self.outside == "sampled_tail",
+            whole_trajectories=False,
         )
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:

@@ -159,6 +159,7 @@ class SampledToken:
             reference=self.extrapolation != 1.0,
             group_advantage=self.reward_weight > 0,
             top_p=self.policy == "top_p",
+            whole_trajectories=self.gamma > 0,
         )
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:

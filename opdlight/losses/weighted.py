@@ -41,7 +41,9 @@ class EntropyAware:
     @property
     def needs(self) -> Needs:
         """Sampled token, teacher's top-K, normaliser and the teacher's entropy."""
-        return Needs(support=SupportKind.TEACHER_TOP_K, k=self.k, normaliser=True, sampled=True, teacher_entropy=True)
+        return replace(
+            self.sampled.needs, support=SupportKind.TEACHER_TOP_K, k=self.k, normaliser=True, teacher_entropy=True
+        )
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
         """ℓ [N] in nats."""
@@ -98,8 +100,8 @@ class TurnWeighted(_Around):
 
     @property
     def needs(self) -> Needs:
-        """What ℓ needs, and the sampled token's log-probs."""
-        return replace(self.loss.needs, sampled=True)
+        """What ℓ needs, the sampled token's log-probs, and the first turn of a trajectory beside its others."""
+        return replace(self.loss.needs, sampled=True, whole_trajectories=True)
 
     def __call__(self, scores: SupportScores, batch: TokenBatch) -> Tensor:
         """W ℓ [N] in nats; W is detached."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -11,12 +11,10 @@ from opdlight.rollout.collector import Collector
 from opdlight.rollout.engines.base import Sampling
 from opdlight.rollout.prefetch import Prefetch
 from opdlight.system.console import progress
-from opdlight.system.distributed import all_gather, rank, world_size
+from opdlight.system.distributed import all_gather, all_gather_shares, share, world_size
 from opdlight.system.preemption import Preemption
 from opdlight.system.timer import Timer
 from opdlight.types import RolloutRequest, Status, Trajectory, Turn
-
-OfGroup = TypeVar("OfGroup", RolloutRequest, Trajectory)
 
 
 class Policy(Protocol):
@@ -28,6 +26,10 @@ class Policy(Protocol):
 
 class RolloutSource:
     """Rolls out this rank's share of each step. One rule for the weights: they are published before any rollout.
+
+    The trajectories of a step are dealt to the ranks one by one, not by groups: no rank is idle where there are fewer
+    groups than ranks, and the lengths, which are alike within a group, are spread. The price is that each rank that
+    plays an episode prefills its first prompt.
 
     Args:
         collector: makes environments × engine, when the first trajectory or `start` asks for it: with several
@@ -141,27 +143,19 @@ class RolloutSource:
         self.preemption.rollout_lost = lost
         if lost:
             return {}
-        found = [_plain(t) for part in all_gather(self.prefetch.peek()) for t in part]
-        return {"step": self.prefetch.step, "prefetched": found}
+        found = all_gather_shares(self.prefetch.peek())
+        return {"step": self.prefetch.step, "prefetched": [_plain(trajectory) for trajectory in found]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take this rank's share of what was rolled out before; without `staleness` it is rolled out again."""
         if self.staleness and "prefetched" in state:
-            found = sorted(map(_trajectory, state["prefetched"]), key=lambda t: t.group)  # as the requests were dealt
-            self.prefetch.put(state["step"], share(found))
+            self.prefetch.put(state["step"], [_trajectory(plain) for plain in share(state["prefetched"])])
 
     def _roll_out(self, requests: Sequence[RolloutRequest], sampling: Sampling, seed: int) -> list[Trajectory]:
         return self.collector.collect(requests, sampling, sampling_seed=seed, progress=self.on_progress)
 
     def _window(self, *, rolling_out: bool) -> AbstractContextManager[None]:
         return self.preemption.window(rolling_out=rolling_out, alone=world_size() == 1)
-
-
-def share(batch: Sequence[OfGroup]) -> list[OfGroup]:
-    """This rank's share of requests or trajectories: whole groups, dealt in turn."""
-    groups = list(dict.fromkeys((r.task, r.group) for r in batch))
-    mine = set(groups[rank() :: world_size()])
-    return [r for r in batch if (r.task, r.group) in mine]
 
 
 def _plain(trajectory: Trajectory) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opdlight.batch.collate import Collate, count_splits, count_unshared, group_advantages
+from opdlight.batch.collate import Collate, count_unshared, group_advantages
+from opdlight.batch.rows import count_splits
 from opdlight.types import SharedVocabulary, Status, Trajectory, Turn
 
 
@@ -112,9 +113,38 @@ def test_micro_batches_keep_the_budget_share_the_count_and_never_cut_a_trajector
     assert sorted(one[0].task_index.tolist()) == sorted(int(i) for b in batches for i in b.task_index)
 
 
-def test_a_trajectory_over_the_budget_is_a_micro_batch_by_itself() -> None:
-    batches = collate(micro_batch_tokens=8)([trajectory(turn([1] * 20, [7])), trajectory(turn([1], [7]))])
-    assert [b.input_ids.shape for b in batches] == [torch.Size([1, 21]), torch.Size([1, 2])]
+def test_a_row_over_the_budget_is_a_micro_batch_by_itself() -> None:
+    made = [trajectory(turn([1] * 20, [7])), trajectory(turn([1], [7]))]
+    for whole in (True, False):
+        batches = collate(micro_batch_tokens=8, whole_trajectories=whole)(made)
+        assert [b.input_ids.shape for b in batches] == [torch.Size([1, 21]), torch.Size([1, 2])]
+
+
+def test_rows_of_a_trajectory_stay_together_only_if_the_loss_needs_it() -> None:
+    #  rows       1 1 7      2 2 2 2 7      1 7
+    made = [trajectory(turn([1, 1], [7]), turn([2, 2, 2, 2], [7])), trajectory(turn([1], [7]))]
+    whole = collate(micro_batch_tokens=5)(made)
+    assert [b.input_ids.tolist() for b in whole] == [[[1, 1, 7, 0, 0], [2, 2, 2, 2, 7]], [[1, 7]]]
+    parted = collate(micro_batch_tokens=6, whole_trajectories=False)(made)
+    assert [b.input_ids.tolist() for b in parted] == [[[2, 2, 2, 2, 7]], [[1, 1, 7], [1, 7, 0]]]
+    first, second = parted
+    assert (first.turn_index.tolist(), first.token_position.tolist()) == ([1], [1])
+    assert (second.turn_index.tolist(), second.token_position.tolist()) == ([0, 0], [0, 0])
+    assert second.trajectory_index.tolist() == [0, 1]  # of this micro-batch
+    assert {b.global_tokens for b in parted} == {3}
+
+
+def test_a_packed_micro_batch_is_as_large_as_its_tokens() -> None:
+    lengths = [5, 5, 3, 3, 2]
+    made = [trajectory(turn([1] * (n - 1), [7])) for n in lengths]
+    packed = collate(micro_batch_tokens=9, packed=True)(made)
+    assert [b.attention_mask.sum(1).tolist() for b in packed] == [[5, 3], [5, 3], [2]]
+    assert [b.model_tokens for b in packed] == [8, 8, 2]
+    assert all(b.packed for b in packed)
+    padded = collate(micro_batch_tokens=9)(made)
+    assert [b.attention_mask.sum(1).tolist() for b in padded] == [[5], [5], [3, 3, 2]]
+    assert [b.model_tokens for b in padded] == [5, 5, 9]
+    assert not any(b.packed for b in padded)
 
 
 def test_an_empty_prompt_is_an_error() -> None:

@@ -1,5 +1,6 @@
 """Micro-batches that do not fit into memory are split."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ from opdlight.types import SharedVocabulary, Status, SupportScores, TokenBatch, 
 from tests.distillation.one_update import fit, parts
 
 
-def made(lengths: list[int]) -> list[Trajectory]:
+def made(*rows: list[int]) -> list[Trajectory]:
+    """A trajectory for each list: rows of a prompt [1, 2] and so many tokens; no row begins with the one before."""
     turns = [
-        Turn(prompt_ids=[1, 2], completion_ids=[9] * n, sampled_logprobs=[0.0] * n, finish_reason="stop",
-             policy_version=0, reward=0.0)
-        for n in lengths
+        [Turn(prompt_ids=[1, 2], completion_ids=[9] * n, sampled_logprobs=[0.0] * n, finish_reason="stop",
+              policy_version=0, reward=0.0) for n in lengths]
+        for lengths in rows
     ]  # fmt: skip
     return [
-        Trajectory(task="a", group=i, seed=i, turns=[t], reward=float(i), status=Status.FAILURE)
+        Trajectory(task="a", group=i, seed=i, turns=t, reward=float(i), status=Status.FAILURE)
         for i, t in enumerate(turns)
     ]
 
@@ -31,20 +33,43 @@ def made(lengths: list[int]) -> list[Trajectory]:
 COLLATE = Collate(tasks=("a",), shared=SharedVocabulary(99), micro_batch_tokens=10**6)
 
 
+FLAT = ("target_ids", "col_index", "trajectory_index", "token_position", "group_advantage")
+
+
 def test_half_the_tokens_and_the_same_positions() -> None:
-    (batch,) = COLLATE(made([4, 4, 4, 6, 6]))  # 5 rows of 8
-    parts, budget = halved([batch], 10**6)
+    (batch,) = COLLATE(made([4], [4], [4], [6], [6]))  # 5 rows of 8
+    parts, budget = halved([batch], 10**6, whole_trajectories=True)
     assert budget == 20
     assert [p.input_ids.shape[0] * p.input_ids.shape[1] for p in parts] == [16, 18]  # 2 × 8, 3 × 6
     assert {p.global_tokens for p in parts} == {batch.num_tokens} == {24}
-    for name in ("target_ids", "col_index", "trajectory_index", "token_position", "group_advantage"):
+    for name in FLAT:
         assert torch.equal(torch.cat([getattr(p, name) for p in parts]), getattr(batch, name))
 
 
-def test_one_trajectory_cannot_be_divided() -> None:
+def test_rows_of_one_trajectory_are_parted_if_the_loss_allows_it() -> None:
+    (batch,) = COLLATE(made([6, 4, 4]))  # 3 rows of 8
+    with pytest.raises(TrainingError, match=r"one trajectory a micro-batch \(24 tokens, which the loss needs whole\)"):
+        halved([batch], 10**6, whole_trajectories=True)
+    parts, budget = halved([batch], 10**6, whole_trajectories=False)
+    assert budget == 12
+    assert [p.attention_mask.sum(1).tolist() for p in parts] == [[8], [6, 6]]
+    assert {p.global_tokens for p in parts} == {14}
+    for name in FLAT:
+        assert torch.equal(torch.cat([getattr(p, name) for p in parts]), getattr(batch, name))
+
+
+def test_packed_rows_are_counted_without_padding() -> None:
+    (batch,) = replace(COLLATE, packed=True)(made([8], [2], [2]))  # 10 + 4 + 4
+    parts, budget = halved([batch], 10**6, whole_trajectories=False)
+    assert budget == 9
+    assert [p.model_tokens for p in parts] == [10, 8]  # the longer row is not divided, the others fit
+    assert all(p.packed for p in parts)
+
+
+def test_one_row_cannot_be_divided() -> None:
     batches = [batch for n in (4, 6) for batch in COLLATE(made([n]))]
-    with pytest.raises(TrainingError, match=r"with one trajectory a micro-batch \(8 tokens\). Lower trajectory_tokens"):
-        halved(batches, 10**6)
+    with pytest.raises(TrainingError, match=r"with one row a micro-batch \(8 tokens\). Lower trajectory_tokens"):
+        halved(batches, 10**6, whole_trajectories=False)
 
 
 def test_what_a_lack_of_memory_is() -> None:

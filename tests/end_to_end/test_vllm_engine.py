@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from opdlight.batch.collate import count_splits
+from opdlight.batch.rows import count_splits
 from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError, EngineError
 from opdlight.models import Student

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from opdlight.batch.collate import count_splits
+from opdlight.batch.rows import count_splits
 from opdlight.rollout.engines.base import Completion, Request, Sampling
 from opdlight.rollout.engines.scripted import ScriptedEngine
 from opdlight.rollout.episode import sampling_seed_of

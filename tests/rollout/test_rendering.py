@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from opdlight.batch.collate import count_splits
+from opdlight.batch.rows import count_splits
 from opdlight.errors import ConfigError
 from opdlight.rollout.engines.base import Completion
 from opdlight.rollout.rendering import ChatRenderer, Conversation

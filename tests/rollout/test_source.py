@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from opdlight.rollout import Sampling, ScriptedEngine, source
-from opdlight.rollout.source import RolloutSource, share
+from opdlight.rollout.source import RolloutSource
+from opdlight.system import distributed
 from opdlight.system.preemption import Preempted
 from opdlight.types import RolloutRequest
 from tests.rollout.walking import GO, collector
@@ -49,33 +50,33 @@ def test_weights_are_published_before_the_rollout_that_needs_them(made: Any) -> 
     assert first and len(second) == 2 * len(first) and len(third) == len(first)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
-def test_shares_of_the_ranks_are_whole_groups_and_all_of_them(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_rank_rolls_out_its_share_of_every_group(monkeypatch: pytest.MonkeyPatch, made: Any) -> None:
+    rolls, _ = made
     batch = requests(4)
-    monkeypatch.setattr(source, "world_size", lambda: ranks)
-    found = []
-    for rank in range(ranks):
-        monkeypatch.setattr(source, "rank", lambda rank=rank: rank)
-        found.append(share(batch))
-    assert sorted((r.group, r.sample) for part in found for r in part) == [(r.group, r.sample) for r in batch]
-    groups = [{r.group for r in part} for part in found]
-    assert sum(map(len, groups)) == 4
-    assert max(map(len, groups)) - min(map(len, groups)) <= 1
+    alone = rolls.train(batch, None, step=0, policy=Weights(), version=0)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for number in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        found = rolls.train(batch, None, step=0, policy=Weights(), version=0)
+        assert [t.group for t in found] == [0, 1, 2, 3]
+        assert found == alone[number::2]  # the same trajectories, wherever they are rolled out
+        assert rolls.evaluate(batch, policy=Weights(), version=0) == alone[number::2]
 
 
 def test_a_prefetched_rollout_goes_to_the_ranks_that_made_it(monkeypatch: pytest.MonkeyPatch, made: Any) -> None:
     rolls, _ = made
     rolls.staleness = 1
     batch = rolls.train(requests(4), None, step=0, policy=Weights(), version=0)
-    # as two ranks store it: the first had groups 0 and 2
-    stored = [t for rank in (0, 1) for t in batch if t.group % 2 == rank]
-    rolls.prefetch.put(1, stored)
+    monkeypatch.setattr(distributed, "all_gather", lambda mine: [batch[0::2], batch[1::2]])  # two ranks store it
+    monkeypatch.setattr(source, "all_gather", lambda mine: [mine, mine])
+    rolls.prefetch.put(1, batch[0::2])
     state = rolls.state_dict()
-    monkeypatch.setattr(source, "world_size", lambda: 2)
-    for rank in (0, 1):
-        monkeypatch.setattr(source, "rank", lambda rank=rank: rank)
-        rolls.load_state_dict(state)
-        assert [t.group for t in rolls.prefetch.peek()] == [rank, rank, rank + 2, rank + 2]
+    for count in (1, 2, 3):
+        monkeypatch.setattr(distributed, "world_size", lambda count=count: count)
+        for number in range(count):
+            monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+            rolls.load_state_dict(state)
+            assert rolls.prefetch.peek() == batch[number::count]
 
 
 def test_a_prefetched_rollout_of_another_step_is_not_used(made: Any) -> None:
