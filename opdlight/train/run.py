@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from opdlight.callbacks import Checkpoints, StageProgress, Throughput
 from opdlight.config import instantiate, make_trainer, resume_command
+from opdlight.config.trainer import check_nodes
 from opdlight.data.requests import OnPolicyData
 from opdlight.data.tasks import TaskMixture
 from opdlight.distillation.module import OnPolicyDistillation
@@ -52,6 +53,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     started = time.perf_counter()
+    check_nodes(cfg.trainer.get("num_nodes", 1))
     checkpoint = newest_checkpoint(cfg)  # an error of it comes before this command line is written to the folder
     folder = open_run(cfg)
     if not prepare_folder(cfg, folder, checkpoint):
