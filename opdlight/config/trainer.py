@@ -75,7 +75,7 @@ def check_nodes(num_nodes: int) -> None:
         return
     lacking = [name for name in BY_HAND if name not in os.environ]
     if lacking:
-        expected = f"1, or the command on each node with {', '.join(BY_HAND)} in its environment (torchrun and SLURM set theirs)"
+        expected = f"1, or {', '.join(BY_HAND)} in the environment on each node (torchrun and SLURM set their own)"
         raise ConfigError.wrong("trainer.num_nodes", expected=expected, got=f"{num_nodes} without {', '.join(lacking)}")
 
 

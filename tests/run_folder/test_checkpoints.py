@@ -4,6 +4,9 @@ import itertools
 import json
 import os
 import pickle
+import resource
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 
 from opdlight.callbacks import Checkpoints
 from opdlight.errors import CheckpointError
+from opdlight.run_folder import checkpoint_io
 from opdlight.run_folder.checkpoint_io import CheckpointFolder
 from opdlight.run_folder.checkpoints import (
     check_fits,
@@ -165,18 +169,60 @@ def test_a_checkpoint_of_another_model_is_one_error(tmp_path: Path) -> None:
     check_fits(tmp_path / "step-2", model)  # what is frozen is in no checkpoint
 
 
+@pytest.mark.parametrize("large", ["weights.safetensors", "state.pt"])
 def test_a_full_disk_leaves_a_message_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    large: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(content(), tmp_path / "step-1")
-
-    def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    assert not save(content(), tmp_path / "step-2")
+    checkpoint = content()
+    checkpoint["state_dict" if "weights" in large else "callbacks"]["large"] = torch.zeros(2**18)
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, before[1]))  # bytes of a file, half of what is needed
+    try:
+        assert not save(checkpoint, tmp_path / "step-2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
     assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
-    assert "step-2 could not be written ([Errno 28] No space left on device)" in capsys.readouterr().out
+    assert "step-2 could not be written (" in capsys.readouterr().out
+
+
+class Held:
+    """A `write` that waits until it may go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may_go, write = threading.Event(), checkpoint_io.write
+
+        def held(*args: Any) -> bool:
+            self.may_go.wait()
+            return write(*args)
+
+        monkeypatch.setattr(checkpoint_io, "write", held)
+
+
+def test_what_changes_while_it_is_written_is_not_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, written, io = Held(monkeypatch), content(), CheckpointFolder()
+    io.save_checkpoint(written, tmp_path / "step-1")
+    assert not list(tmp_path.iterdir())  # it is there when it is complete
+    before = {name: weight.clone() for name, weight in written["state_dict"].items()}
+    for weight in written["state_dict"].values():
+        weight.add_(1)
+    written["optimizer_states"][0]["state"][0]["exp_avg"].zero_()
+    written["callbacks"]["Alarms"]["count"]["rule", "key"] = 3
+    held.may_go.set()
+    assert io.wait()
+    found = io.load_checkpoint(tmp_path / "step-1")
+    assert all(torch.equal(found["state_dict"][name], weight) for name, weight in before.items())
+    assert torch.equal(found["optimizer_states"][0]["state"][0]["exp_avg"], torch.ones(2))
+    assert found["callbacks"] == {"Alarms": {"count": {("rule", "key"): 2}}}
+
+
+def test_a_mistake_in_writing_is_raised_by_the_next_one(tmp_path: Path) -> None:
+    io = CheckpointFolder()
+    io.save_checkpoint({**content(), "callbacks": lambda: None}, tmp_path / "step-1")
+    with pytest.raises(AttributeError, match="lambda"):
+        io.save_checkpoint(content(), tmp_path / "step-2")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_that_cannot_be_written_is_counted_and_the_run_goes_on(
