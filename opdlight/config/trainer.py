@@ -24,7 +24,8 @@ GIVEN: Mapping[str, Any] = {
 REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "precision": (
         (None, "32-true", 32, "32"),
-        "the precision of weights and forward pass is `model.dtype`, and no autocast reaches the engine",
+        "set `model.compute_dtype` for the student's forward pass, the teachers and the engine; `model.dtype` is that "
+        "of the trained weights, and no autocast reaches loss or optimizer",
     ),
     "accumulate_grad_batches": ((1,), "an update is one rollout, cut to `micro_batch_tokens`; set `rollout.groups`"),
     "gradient_clip_val": ((None,), "set `max_grad_norm`"),
@@ -91,7 +92,8 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
             raise ConfigError.wrong(f"trainer.{name}", expected=f"{shown} ({instead})", got=trainer[name])
     for plugin in trainer.get("plugins") or []:
         if "precision" in str(plugin.get("_target_") if isinstance(plugin, Mapping) else plugin).lower():
-            raise ConfigError.wrong("trainer.plugins", expected="without precision: set `model.dtype`", got=plugin)
+            expected = "without precision: set `model.compute_dtype`"
+            raise ConfigError.wrong("trainer.plugins", expected=expected, got=plugin)
 
 
 def _same(value: object, allowed: object) -> bool:
