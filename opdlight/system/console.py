@@ -27,7 +27,8 @@ _RANK = next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
 if "RANK" not in os.environ and _RANK == 0:
     _RANK = next((int(os.environ[name]) for name in NODES if name in os.environ), 0)
 if _RANK > 0:
-    rank_zero_only.rank = _RANK  # until Lightning knows the rank, it would take each node's first process for the first
+    # until Lightning knows the rank, it would take each node's first process for the first one
+    rank_zero_only.rank = _RANK  # type: ignore[attr-defined]
 T = TypeVar("T")
 
 console = Console(width=None if Console().is_terminal else LOG_WIDTH, highlight=False, markup=False)
