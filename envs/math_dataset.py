@@ -147,10 +147,14 @@ def _held_out_source(given: Mapping[str, Any], own: Source | None, question: str
 def load_rows(source: Source, remove: tuple[str, ...]) -> list[Question]:
     """The rows of a file or data set; errors name the argument that is wrong, the file and the line."""
     raw = read_rows(source.path, source.split, source.subset, source.key)
-    rows = [_question(row, source, remove) for row in raw]
+    count, rows = 0, dict[Question, None]()
+    for count, row in enumerate(raw, start=1):  # noqa: B007
+        rows[_question(row, source, remove)] = None
     if not rows:
         raise ConfigError.wrong(source.key, expected="a data set with at least one row", got=source.path)
-    return rows
+    if len(rows) < count:  # as on the Hub, where DAPO-Math-17K has many copies of each
+        log.warning("%d of the %d rows of %s repeat another one: left out.", count - len(rows), count, source.path)
+    return list(rows)
 
 
 def _question(row: Row, source: Source, remove: tuple[str, ...]) -> Question:

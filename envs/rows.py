@@ -137,7 +137,10 @@ def _read_hub(name: str, split: str | None, subset: str | None, key: str) -> Ite
         rows = load(name, subset, split=split)
     except Exception as error:  # an unknown name, split or subset, no network: the package has many errors for it
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        expected = f"a data set with split={split!r} and subset={subset!r} ({reason})"
+        offline = (
+            f"or a .jsonl or .parquet file beside `{beside(key, 'split')}: null` and `{beside(key, 'subset')}: null`"
+        )
+        expected = f"a data set with split={split!r} and subset={subset!r} ({reason}), {offline}"
         raise ConfigError.wrong(key, expected=expected, got=name) from error
     for number, values in enumerate(rows, start=1):
         yield Row(f"row {number} of {name}", values)

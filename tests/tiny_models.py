@@ -3,8 +3,14 @@
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from opdlight.models import Student
 
@@ -106,3 +112,46 @@ def tiny_adapter(base: Path, folder: Path) -> Student:
                 weight.normal_(std=0.3)
     adapted.save_adapter(folder)
     return adapted
+
+
+QWEN_SPLIT = (  # how Qwen2 cuts text before its merges: digits one by one, a blank with the word behind it
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}"
+) + CHATML
+
+
+def save_tiny_qwen2(folder: Path, seed: int = 0, *, padding: int = 8) -> Path:
+    """Write a random Qwen2 of two layers as Qwen2.5-Instruct is: grouped query heads with biases, a context of 32,768.
+
+    Its tokenizer is a byte-level BPE with Qwen's pre-tokenisation, ChatML and a system prompt of its own. The model has
+    `padding` more logits than the tokenizer has tokens; models of different sizes have different ones.
+    """
+    tokenizer = tiny_tokenizer(QWEN_TEMPLATE)
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer) + padding,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32768,
+        rope_theta=1e6,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    Qwen2ForCausalLM(config).float().eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -27,6 +27,10 @@ def check_together(config: Mapping[str, Any]) -> None:
         if trainer.get("max_steps", 0) % each:  # the last rollout would make more updates than that
             expected = f"a multiple of `rollout.mini_batches` ({each}), the updates of one rollout"
             raise ConfigError.wrong("trainer.max_steps", expected=expected, got=trainer["max_steps"])
+    model = config.get("model")
+    if isinstance(model, Mapping) and (model.get("dtype"), model.get("compute_dtype")) == ("bfloat16", "float32"):
+        expected = "bfloat16 beside model.dtype=bfloat16 (its updates are rounded anyway)"
+        raise ConfigError.wrong("model.compute_dtype", expected=expected, got="float32")
     for key in ("sampling", "evaluation"):
         node = config.get(key)
         if isinstance(node, Mapping):

@@ -52,12 +52,14 @@ def help_text(
             lines += _wrap(mine + next(iter(leading_comment(file)), ""), start)
     lines += ["", "Options worth knowing, as they are now:"]
     sources = [("", file) for file in reversed(_lineage(conf, main))]
-    sources += [(f"{g}.", _files(folders, g)[o]) for g, o in chosen.items() if o in _files(folders, g)]
+    options_of = [(g, _files(folders, g)[o]) for g, o in chosen.items() if o in _files(folders, g)]
+    sources += [("" if _is_global(file) else f"{g}.", file) for g, file in options_of]
+    replaced = {k: v for _, file in options_of if _is_global(file) for k, v in _leaves(_load(file))}
     for prefix, path in sources:
         found = {key: comment for key, comment in commented_keys(path) if not key.startswith("hydra")}
         for key, comment in found.items():
             settings = (
-                f"{prefix}{name}={_plain(value)}"
+                f"{prefix}{name}={_plain(replaced.get(f'{prefix}{name}', value))}"
                 for name, value in _settings(path, key)
                 if name not in found or name == key
             )
@@ -90,6 +92,11 @@ def leading_comment(path: Path) -> list[str]:
     return lines
 
 
+def _is_global(path: Path) -> bool:
+    """True for an option whose keys stand at the top level, such as an experiment."""
+    return path.read_text(encoding="utf-8").startswith("# @package _global_")
+
+
 def commented_keys(path: Path) -> Iterator[tuple[str, str]]:
     """Dotted keys that have a comment right above them, with that comment; the leading comment belongs to the file."""
     comment: list[str] = []
@@ -111,16 +118,22 @@ def commented_keys(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def chosen_options(folders: Sequence[Path], main: Path, overrides: Sequence[str]) -> dict[str, str | None]:
-    """Group → option: the defaults lists of the main file and of those it builds on, then the command line."""
+    """Group → option: the defaults lists of the main file and of those it builds on, then the command line.
+
+    A chosen option that overrides other groups (an experiment) comes between the two.
+    """
     chosen: dict[str, str | None] = {}
     for file in _lineage(folders[0], main):
         entries = [entry for entry in _load(file).get("defaults", []) if isinstance(entry, Mapping)]
         chosen |= {str(g): o for entry in entries for g, o in entry.items() if not str(g).startswith("override ")}
-    for override in overrides:
-        group, _, option = override.partition("=")
-        if group in chosen and option in _files(folders, group):
-            chosen[group] = option
-    return chosen
+    pairs = [override.partition("=")[::2] for override in overrides]
+    given = {group: option for group, option in pairs if group in chosen and option in _files(folders, group)}
+    for group, option in (chosen | given).items():
+        chosen_file = _files(folders, group).get(option or "")
+        entries = [e for e in _load(chosen_file).get("defaults", []) if isinstance(e, Mapping)] if chosen_file else []
+        named = {str(g).removeprefix("override /"): o for e in entries for g, o in e.items()}
+        chosen |= {g: o for g, o in named.items() if g in chosen}
+    return chosen | given
 
 
 def _files(folders: Sequence[Path], group: str) -> dict[str, Path]:
@@ -143,6 +156,15 @@ def _settings(path: Path, key: str) -> list[tuple[str, object]]:
         return [(key, value)]
     plain = [n for n, v in value.items() if not str(n).startswith("_") and not isinstance(v, Mapping)]
     return [(f"{key}.{name}", value[name]) for name in plain]
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted key → value of everything in a mapping that is no mapping itself."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _plain(value: object) -> str:

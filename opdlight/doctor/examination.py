@@ -98,6 +98,7 @@ def patient_of(
         optimizer=str(cfg.optimizer.get("_target_", "")),
         learning_rate=cfg.optimizer.get("lr", cfg.model.learning_rate),
         dtype=cfg.model.dtype,
+        compute_dtype=cfg.model.compute_dtype,
         micro_batch_tokens=cfg.micro_batch_tokens,
         temperature=cfg.sampling.temperature,
         top_p=cfg.sampling.top_p,
@@ -187,8 +188,10 @@ def _answers(cfg: DictConfig, patient: Patient) -> list[Finding]:
 
     def play() -> list[Finding]:
         student, start = patient.student, partial(instantiate, cfg.engine, model=cfg.model.student.model)
-        threads, template = cfg.rollout.env_threads, student.chat_template
-        with open_collector(start, student.tokenizer, patient.tasks, threads, template) as collector:
+        envs = {"env_threads": cfg.rollout.env_threads, "env_workers": cfg.rollout.env_workers}
+        with open_collector(
+            start, student.tokenizer, patient.tasks, chat_template=student.chat_template, **envs
+        ) as collector:
             episodes = whole_episodes(collector)
             return [
                 f

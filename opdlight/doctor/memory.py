@@ -1,7 +1,7 @@
 """Check: an estimate of the memory that a run needs, against the memory that is available.
 
-Letters: P parameters, P_t trained ones, b bytes per number of `model.dtype`, T = micro_batch_tokens, L layers, d hidden
-size, f width of the MLP, V rows of the head, K support size.
+Letters: P parameters, P_t trained ones, b bytes per number of `model.compute_dtype`, T = micro_batch_tokens, L layers,
+d hidden size, f width of the MLP, V rows of the head, K support size.
 
     weights      P b
     gradients    P_t b'                      b' = 4 under LoRA (adapters stay in float32), else b
@@ -55,7 +55,7 @@ def estimate(patient: Patient, gpu: bool, available: int) -> dict[str, float]:
     """Part → bytes, by the formulas above; `available` are the bytes of the machine."""
     student, needs = patient.student, patient.loss.needs
     config = student.model.config.get_text_config()
-    b, tokens = BYTES[patient.dtype], patient.micro_batch_tokens
+    b, tokens = BYTES[patient.compute_dtype], patient.micro_batch_tokens
     weights = sum(p.numel() * p.element_size() for p in student.parameters())
     trained = sum(p.numel() * p.element_size() for p in student.trainable_parameters())
     moments = 2 if "adam" in patient.optimizer.lower() else 1
@@ -121,7 +121,7 @@ def _engine(patient: Patient, gpu: bool, available: int) -> float:
     if "_target_" in node:
         defaults = inspect.signature(locate("engine._target_", node["_target_"])).parameters
     setting = {n: p.default for n, p in defaults.items() if isinstance(p.default, int | float)} | dict(node)
-    width = BYTES[node.get("dtype", patient.dtype)]
+    width = BYTES[node.get("dtype", patient.compute_dtype)]
     numbers = sum(
         p.numel() for name, p in patient.student.named_parameters() if "lora_" not in name
     )  # adapters are merged

@@ -94,7 +94,8 @@ class Patient:
         trainer: the trainer's config node.
         optimizer: dotted name of the optimizer.
         learning_rate: its largest.
-        dtype: of weights.
+        dtype: storage of what is trained.
+        compute_dtype: of forward passes.
         micro_batch_tokens: padded tokens of one forward and backward.
         temperature: of the rollout policy.
         top_p: of the rollout policy.
@@ -113,6 +114,7 @@ class Patient:
     optimizer: str = "torch.optim.AdamW"
     learning_rate: float = 1e-3
     dtype: str = "float32"
+    compute_dtype: str = "float32"
     micro_batch_tokens: int = 1024
     temperature: float = 1.0
     top_p: float = 1.0

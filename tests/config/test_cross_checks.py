@@ -16,10 +16,10 @@ from opdlight.errors import ConfigError
 from opdlight.rollout import Sampling
 
 WRONG = [
-    ("trainer.precision=bf16-true", "null (the precision of weights and forward pass is `model.dtype`"),
-    ("trainer.precision=bf16-mixed", "null (the precision of weights and forward pass is `model.dtype`"),
-    ("trainer.precision=16-mixed", "null (the precision of weights and forward pass is `model.dtype`"),
-    ("trainer.precision=64", "null (the precision of weights and forward pass is `model.dtype`"),
+    ("trainer.precision=bf16-true", "null (set `model.compute_dtype`"),
+    ("trainer.precision=bf16-mixed", "null (set `model.compute_dtype`"),
+    ("trainer.precision=16-mixed", "null (set `model.compute_dtype`"),
+    ("trainer.precision=64", "null (set `model.compute_dtype`"),
     ("trainer.accumulate_grad_batches=2", "1 (an update is one rollout, cut to `micro_batch_tokens`"),
     ("trainer.gradient_clip_val=0.5", "null (set `max_grad_norm`)"),
     ("trainer.gradient_clip_algorithm=value", "null (gradients are clipped to the 2-norm `max_grad_norm`)"),

@@ -58,3 +58,19 @@ def test_each_entry_point_has_help_for_every_option(name: str, known: str) -> No
     text = help_text(CONF, name)
     assert "Options worth knowing" in text
     assert known in text
+
+
+def test_help_shows_what_an_experiment_chooses_and_the_command_line_wins(conf: Path) -> None:
+    (conf / "experiment").mkdir()
+    (conf / "experiment" / "big.yaml").write_text(
+        "# @package _global_\n# all at once\ndefaults:\n  - override /loss: large\nrollout:\n  groups: 99\nseed: 5\n"
+    )
+    main = conf / "main.yaml"
+    main.write_text(main.read_text().replace("  - _self_\n", "  - _self_\n  - experiment: null\n"))
+    lines = help_text(conf, "main", ["experiment=big"]).splitlines()
+    assert "  experiment * big    all at once" in lines
+    assert "  loss       * large  the large one" in lines
+    assert "  rollout.groups=99" in lines and "  seed=5" in lines
+    lines = help_text(conf, "main", ["loss=small", "experiment=big"]).splitlines()
+    assert "             * small  the small one" in lines
+    assert "  experiment   big    all at once" in help_text(conf, "main").splitlines()

@@ -69,14 +69,14 @@ def test_a_teacher_that_answers_the_same_passes(tmp_path: Path) -> None:
 def test_a_teacher_that_wavers_is_found(
     noise: float, width: float, dtype: str, verdict: Verdict, problem: str, tmp_path: Path
 ) -> None:
-    one = patient(tmp_path, dtype=dtype)
+    one = patient(tmp_path, compute_dtype=dtype)
     one = replace(one, teachers={"errand": Wavering(str(tmp_path / "teacher"), noise, width)})
     finding = examined(check_determinism, one)
     assert finding.verdict is verdict
     assert problem in finding.evidence
-    assert (dtype == "bfloat16" and finding.repair == "model.dtype=float32") or finding.repair.startswith(
-        "task.tasks.errand.teacher=" if verdict is not Verdict.PASS else ""
-    )
+    assert (
+        dtype == "bfloat16" and finding.repair == "model.dtype=float32 model.compute_dtype=float32"
+    ) or finding.repair.startswith("task.tasks.errand.teacher=" if verdict is not Verdict.PASS else "")
 
 
 def test_rows_with_ids_beyond_the_teacher_are_a_finding_and_no_crash(tmp_path: Path) -> None:

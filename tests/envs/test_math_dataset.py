@@ -233,3 +233,12 @@ def test_other_kinds_of_file(tmp_path: Path) -> None:
     for path in ("rows.csv", str(tmp_path)):
         with pytest.raises(ConfigError, match=r"`path`.*a \.jsonl or \.parquet file"):
             MathDatasetEnv(path)
+
+
+def test_a_row_that_repeats_another_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"question": f"{n % 3} + 1?", "answer": n % 3 + 1} for n in range(12)]
+    held_out = {"path": jsonl(tmp_path / "other.jsonl", [{"question": "q", "answer": 1}])}
+    env = MathDatasetEnv(jsonl(tmp_path / "rows.jsonl", rows), held_out=held_out)
+    assert (env.training_episodes, env.held_out_episodes) == (3, 1)
+    assert [env.reset(seed=seed)[0].partition("\n")[0] for seed in range(3)] == ["0 + 1?", "1 + 1?", "2 + 1?"]
+    assert "9 of the 12 rows of " in caplog.text

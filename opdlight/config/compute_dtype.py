@@ -1,0 +1,30 @@
+"""`model.compute_dtype: auto` becomes a plain value, once and before anything is checked or built."""
+
+from contextlib import suppress
+
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+KEY = "model.compute_dtype"
+
+
+def settle_compute_dtype(cfg: DictConfig) -> None:
+    """Write the dtype of forward passes into a composed config, in place of `auto` and where a model has none.
+
+    It is bfloat16 where the trainer uses a GPU, and `model.dtype` on a CPU. A command without a trainer counts as one
+    with `accelerator: auto`.
+    """
+    with suppress(OmegaConfBaseException):  # of an interpolation that leads nowhere: the checks say so
+        if OmegaConf.select(cfg, "model.dtype") is None or OmegaConf.select(cfg, KEY, default="auto") != "auto":
+            return
+        chosen = "bfloat16" if _uses_gpu(OmegaConf.select(cfg, "trainer.accelerator", default="auto")) else None
+        with read_write(cfg), open_dict(cfg):
+            OmegaConf.update(cfg, KEY, chosen or cfg.model.dtype)
+
+
+def _uses_gpu(accelerator: object) -> bool:
+    if accelerator != "auto":
+        return accelerator in ("gpu", "cuda")
+    import torch  # slow, and most commands on a CPU say so
+
+    return torch.cuda.is_available()
