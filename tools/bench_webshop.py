@@ -106,9 +106,8 @@ def main() -> None:
         finally:
             shutil.rmtree(folder)
         print(f"{products} products: built in {seconds:.1f} s with {peak:.0f} MiB, {disk:.0f} MiB of disk;")
-        print(
-            f"  opened in {1000 * opened:.0f} ms, {own:.0f} MiB a process; {walked:.0f} steps/s at random, {shown:.0f} of the expert"
-        )
+        speeds = f"{walked:.0f} steps/s at random, {shown:.0f} of the expert"
+        print(f"  opened in {1000 * opened:.0f} ms, {own:.0f} MiB a process; {speeds}", flush=True)
 
 
 if __name__ == "__main__":

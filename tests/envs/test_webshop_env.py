@@ -6,10 +6,9 @@ from typing import Any
 
 import gymnasium
 import pytest
-from hydra.utils import instantiate
 
 import opdlight.envs  # noqa: F401
-from opdlight.config import TrainConfig, compose
+from opdlight.config import TrainConfig, compose, instantiate
 from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.envs.conformance import check_text_env
 from opdlight.envs.webshop import WebShopEnv
