@@ -13,10 +13,9 @@ from opdlight.distillation.optim import check_optimizer
 from opdlight.errors import ConfigError
 from opdlight.losses import ImportanceWeighted, Loss
 from opdlight.models import ScoreRequest, Student, Teacher, Teachers
-from opdlight.models.precision import check_engine_dtype
 from opdlight.rollout import Collector, make_collector
 from opdlight.rollout.source import RolloutSource
-from opdlight.train.checks import check_chats, check_server_dtype
+from opdlight.train.checks import check_chats
 
 
 def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
@@ -32,7 +31,6 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         temperature=cfg.sampling.temperature,
     )
     student: Student = instantiate(cfg.model.student)
-    check_engine_dtype(student, cfg.engine)
     check_chats(cfg, mixture, student)
     with ConfigError.instead():  # losses know nothing of config errors
         mask = instantiate(cfg.mask).resolve(student.tokenizer)
@@ -54,7 +52,6 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
 
     def collector() -> Collector:
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
-        check_server_dtype(student, engine)
         return make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads, student.chat_template)
 
     return OnPolicyDistillation(
