@@ -56,9 +56,9 @@ class RayEngine:
     repeated by other actors: no completion is returned twice, and one with a seed is the same.
 
     Every machine needs opdlight, the environment's packages, and `model` under the same path (a shared folder or a Hub
-    name). Each process of `trainer=ddp` or `fsdp` has its own pool of `actors`. They share the Ray cluster at `address`,
-    which needs resources for processes × actors, and the first process sends the weights to the actors of all pools.
-    Ray does not know which GPUs the trainer uses: start it with CUDA_VISIBLE_DEVICES set to the others.
+    name). Each process of `trainer=ddp` or `fsdp` has a pool of its own. They share the Ray cluster at `address`, which
+    needs resources for processes × actors, and the first process sends the weights to the actors of all pools. Ray does
+    not know which GPUs the trainer uses: start it with CUDA_VISIBLE_DEVICES set to the others.
 
     Args:
         model: folder or Hub name, passed to `engine`.
