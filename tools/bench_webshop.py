@@ -33,9 +33,9 @@ def peak_mib() -> float:
 
 
 def resident_mib() -> float:
-    """Memory of this process alone: pages of the shared files do not count."""
+    """Memory of this process alone: pages of files, which all that read them share, do not count."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
-    return sum(int(fields[name].split()[0]) for name in ("Private_Clean", "Private_Dirty")) / 1024
+    return int(fields["Anonymous"].split()[0]) / 1024
 
 
 def lengthened(products: list[Product], words: int) -> Iterator[Product]:

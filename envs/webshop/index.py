@@ -14,7 +14,7 @@ import numpy as np
 from opdlight.envs.webshop.analyzer import tokens
 
 K1, B = np.float32(0.9), np.float32(0.4)
-_ARRAYS = ("starts", "documents", "frequencies", "lengths")
+_ARRAYS = ("starts", "documents", "impacts", "keys", "count")
 
 
 class Hit(NamedTuple):
@@ -41,9 +41,9 @@ class Index:
         terms: their numbers, from 0.
         starts: [T+1] where the postings of each term begin.
         documents: [P] ascending within a term.
-        frequencies: [P] how often the term is in the document.
-        lengths: [D] tokens of each document.
+        impacts: [P] tf / (k1 · (1 − b + b · length / average length)), in Lucene's float32.
         keys: [D] names of the documents; documents of equal score are in their order.
+        count: of the documents that have a term.
     """
 
     def __init__(
@@ -51,17 +51,12 @@ class Index:
         terms: Terms,
         starts: np.ndarray,
         documents: np.ndarray,
-        frequencies: np.ndarray,
-        lengths: np.ndarray,
+        impacts: np.ndarray,
         keys: np.ndarray,
+        count: np.ndarray,
     ) -> None:
-        self.terms, self.starts, self.documents, self.frequencies = terms, starts, documents, frequencies
-        self.lengths, self.keys = lengths, keys
-        count = max(int(np.count_nonzero(lengths)), 1)
-        self._count = count
-        average = np.float32(int(lengths.sum(dtype=np.int64)) / count)
-        stored = np.array([lossy_length(length) for length in range(int(lengths.max(initial=0)) + 1)], np.float32)
-        self._inverse = np.float32(1) / (K1 * ((np.float32(1) - B) + B * stored / average))  # by exact length
+        self.terms, self.starts, self.documents, self.impacts = terms, starts, documents, impacts
+        self.keys, self.count = keys, count
         self.search = lru_cache(maxsize=512)(self._search)  # a page that is turned searches again
 
     @classmethod
@@ -83,21 +78,24 @@ class Index:
         ranks[[terms[word] for word in ordered]] = np.arange(len(terms))
         term_of = ranks[np.frombuffer(numbers, np.uint32)]
         order = np.argsort(term_of, kind="stable")
+        document_of = np.frombuffer(documents, np.uint32)
+        impacts = np.frombuffer(frequencies, np.uint32).astype(np.float32)
+        impacts *= _inverse_norms(np.frombuffer(lengths, np.uint32))[document_of]
         starts = np.zeros(len(terms) + 1, np.int64)
         np.cumsum(np.bincount(term_of, minlength=len(terms)), out=starts[1:])
         return cls(
             {word: rank for rank, word in enumerate(ordered)},
             starts,
-            np.frombuffer(documents, np.uint32)[order],
-            np.frombuffer(frequencies, np.uint32)[order],
-            np.frombuffer(lengths, np.uint32),
+            document_of[order],
+            impacts[order],
             np.array(keys, dtype=np.str_),
+            np.array(sum(length > 0 for length in lengths)),
         )
 
     def save(self, folder: Path) -> None:
         """Write an index that was built into a folder."""
         assert isinstance(self.terms, dict)
-        for name in (*_ARRAYS, "keys"):
+        for name in _ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name))
         words = [word.encode() for word in self.terms]
         (folder / "terms").write_bytes(b"".join(words))
@@ -106,7 +104,7 @@ class Index:
     @classmethod
     def load(cls, folder: Path) -> "Index":
         """The index in a folder; it stays on disk, and all processes that read it share the memory."""
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in (*_ARRAYS, "keys")}
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
         return cls(StoredTerms(folder), **arrays)
 
     def _search(self, query: str, limit: int = 50) -> tuple[Hit, ...]:
@@ -114,19 +112,15 @@ class Index:
 
         Score of a term: qtf · idf · tf / (tf + k1 · (1 − b + b · length / average length)), in Lucene's float32.
         """
-        scores = np.zeros(len(self.lengths))
+        scores = np.zeros(len(self.keys))
         for word, repeats in Counter(tokens(query)).items():
             number = self.terms.get(word)
             if number is None:
                 continue
             here = slice(int(self.starts[number]), int(self.starts[number + 1]))
-            documents = self.documents[here]
-            found = len(documents)
-            idf = np.float32(np.log1p((self._count - found + 0.5) / (found + 0.5)))
-            weight = np.float32(repeats) * idf
-            inverse = self._inverse[self.lengths[documents]]
-            one = np.float32(1)
-            scores[documents] += weight - weight / (one + self.frequencies[here].astype(np.float32) * inverse)
+            found = here.stop - here.start
+            weight = np.float32(repeats) * np.float32(np.log1p((int(self.count) - found + 0.5) / (found + 0.5)))
+            scores[self.documents[here]] += weight - weight / (np.float32(1) + self.impacts[here])
         (found_in,) = np.nonzero(scores)
         values = scores[found_in].astype(np.float32)
         if len(found_in) > limit:  # all that are as good as the last one that is wanted
@@ -167,6 +161,14 @@ def lossy_length(length: int) -> int:
     """
     shift = max((length - 24).bit_length() - 4, 0) if length > 24 else 0
     return length if shift == 0 else 24 + ((length - 24) >> shift << shift)
+
+
+def _inverse_norms(lengths: np.ndarray) -> np.ndarray:
+    """1 / (k1 · (1 − b + b · length / average length)) for documents of `lengths` [D] tokens, the average exact."""
+    average = np.float32(int(lengths.sum(dtype=np.int64)) / max(int(np.count_nonzero(lengths)), 1))
+    stored = np.array([lossy_length(length) for length in range(int(lengths.max(initial=0)) + 1)], np.float32)
+    by_length = np.float32(1) / (K1 * ((np.float32(1) - B) + B * stored / max(average, np.float32(1))))
+    return by_length[lengths]
 
 
 def _reported(scores: np.ndarray) -> list[float]:

@@ -106,6 +106,7 @@ def test_what_a_killed_process_left_is_built_anew(data: Path) -> None:
         ("items_shuffle.json", '[{"asin": "A"', r"data.*JSON in items_shuffle.json"),
         ("items_shuffle.json", '[{"asin": "A"}]', r"data.*row 0, asin 'A': KeyError\('small_description'\)"),
         ("items_shuffle.json", '["A"]', r"data.*row 0"),
+        ("items_shuffle.json", '[{"asin": "nan"}]', "data.*at least one product in items_shuffle.json"),
         ("items_human_ins.json", "[]", "data.*an object by asin in items_human_ins.json"),
         ("items_human_ins.json", "{", "data.*JSON in items_human_ins.json"),
     ],
