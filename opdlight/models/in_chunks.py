@@ -35,24 +35,21 @@ def sum_in_chunks(each: Each, hidden: Tensor, head: LMHead, chunk: int) -> Tenso
         gradient_to=leaf[id(head.gradient_to)],
         bias=None if head.bias is None else leaf[id(head.bias)],
     )
-    total = wide(hidden.new_zeros(()))
-    sums: dict[int, Tensor] = {}
-    for_hidden: list[Tensor] = []
+    trained = {name: t for name, t in leaf.items() if t.requires_grad}
+    total, for_hidden, for_head = wide(hidden.new_zeros(())), list[Tensor](), dict[int, Tensor]()
     for at in torch.arange(len(hidden), device=hidden.device).split(chunk):
-        part = hidden[at].detach().requires_grad_(hidden.requires_grad)
+        part = hidden[at].detach().requires_grad_()
         values = each(part, cut_off, at)
         total = total + values.detach().sum()
-        wanted = {name: t for name, t in {0: part, **leaf}.items() if t.requires_grad}
         if not values.requires_grad:
             continue
-        found = torch.autograd.grad(values.sum(), list(wanted.values()), allow_unused=True)
-        for name, gradient in zip(wanted, found, strict=True):
-            if name == 0:
-                for_hidden.append(torch.zeros_like(part) if gradient is None else gradient)
-            elif gradient is not None:
-                sums[name] = sums[name].add_(gradient) if name in sums else wide(gradient)
-    known = [(tensors[name], gradient) for name, gradient in sums.items()]
-    if for_hidden:
+        of_part, *others = torch.autograd.grad(values.sum(), [part, *trained.values()], allow_unused=True)
+        for_hidden.append(torch.zeros_like(part) if of_part is None else of_part)
+        for name, gradient in zip(trained, others, strict=True):
+            if gradient is not None:
+                for_head[name] = for_head[name].add_(gradient) if name in for_head else wide(gradient)
+    known = [(tensors[name], gradient) for name, gradient in for_head.items()]
+    if for_hidden and hidden.requires_grad:
         known.append((hidden, torch.cat(for_hidden)))
     if not known:
         return total

@@ -48,7 +48,7 @@ class Teacher(nn.Module):
         self.name = model
         self.tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         self.model = load_model(model, dtype, trust_remote_code=trust_remote_code).eval().requires_grad_(False)
-        use_attention(self.model, attn_implementation)
+        use_attention(self.model, attn_implementation, dtype)
         check_head(self.model)
 
     def forward(self, batch: TokenBatch) -> Tensor:
