@@ -41,18 +41,15 @@ def sum_in_chunks(each: Each, hidden: Tensor, head: LMHead, chunk: int) -> Tenso
         part = hidden[at].detach().requires_grad_()
         values = each(part, cut_off, at)
         total = total + values.detach().sum()
-        if not values.requires_grad:
+        if not values.requires_grad:  # without gradients, or a loss that is constant here
+            for_hidden.append(torch.zeros_like(part))
             continue
         of_part, *others = torch.autograd.grad(values.sum(), [part, *trained.values()], allow_unused=True)
         for_hidden.append(torch.zeros_like(part) if of_part is None else of_part)
         for name, gradient in zip(trained, others, strict=True):
             if gradient is not None:
                 for_head[name] = for_head[name].add_(gradient) if name in for_head else wide(gradient)
-    known = [(tensors[name], gradient) for name, gradient in for_head.items()]
-    if for_hidden and hidden.requires_grad:
-        known.append((hidden, torch.cat(for_hidden)))
-    if not known:
-        return total
+    known = [(hidden, torch.cat(for_hidden)), *((tensors[name], gradient) for name, gradient in for_head.items())]
     with_graph: Tensor = _Known.apply(total, *(t for t, _ in known), *(g for _, g in known))
     return with_graph
 
