@@ -67,6 +67,7 @@ class ModelConfig:
     learning_rate: PositiveFloat
     micro_batch_tokens: PositiveInt
     trust_remote_code: bool
+    attn_implementation: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,7 @@ class TrainConfig(RunConfig):
     optimizer: Optimizer
     schedule: Node
     micro_batch_tokens: PositiveInt
+    packing: bool | Literal["auto"]
     max_grad_norm: PositiveFloat
     logger: dict[str, Node]
     doctor: bool
@@ -134,6 +136,7 @@ class SftConfig(RunConfig):
     optimizer: Optimizer
     schedule: Node
     micro_batch_tokens: PositiveInt
+    packing: bool | Literal["auto"]
     max_grad_norm: PositiveFloat
 
 
