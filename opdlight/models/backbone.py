@@ -35,7 +35,7 @@ def divide(
     Args:
         root: the module whose `forward` runs the model.
         model: inside `root`.
-        mesh: of one dimension.
+        mesh: of one dimension; or of two, along the first of which the shares are repeated (HSDP).
         precision: dtypes of gathered weights and of the sum of gradients over the ranks.
         offload: each rank's share is in the CPU's memory while it is not used.
     """
