@@ -11,13 +11,15 @@ KEY = "model.compute_dtype"
 def settle_compute_dtype(cfg: DictConfig) -> None:
     """Write the dtype of forward passes into a composed config, in place of `auto` and where a model has none.
 
-    It is bfloat16 where the trainer uses a GPU, and `model.dtype` on a CPU. A command without a trainer counts as one
-    with `accelerator: auto`.
+    It is bfloat16 where the trainer uses a GPU, or would on the GPU of the doctor's `plan_gib`, and `model.dtype` on a
+    CPU. A command without a trainer counts as one with `accelerator: auto`.
     """
     with suppress(OmegaConfBaseException):  # of an interpolation that leads nowhere: the checks say so
         if OmegaConf.select(cfg, "model.dtype") is None or OmegaConf.select(cfg, KEY, default="auto") != "auto":
             return
-        chosen = "bfloat16" if _uses_gpu(OmegaConf.select(cfg, "trainer.accelerator", default="auto")) else None
+        planned = OmegaConf.select(cfg, "plan_gib") is not None
+        gpu = planned or _uses_gpu(OmegaConf.select(cfg, "trainer.accelerator", default="auto"))
+        chosen = "bfloat16" if gpu else None
         with read_write(cfg), open_dict(cfg):
             OmegaConf.update(cfg, KEY, chosen or cfg.model.dtype)
 
