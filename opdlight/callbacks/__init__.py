@@ -11,6 +11,7 @@ from opdlight.callbacks.mismatch import EngineMismatch
 from opdlight.callbacks.probe_callback import ProbeCallback
 from opdlight.callbacks.profile import DepthProfile
 from opdlight.callbacks.progress import StageProgress
+from opdlight.callbacks.publication import PublicationCost
 from opdlight.callbacks.rollouts import RolloutMetrics
 from opdlight.callbacks.servers import ServerFaults
 from opdlight.callbacks.throughput import Throughput
@@ -25,6 +26,7 @@ __all__ = [
     "GradientNoise",
     "ModelEntropy",
     "ProbeCallback",
+    "PublicationCost",
     "RolloutMetrics",
     "Rule",
     "ServerFaults",

@@ -1,5 +1,6 @@
 """Lightning's trainer: what every command gives it, and which of its arguments opdlight's own loop would not follow."""
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +52,32 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "default_root_dir": ((), "set `run_dir`"),
 }
 
+# one of them is set in every process that torchrun, SLURM, LSF or MPI has started
+LAUNCHERS = ("RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK")
+BY_HAND = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")  # of Lightning, where each node gets the command once
+
 
 def make_trainer(node: DictConfig, **parts: Any) -> "Trainer":
     """The trainer of a config's `trainer` with what every command gives it, and with these `parts`."""
     given = {name: value for name, value in GIVEN.items() if name not in node}
     trainer: Trainer = hydra.utils.instantiate(node, _convert_="all", **given, **parts)
     return trainer
+
+
+def check_nodes(num_nodes: int) -> None:
+    """Refuse to start on several nodes without what tells this process which node it is on and where the first one is.
+
+    It would wait for half an hour for the others.
+
+    Raises:
+        ConfigError: naming `trainer.num_nodes` and the variables.
+    """
+    if num_nodes == 1 or any(name in os.environ for name in LAUNCHERS):
+        return
+    lacking = [name for name in BY_HAND if name not in os.environ]
+    if lacking:
+        expected = f"1, or {', '.join(BY_HAND)} in the environment on each node (torchrun and SLURM set their own)"
+        raise ConfigError.wrong("trainer.num_nodes", expected=expected, got=f"{num_nodes} without {', '.join(lacking)}")
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:

@@ -89,9 +89,8 @@ class OnPolicyDistillation(L.LightningModule):
 
     def configure_model(self) -> None:
         """Divide the models over the processes, if the strategy has a mesh for it."""
-        if self.device_mesh is None:
+        if (mesh := self.device_mesh) is None:
             return
-        mesh = self.device_mesh["data_parallel"]
         self.student.shard(mesh)
         for teachers in filter(None, (self.teachers, self.reference)):
             if self.teacher_placement != "replicated":

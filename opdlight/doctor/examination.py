@@ -190,8 +190,10 @@ def _answers(cfg: DictConfig, patient: Patient) -> list[Finding]:
 
     def play() -> list[Finding]:
         student, start = patient.student, partial(instantiate, cfg.engine, model=cfg.model.student.model)
-        threads, template = cfg.rollout.env_threads, student.chat_template
-        with open_collector(start, student.tokenizer, patient.tasks, threads, template) as collector:
+        envs = {"env_threads": cfg.rollout.env_threads, "env_workers": cfg.rollout.env_workers}
+        with open_collector(
+            start, student.tokenizer, patient.tasks, chat_template=student.chat_template, **envs
+        ) as collector:
             episodes = whole_episodes(collector)
             return [
                 f

@@ -144,6 +144,18 @@ GLOSSARY: dict[str, Entry] = {
         "0",
     ),
     "server/resent/engine": Entry("completions that were requested again after a restart", "completions", "total", "0"),
+    "publish/bytes": Entry(
+        "size of the weights that the first rank's engine was sent last, in the engine's dtype, each weight once",
+        "bytes",
+        "exact",
+        "2 bytes a weight in bfloat16; steady",
+    ),
+    "publish/seconds": Entry(
+        "wall time of that: the engine wakes up, weights are gathered, sent and loaded",
+        "seconds",
+        "last publication",
+        "far below time/rollout",
+    ),
     "optimizer/out_of_memory": Entry(
         "how often micro_batch_tokens was halved after running out of memory", "times", "exact", "0"
     ),

@@ -8,7 +8,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opdlight.errors import CheckpointError, ConfigError
+from opdlight.models.attention import runnable
 from opdlight.models.lm_head import LMHead
+from opdlight.models.packing import packed_inputs
 from opdlight.models.wide_product import wide
 from opdlight.types import TokenBatch
 
@@ -33,7 +35,7 @@ def divide(
     Args:
         root: the module whose `forward` runs the model.
         model: inside `root`.
-        mesh: of one dimension.
+        mesh: of one dimension; or of two, along the first of which the shares are repeated (HSDP).
         precision: dtypes of gathered weights and of the sum of gradients over the ranks.
         offload: each rank's share is in the CPU's memory while it is not used.
     """
@@ -65,14 +67,23 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
 
 
 def hidden_at(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
-    """The decoder's last hidden states, after the final norm, at the loss positions: [N, d]."""
+    """The decoder's last hidden states, after the final norm, at the loss positions: [N, d].
+
+    Rows that are to be packed but need no padding run as they are: that leaves attention without a mask, which is
+    faster. Both ways give the same up to roundings.
+    """
     decoder = model.get_decoder()
-    output = decoder(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask.long(),
-        position_ids=batch.position_ids,
-        use_cache=False,
-    )
+    with runnable(model, batch.input_ids.device):
+        if batch.packed and not bool(batch.attention_mask.all()):
+            inputs, at = packed_inputs(batch)
+            packed: Tensor = decoder(**inputs, use_cache=False).last_hidden_state
+            return packed[0, at]
+        output = decoder(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask.long(),
+            position_ids=batch.position_ids,
+            use_cache=False,
+        )
     hidden: Tensor = output.last_hidden_state
     return hidden[batch.row_index, batch.col_index]
 
@@ -117,8 +128,9 @@ def check_head(model: PreTrainedModel) -> None:
     """
     head = head_of(model)
     ids = (torch.arange(SAMPLE_TOKENS, device=head.weight.device) * 7 % head.width)[None]
-    theirs = model(input_ids=ids, use_cache=False).logits[0]
-    ours = head.logits(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
+    with runnable(model, ids.device):
+        theirs = model(input_ids=ids, use_cache=False).logits[0]
+        ours = head.logits(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
     if theirs.shape != ours.shape:
         raise CheckpointError(
             f"{type(model).__name__} has {theirs.shape[-1]} logits, but its head {ours.shape[-1]} rows."

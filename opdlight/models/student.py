@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers.core_model_loading import revert_weight_conversion
 
 from opdlight.errors import CheckpointError
+from opdlight.models.attention import use_attention
 from opdlight.models.backbone import check_head, checkpoint_layers, divide, head_of, hidden_at
 from opdlight.models.lm_head import LMHead
 from opdlight.models.loading import DTYPES, check_compute_dtype, contradiction, load_model, load_tokenizer, save_model
@@ -38,6 +39,7 @@ class Student(nn.Module):
         gradient_checkpointing: recompute each layer in the backward pass, for less memory.
         chat_template: arguments of the chat template beside the messages, such as `enable_thinking`.
         trust_remote_code: run the code that the model brings with it (`auto_map`).
+        attn_implementation: of transformers, such as "flash_attention_2" or "flex_attention"; None: its own choice.
 
     Raises:
         ConfigError, CheckpointError: naming what is wrong.
@@ -52,6 +54,7 @@ class Student(nn.Module):
         gradient_checkpointing: bool = False,
         chat_template: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
@@ -59,6 +62,7 @@ class Student(nn.Module):
         self.model = load_model(model, stored, trust_remote_code=trust_remote_code)
         check_compute_dtype(stored, compute_dtype)
         self.autocast = DTYPES[compute_dtype] if compute_dtype not in (None, stored) else None
+        use_attention(self.model, attn_implementation)
         check_no_dropout(self.model, model)
         self.base = model
         self.chat_template = dict(chat_template or {})

@@ -8,6 +8,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
 from opdlight.losses import SupportKind, make_support
+from opdlight.models.attention import use_attention
 from opdlight.models.backbone import check_head, divide, head_of, hidden_at
 from opdlight.models.base import ScoreRequest
 from opdlight.models.lm_head import (
@@ -33,13 +34,21 @@ class Teacher(nn.Module):
         model: model or adapter folder, `lab/<name>` or Hub name.
         dtype: "float32" or "bfloat16".
         trust_remote_code: run the code that the model brings with it (`auto_map`).
+        attn_implementation: of transformers, such as "flash_attention_2"; None: its own choice.
     """
 
-    def __init__(self, model: str, dtype: str = "float32", trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        model: str,
+        dtype: str = "float32",
+        trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
+    ) -> None:
         super().__init__()
         self.name = model
         self.tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         self.model = load_model(model, dtype, trust_remote_code=trust_remote_code).eval().requires_grad_(False)
+        use_attention(self.model, attn_implementation)
         check_head(self.model)
 
     def forward(self, batch: TokenBatch) -> Tensor:

@@ -92,18 +92,22 @@ def parts(
 
 
 def fit(
-    module: OnPolicyDistillation, data: OnPolicyData, folder: Path, watch: Sequence[L.Callback] = (), **settings: Any
+    module: OnPolicyDistillation,
+    data: OnPolicyData,
+    folder: Path,
+    watch: Sequence[L.Callback] = (),
+    resume: Path | None = None,
+    **settings: Any,
 ) -> L.Trainer:
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
         callbacks=[TeacherSupportCoverage(), RolloutMetrics(), Throughput(), *watch],
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=str(folder),
-        **{"logger": False, **settings},
+        **{"logger": False, "enable_checkpointing": False, **settings},
     )
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
     return trainer

@@ -91,6 +91,8 @@ class Handle:
 class FakeRay:
     """What `RayEngine` uses of the module `ray`. `fate(handle, method)` decides about each call that is due."""
 
+    gpus = 0
+
     def __init__(self, fate: Callable[[Handle, str], Fate] = lambda handle, method: "answers", cpus: float = 8) -> None:
         self.fate, self.cpus = fate, cpus
         self.handles: list[Handle] = []
@@ -112,7 +114,7 @@ class FakeRay:
         self.initialised = False
 
     def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": self.cpus}
+        return {"CPU": self.cpus, "GPU": self.gpus}
 
     available_resources = cluster_resources
 

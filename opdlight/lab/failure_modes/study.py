@@ -55,7 +55,8 @@ def _collecting(
     cfg: DictConfig, model: str, student: Student, tasks: Mapping[str, Task]
 ) -> AbstractContextManager[Collector]:
     start = partial(instantiate, cfg.engine, model=model)
-    return open_collector(start, student.tokenizer, tasks, cfg.env_threads, student.chat_template)
+    template = student.chat_template
+    return open_collector(start, student.tokenizer, tasks, cfg.env_threads, template, cfg.env_workers)
 
 
 def study(cfg: DictConfig) -> dict[str, float]:

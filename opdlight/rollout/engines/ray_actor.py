@@ -33,14 +33,26 @@ class EngineActor:
 
     engine: Engine
 
-    def start(self, make_engine: Callable[..., Engine], model: str) -> Report:
-        """Make the engine. Not in `__init__`: Ray would turn an error there into text."""
+    def start(self, make_engine: Callable[..., Engine], model: str, gpu: int | None) -> Report:
+        """Make the engine, on this GPU or the first. Not in `__init__`: Ray would turn an error there into text."""
+        if gpu is not None:
+            torch.cuda.set_device(gpu)
         self.engine = make_engine(model=model)
         return self._report([])
 
     def load(self, weights: Mapping[str, Packed], policy_version: int) -> Report:
         """Load weights from the object store of this node."""
         self.engine.update_weights(((name, unpacked(*raw)) for name, raw in weights.items()), policy_version)
+        return self._report([])
+
+    def sleep(self) -> Report:
+        """Free the engine's memory."""
+        self.engine.sleep()
+        return self._report([])
+
+    def wake(self) -> Report:
+        """Take it back."""
+        self.engine.wake()
         return self._report([])
 
     def advance(self, requests: list[Request]) -> Report:

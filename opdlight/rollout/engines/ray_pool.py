@@ -1,36 +1,28 @@
 """A pool of engines in processes of their own, Ray actors on one machine or several, that acts as one engine.
 
-This is the only file that imports ray, and only when a pool starts. An actor runs its calls one after the other; the
-pool keeps two calls pending at each busy actor, so that it starts the second while the reply to the first is on its
-way. An actor that dies is replaced, and its unfinished requests are sent to others.
+An actor runs its calls one after the other; the pool keeps two calls pending at each busy actor, so that it starts the
+second while the reply to the first is on its way. An actor that dies is replaced, and its unfinished requests are sent
+to others.
 """
 
 import logging
-import os
-import random
-import signal
-import socket
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from opdlight.bounds import NonNegativeFloat, PositiveInt
-from opdlight.errors import ConfigError, EngineError, MissingDependencyError
+from opdlight.errors import ConfigError, EngineError
 from opdlight.models.loading import resolve_model
-from opdlight.rollout.engines.base import Completion, Engine, Request
+from opdlight.rollout.engines import ray_start
+from opdlight.rollout.engines.base import NO_WEIGHTS, Completion, Engine, Request
 from opdlight.rollout.engines.ray_actor import POLL_SECONDS, EngineActor, Report, packed
 
 log = logging.getLogger(__name__)
-_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would send the working directory to every node
-}
 _START_SECONDS = 1800.0  # longest time for an actor to be scheduled and to load its model
 _MOST_DEATHS = 3  # of an actor and its replacements in a row without a completion, or with the same request
 _BLOCK = 32  # tokens; the prefix cache is modelled in blocks of this size
@@ -90,6 +82,8 @@ class RayEngine:
         num_gpus: NonNegativeFloat = 0,
     ) -> None:
         self.policy_version = 0
+        # the trainer's, if the actors share it: then they lend it their memory between rollouts
+        self._gpu = torch.cuda.current_device() if num_gpus == 0 and torch.cuda.is_available() else None
         self._make_engine, self._model = engine, resolve_model(model)
         self._weights: Any = None  # reference to the current weights; None: those of the model's folder
         self._waiting: deque[str] = deque()  # ids of requests without an actor
@@ -97,10 +91,10 @@ class RayEngine:
         self._deaths: Counter[str] = Counter()  # request id → actors that died while it was unfinished
         self._past: Counter[str] = Counter(restarts=0, resent=0)  # with the counters of the actors that died
         self._members: list[_Member] = []
-        self._ray = _import_ray()
+        self._ray = ray_start.import_ray()
         self._owns_ray = not self._ray.is_initialized()
         if self._owns_ray:
-            self._start_ray(address)
+            ray_start.start_ray(self._ray, address)
         try:
             self._check_resources(actors, {"CPU": num_cpus, "GPU": num_gpus}, final=address is None)
             options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": "SPREAD"}
@@ -117,6 +111,8 @@ class RayEngine:
     def add_request(self, request: Request) -> None:
         """Queue a request. What only an actor's engine can detect, such as an unknown token id, is raised by `step`."""
         request.check(self.max_model_len)
+        if self.policy_version == NO_WEIGHTS:
+            raise EngineError(f"Request {request.request_id} came while the engine had no weights.")
         if request.request_id in self._requests:
             raise EngineError(f"Request {request.request_id} is already running.")
         self._requests[request.request_id] = request
@@ -151,14 +147,38 @@ class RayEngine:
             member.weights = new
             member.cached.clear()
         for member in started:
-            while member.calls:
-                try:
-                    self._take(member)
-                except EngineError as error:
-                    refusal, member.weights = error, self._weights
+            try:
+                self._take_all(member)
+            except EngineError as error:
+                refusal, member.weights = error, self._weights
         if refusal is not None:
             raise refusal
         self._weights, self.policy_version = new, policy_version
+
+    def sleep(self) -> None:
+        """Free the memory of actors that share the trainer's GPUs (`num_gpus` 0); others have theirs for themselves."""
+        if self._requests:
+            raise EngineError(f"The engine cannot sleep while {len(self._requests)} requests are unfinished.")
+        if self._gpu is not None:
+            self._tell("sleep")
+            self.policy_version = NO_WEIGHTS  # on every rank alike, whatever an actor that just starts has
+
+    def wake(self) -> None:
+        """Let these actors take their memory back."""
+        if self._gpu is not None:
+            self._tell("wake")
+
+    def _tell(self, method: str) -> None:
+        """Call a method of all actors that have started."""
+        started = [m for m in self._members if m.report is not None]
+        for member in started:
+            member.calls.append(getattr(member.actor, method).remote())
+        for member in started:
+            self._take_all(member)
+
+    def _take_all(self, member: _Member) -> None:
+        while member.calls:
+            self._take(member)
 
     def stats(self) -> dict[str, float]:
         """Sums of the actors' counters, up to their last report for those that died; restarts and repeated requests."""
@@ -179,23 +199,9 @@ class RayEngine:
             self._ray.shutdown()
             self._owns_ray = False
 
-    def _start_ray(self, address: str | None) -> None:
-        options = {} if address else {"include_dashboard": False}
-        host, _, port = (address or "").rpartition(":")
-        try:
-            if port.isdigit():  # ray.init would try an unreachable address for minutes
-                socket.create_connection((host, int(port)), timeout=10).close()
-            with _process_state_restored():
-                self._ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
-        except OSError as error:
-            if address is None:
-                raise
-            expected = "of a Ray cluster that runs (`ray start --head` starts one), or null"
-            raise ConfigError.wrong("engine.address", expected=f"{expected} ({error})", got=address) from error
-
     def _new_member(self, deaths: int) -> _Member:
         actor = self._actor_class.remote()
-        calls = deque([actor.start.remote(self._make_engine, self._model)])
+        calls = deque([actor.start.remote(self._make_engine, self._model, self._gpu)])
         return _Member(actor=actor, calls=calls, deaths=deaths, since=time.monotonic())
 
     def _assign(self, request: Request, ready: list[_Member]) -> None:
@@ -295,26 +301,3 @@ def _block_ends(prompt_ids: list[int]) -> Iterator[int]:
     for start in range(0, len(prompt_ids) - _BLOCK + 1, _BLOCK):
         running = hash((running, *prompt_ids[start : start + _BLOCK]))
         yield running
-
-
-def _import_ray() -> Any:
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    try:
-        with _process_state_restored():
-            import ray
-    except ImportError as error:
-        raise MissingDependencyError.extra("The Ray engine", "ray") from error
-    return ray
-
-
-@contextmanager
-def _process_state_restored() -> Iterator[None]:
-    """Restore what starting Ray changes in this process: Python's random state and the handler of SIGTERM."""
-    stream, handler = random.getstate(), signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        random.setstate(stream)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)

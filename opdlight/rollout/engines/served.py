@@ -32,6 +32,7 @@ _COUNTERS = (
     "generated_tokens",
     "steps",
     "seconds",
+    "update_bytes",
     "update_seconds",
     "restarts",
     "resent",
@@ -216,9 +217,15 @@ class VLLMServerEngine:
             count = len(self._in_flight) + len(self._waiting)
             raise EngineError(f"Weights cannot change while {count} requests are unfinished.")
         start = time.perf_counter()
-        self._weights.update(weights, policy_version)
+        self._stats["update_bytes"] += self._weights.update(weights, policy_version)
         self.policy_version = policy_version
         self._stats["update_seconds"] += time.perf_counter() - start
+
+    def sleep(self) -> None:
+        """Nothing: the server's GPUs are not the trainer's."""
+
+    def wake(self) -> None:
+        """Nothing."""
 
     def _check_model(self) -> str:
         """The name of the served model; ConfigError if its context is shorter than `max_model_len`."""

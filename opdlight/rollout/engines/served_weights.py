@@ -37,8 +37,8 @@ class ServedWeights:
         self._current: Path | None = None
         self.label = ""
 
-    def update(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Write the weights, named as in a checkpoint, and push them.
+    def update(self, weights: Iterable[tuple[str, Tensor]], version: int) -> int:
+        """Write the weights, named as in a checkpoint, and push them; returns their size in bytes.
 
         The first weights are written, too, instead of loaded from the model's folder, which has a tied head under one
         name only: vLLM on a CPU would not update its copy of the head.
@@ -57,6 +57,7 @@ class ServedWeights:
         self.push()
         if before is not None and before != folder:
             shutil.rmtree(before)
+        return sum(weight.numel() * weight.element_size() for weight in copies.values())
 
     def push(self) -> None:
         """Let the server load and label the written weights; it must not be answering requests.
