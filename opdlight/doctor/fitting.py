@@ -160,7 +160,7 @@ def _changes(plan: Plan, available: float) -> Iterator[tuple[str, Plan]]:
     layout, total = plan.layout, totals(estimate(plan))
     processes = layout.processes * layout.machines
     if plan.may_sleep and not plan.sleeps:
-        yield override("++engine.sleep", True), replace(plan, sleeps=True)
+        yield override("++engine.sleep", "true"), replace(plan, sleeps=True)
     room = available * FULL - (total.rollout - plan.engine)
     if plan.sleeps and plan.engine > room > available / 10:
         share = int(100 * room / available) / 100
@@ -171,7 +171,7 @@ def _changes(plan: Plan, available: float) -> Iterator[tuple[str, Plan]]:
         yield override("micro_batch_tokens", fewer), replace(plan, tokens=fewer)
     if not plan.student.checkpointed:
         student = replace(plan.student, checkpointed=True)
-        yield override("++model.student.gradient_checkpointing", True), replace(plan, student=student)
+        yield override("++model.student.gradient_checkpointing", "true"), replace(plan, student=student)
     if processes > 1 and not layout.divided:
         yield "trainer=fsdp", replace(plan, layout=replace(layout, shards=processes, copies=1))
     if layout.divided and plan.teachers:

@@ -1,4 +1,4 @@
-"""The memory of a run: formulas against torch on the meta device, the table, and what to change where it does not fit."""
+"""The memory of a run: formulas against torch on the meta device, the table, and what makes it fit."""
 
 import json
 import shlex
@@ -22,12 +22,12 @@ from opdlight.doctor.fitting import check_memory, fits, judge, plan_of
 from opdlight.doctor.memory import GIB, Part, Plan, estimate, totals
 from opdlight.doctor.patient import Patient
 from opdlight.doctor.plan import plan_config, plan_of_config
+from opdlight.doctor.scores import as_batches
 from opdlight.doctor.sizes import Layout, ModelSize
 from opdlight.errors import CheckpointError
 from opdlight.losses import SupportMatching
 from opdlight.models.backbone import checkpoint_layers, divide
 from opdlight.types import SharedVocabulary
-from tests.batches import as_batches
 from tests.doctor.cases import errand, patient
 from tests.doctor.paper_models import SHAPES, config, kept_bytes, on_meta
 
@@ -247,11 +247,12 @@ def test_a_run_on_other_machines_is_planned_without_weights(
     assert "each of 8 processes, GiB" in out and "doctor: pass: memory: " in out
     report = json.loads((tmp_path / "m.json").read_text())
     assert report["bytes"]["all"]["training"] == needed["training"]
-    lora = plan_of_config(compose("doctor", DoctorConfig, ["experiment=paper_math", "plan_gib=80", "++model.student.lora.r=8", *of]))
+    chosen = ["experiment=paper_math", "plan_gib=80"]
+    lora = plan_of_config(compose("doctor", DoctorConfig, [*chosen, "++model.student.lora.r=8", *of]))
     assert lora.student.stored == 2 * COUNTS["7B"] + 4 * lora.student.adapters
     assert lora.student.trained == 4 * lora.student.adapters > 0
     with pytest.raises(SystemExit):
         plan_config(compose("doctor", DoctorConfig, ["experiment=paper_math", "plan_gib=4", *of]))
-    missing = compose("doctor", DoctorConfig, ["experiment=paper_math", "plan_gib=80", of[0], "model.teachers.math=/no/where"])
-    with pytest.raises(CheckpointError, match="`task.tasks.math.teacher`"):
+    missing = compose("doctor", DoctorConfig, [*chosen, of[0], "model.teachers.math=/no/where"])
+    with pytest.raises(CheckpointError, match=r"`task\.tasks\.math\.teacher`"):
         plan_of_config(missing)

@@ -1,4 +1,4 @@
-"""Scores, answers and memory: a good patient passes, each broken one is named and repaired."""
+"""Scores, answers and precision: a good patient passes, each broken one is named and repaired."""
 
 import shlex
 from dataclasses import replace
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from opdlight.config import CONF, TrainConfig, compose, instantiate
 from opdlight.doctor import scores
@@ -16,11 +15,11 @@ from opdlight.doctor.examination import examine
 from opdlight.doctor.findings import Finding, Verdict, override, worst
 from opdlight.doctor.patient import Patient
 from opdlight.doctor.precision import check_precision
-from opdlight.doctor.scores import as_batches, at_the_teacher, check_determinism, check_identical, own_loss
+from opdlight.doctor.scores import at_the_teacher, check_determinism, check_identical, own_loss
 from opdlight.errors import ConfigError
 from opdlight.losses import ImportanceWeighted, SampledToken, SpecialTokenMask, SupportMatching
 from opdlight.models import ScoreRequest, Student, Teacher
-from opdlight.types import SharedVocabulary, Status, TeacherScores, TokenBatch, Trajectory, Turn
+from opdlight.types import Status, TeacherScores, TokenBatch, Trajectory, Turn
 from tests.doctor.cases import examined, patient, with_tokens
 from tests.tiny_models import CHATML, tiny_tokenizer
 
