@@ -222,10 +222,13 @@ def test_greedy_first_turns_are_the_students(tmp_path: Path) -> None:
     assert same.verdict is not Verdict.FAIL
 
 
-def test_precision_says_what_a_step_can_move_and_what_the_engine_would_round(tmp_path: Path) -> None:
+def test_precision_says_what_a_step_can_move_and_who_computes_in_what(tmp_path: Path) -> None:
     one = patient(tmp_path)
     (fine,) = check_precision(replace(one, learning_rate=2e-6))
-    assert (fine.verdict, fine.evidence) == (Verdict.PASS, "what is trained is float32")
+    assert (fine.verdict, fine.evidence) == (
+        Verdict.PASS,
+        "what is trained is float32; the student computes in float32",
+    )
     coarse = replace(one, student=Student(str(tmp_path / "student"), dtype="bfloat16"), dtype="bfloat16")
     (hopeless,) = check_precision(replace(coarse, learning_rate=2e-6))
     assert (hopeless.verdict, hopeless.repair) == (Verdict.FAIL, "model.dtype=float32")
@@ -236,12 +239,10 @@ def test_precision_says_what_a_step_can_move_and_what_the_engine_would_round(tmp
     (unknown,) = check_precision(replace(coarse, learning_rate=2e-6, optimizer="torch.optim.SGD"))
     assert unknown.verdict is Verdict.WARN  # its steps are as large as the gradient
     lora = Student(str(tmp_path / "student"), dtype="bfloat16", lora={"r": 2})
-    own: dict[str, Any] = {"dtype": "bfloat16"}
-    for node, key in ((own, "engine.dtype"), ({"engine": own}, "engine.engine.dtype")):
-        (rounded,) = check_precision(replace(coarse, student=lora, engine=node))
-        assert (rounded.verdict, rounded.repair) == (Verdict.FAIL, f"{key}=float32")
-    (right,) = check_precision(replace(coarse, student=lora, engine={"dtype": "float32"}))
-    assert right.verdict is Verdict.PASS
+    for node in ({"dtype": "bfloat16"}, {"engine": {"dtype": "bfloat16"}}):
+        (right,) = check_precision(replace(one, student=lora, compute_dtype="bfloat16", engine=node))
+        assert right.verdict is Verdict.PASS
+        assert right.evidence == "what is trained is float32; the student computes in bfloat16, the engine in bfloat16"
 
 
 def test_a_healthy_patient_passes_everything(tmp_path: Path) -> None:

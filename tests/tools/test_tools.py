@@ -72,6 +72,8 @@ MISTAKES = {  # tool and arguments, what the one error names
     "bench_step.py --updates 0": "--updates",
     "bench_step.py task=sumz": "sumz",
     "bench_threads.py --turns 0": "--turns",
+    "bench_webshop.py --products 20": "--products",
+    "bench_webshop.py --products 300 --steps 0": "--steps",
     "build_lab.py tokeniser": "'tokeniser'",
     "build_lab.py --scale 0": "--scale",
     "check_layers.py --fix": "--fix",
@@ -135,6 +137,11 @@ def test_bench_overlap() -> None:
 def test_bench_threads() -> None:
     said = run("bench_threads.py", *ENGINE, "--turns", "1", "--steps", "1", "--settings", "one thread")
     assert "1.00 (1.00 to 1.00)" in said
+
+
+def test_bench_webshop() -> None:
+    said = run("bench_webshop.py", "--products", "300", "--words", "2", "--steps", "20", "--prompt", "paper")
+    assert "300 products: built in" in said and "steps/s at random" in said
 
 
 @pytest.mark.vllm
