@@ -27,7 +27,7 @@ def test_several_nodes_need_to_know_each_other(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name, raising=False)
     check_nodes(1)
     monkeypatch.setenv("NODE_RANK", "0")
-    with pytest.raises(ConfigError, match=r"`trainer.num_nodes` to be 1, or .*got 2 without MASTER_ADDR, MASTER_PORT"):
+    with pytest.raises(ConfigError, match=r"`trainer.num_nodes` to be 1, or .*got '2 without MASTER_ADDR, MASTER_PORT"):
         check_nodes(2)
     monkeypatch.setenv("MASTER_ADDR", "first")
     monkeypatch.setenv("MASTER_PORT", "29500")
