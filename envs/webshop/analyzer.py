@@ -34,15 +34,16 @@ def tokens(text: str) -> list[str]:
     >>> tokens("Women's Running-Shoes, size 8.5 for the analogy")
     ['women', 'run', 'shoe', 'size', '8.5', 'analog']
     """
-    words = (word.removesuffix(word[-2:]) if word.endswith(_POSSESSIVE) else word for word in _words(text.lower()))
-    return [stem(word) for word in words if word not in STOP_WORDS]
-
-
-def _words(text: str) -> list[str]:
-    return _patterns()[0].findall(text)
+    return [term for word in _patterns()[0].findall(text.lower()) if (term := _term(word))]
 
 
 @lru_cache(maxsize=1 << 18)
+def _term(word: str) -> str:
+    """The term of a lower-case word; empty for a stop word."""
+    word = word[:-2] if word.endswith(_POSSESSIVE) else word
+    return "" if word in STOP_WORDS else stem(word)
+
+
 def stem(word: str) -> str:
     """Porter's first stemmer, with the two departures of his own program, which Lucene has and Snowball has not.
 

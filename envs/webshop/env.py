@@ -99,7 +99,8 @@ class WebShopEnv(TextEnv):
         self._expert = Expert(self.catalogue, self.goal, self.nouns)
         self._history: list[Step] = []
         page = self._page()
-        return (page if self.fresh_prompt else f"{self.goal.instruction}\n{page}"), {"metrics": {}}
+        first = page if self.fresh_prompt else f"{self.goal.instruction}\n{page}"
+        return first, {"admissible_commands": self._clicks(), "metrics": {}}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Do what the answer says."""
@@ -116,7 +117,7 @@ class WebShopEnv(TextEnv):
             "right_type": float(bought is not None and bought.type_score == 1.0),
             "right_price": float(bought is not None and bought.price_match),
         }
-        info: dict[str, Any] = {"metrics": metrics}
+        info: dict[str, Any] = {"admissible_commands": self._clicks(), "metrics": metrics}
         if bought is not None:
             info["success"] = bought.total == 1.0
             return f"Thank you for shopping. Your score: {bought.total:.2f}", bought.total, True, False, info
@@ -136,6 +137,10 @@ class WebShopEnv(TextEnv):
         held_out, training = self.held_out_episodes, self.training_episodes
         assert held_out is not None and training is not None
         return (seed - FIRST_HELD_OUT_SEED) % held_out if seed >= FIRST_HELD_OUT_SEED else held_out + seed % training
+
+    def _clicks(self) -> list[str]:
+        """What is possible on the page, but for searches, of which there are too many to list."""
+        return [f"click[{button}]" for button in self.session.clickables() if button != "search"]
 
     def _button(self, argument: str) -> str:
         """An argument, or the clickable text that differs from it in blanks only: answers are read without these."""

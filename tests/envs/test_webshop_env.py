@@ -8,11 +8,13 @@ import gymnasium
 import pytest
 
 import opdlight.envs  # noqa: F401
+from opdlight.config import TrainConfig, compose, instantiate
 from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.envs.conformance import check_text_env
 from opdlight.envs.webshop import WebShopEnv
 from opdlight.envs.webshop.goals import held_out_count
 from opdlight.envs.webshop.prompts import LONGEST
+from opdlight.envs.webshop.reward import reward as reward_of
 from opdlight.errors import ConfigError
 from tests.envs.webshop_golden_data import catalogue, golden, title_nouns
 
@@ -91,6 +93,20 @@ def test_bad_actions_cost_a_turn_and_are_counted() -> None:
         assert (reward, terminated, truncated) == (0.0, False, False)
     *_, terminated, truncated, info = env.step("search[shoes]")
     assert (terminated, truncated, info["success"]) == (False, True, False)
+
+
+@pytest.mark.parametrize(
+    "way", [["search[slippers]"], ["click[< prev]"], ["click[back to search]", "search[slippers]"]]
+)
+def test_leaving_a_product_forgets_its_options(way: list[str]) -> None:
+    env = golden_env()
+    env.reset(seed=0)
+    for action in ("search[slippers]", "click[b0gld00270]", "click[small]", "click[features]", "click[< prev]"):
+        env.step(action)
+    assert env.session.options == {"size": "small"}
+    for action in (*way, "click[b0gld00270]"):
+        env.step(action)
+    assert env.session.options == {} and env.session.page == "item"
 
 
 def test_answers_are_read_without_extra_blanks() -> None:
@@ -194,8 +210,6 @@ def test_the_expert_goes_on_after_detours() -> None:
 
 def test_every_generated_goal_can_be_reached() -> None:
     """Not so in WebShop's own data: a colour hidden in the value of a named option never matches."""
-    from opdlight.envs.webshop.reward import reward
-
     for goals in ("synthetic", "human"):
         env = make(products=150, goals=goals)
         for number in range(len(env.catalogue.picks)):
@@ -203,7 +217,7 @@ def test_every_generated_goal_can_be_reached() -> None:
             env.reset(seed=seed_of(number, env))
             price = float(env.catalogue.prices[env.catalogue.picks[number]["product"]])
             values = env._expert.choose(env.goal.product)
-            assert reward(env.goal, env.goal.product, values, price, env.nouns).total == 1.0, env.goal.instruction
+            assert reward_of(env.goal, env.goal.product, values, price, env.nouns).total == 1.0, env.goal.instruction
 
 
 def test_goals_are_split_for_good() -> None:
@@ -226,6 +240,18 @@ def test_generated_catalogues_follow_the_seed() -> None:
     assert one is same and list(one.products) != list(other.products)
     assert len({product.asin for product in one.products}) == 40
     assert len({product.query for product in make(products=300).catalogue.products}) == 30
+
+
+def test_the_shipped_task() -> None:
+    cfg = compose("train", TrainConfig, ["task=webshop", "task.tasks.webshop.teacher=lab/teacher-sums"])
+    mixture = instantiate(cfg.task)
+    mixture.check_envs()
+    env = mixture.tasks["webshop"].make_env()
+    assert (env.max_turns, env.fresh_prompt, env.held_out_episodes) == (15, False, 500)
+    first, info = env.reset(seed=0)
+    assert info["admissible_commands"] == [] and "You are at the search bar." in first
+    info = env.step("search[shoes]")[-1]
+    assert info["admissible_commands"][:2] == ["click[back to search]", "click[next >]"]
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ class Handle:
         if fate == "is out of reach":
             return self.calls.popleft().answer(error=RayError(f"actor {self.number} cannot be reached"))
         call = self.calls[0]
-        arguments = [a.value if isinstance(a, Ref) else a for a in call.arguments]
+        arguments = [a.value if isinstance(a, Ref | Call) else a for a in call.arguments]
         try:
             value = getattr(self.actor, call.method)(*arguments)
         except Died:
@@ -96,6 +96,8 @@ class FakeRay:
     def __init__(self, fate: Callable[[Handle, str], Fate] = lambda handle, method: "answers", cpus: float = 8) -> None:
         self.fate, self.cpus = fate, cpus
         self.handles: list[Handle] = []
+        self.names: dict[str, Handle] = {}
+        self.puts = 0
         self.initialised = False
         self.rounds = 0
         self.broken = {"auto"}  # addresses that do not answer
@@ -119,13 +121,20 @@ class FakeRay:
     available_resources = cluster_resources
 
     def remote(self, actor_class: type) -> Any:
-        def make() -> Handle:
+        def make(name: str) -> Handle:
             self.handles.append(handle := Handle(len(self.handles), actor_class()))
+            self.names[name] = handle
             return handle
 
-        return SimpleNamespace(options=lambda **ignored: SimpleNamespace(remote=make))
+        return SimpleNamespace(options=lambda name, **ignored: SimpleNamespace(remote=lambda: make(name)))
+
+    def get_actor(self, name: str, namespace: str) -> Handle:
+        if not self.names[name].alive:
+            raise ValueError(f"no actor is called {name}")
+        return self.names[name]
 
     def put(self, value: Any) -> Ref:
+        self.puts += 1
         return Ref(value)
 
     def wait(self, calls: Iterable[Call], *, timeout: float, num_returns: int = 1) -> tuple[list[Call], list[Call]]:

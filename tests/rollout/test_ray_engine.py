@@ -17,6 +17,7 @@ from opdlight.rollout import Completion, Engine, RayEngine, Request, Sampling
 from opdlight.rollout.engines import ray_pool as ray_engine
 from opdlight.rollout.engines import ray_start
 from opdlight.rollout.engines.base import NO_WEIGHTS
+from opdlight.rollout.engines.ray_weights import NAMESPACE
 from tests.rollout.fake_ray import FakeRay, Fate, Handle
 from tests.rollout.fake_vllm import FakeGPUs
 from tests.rollout.slow_engine import DEADLY, REFUSED, SlowEngine
@@ -102,7 +103,7 @@ def test_whoever_dies_whenever_each_request_is_answered_once_and_as_by_one_engin
     stats = pool.stats()
     assert stats["restarts"] == len(ray.handles) - 3 >= 1
     assert stats["resent"] > 0
-    assert set(stats) == {"restarts", "resent", "requests", "steps"}
+    assert set(stats) == {"restarts", "resent", "requests", "steps", "update_bytes"}
 
 
 def test_only_what_died_is_repeated_and_the_counters_of_the_dead_stay(played: Any) -> None:
@@ -378,6 +379,11 @@ def test_real_ray_survives_a_kill_and_the_new_process_has_the_new_weights(capfd:
             assert found == alone(asked, 2.0, 5)
             round_number += 1
         assert killed[0] not in places
+        name, ray = pool._members[0].name, pool._ray  # as another process of the trainer finds and loses an actor
+        assert ray.get(ray.get_actor(name, namespace=NAMESPACE).sleep.remote()).max_model_len == pool.max_model_len
+        ray.kill(pool._members[0].actor)
+        with pytest.raises(ValueError, match=name):
+            ray.get_actor(name, namespace=NAMESPACE)
     finally:
         pool.close()
     assert "Traceback" not in "".join(capfd.readouterr())

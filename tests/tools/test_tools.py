@@ -65,6 +65,7 @@ MISTAKES = {  # tool and arguments, what the one error names
     "bench_lm_head.py --k 64 --distinct 32": "--distinct",
     "bench_lm_head.py --repeat 0": "--repeat",
     "bench_overlap.py --pairs 0": "--pairs",
+    "bench_envs.py --workers 0": "--workers",
     "bench_rollout.py --model nowhere": "'nowhere'",
     "bench_rollout.py --episodes 0": "--episodes",
     "bench_rollout.py --env opdlight/Chess-v0": "opdlight/Chess-v0",
@@ -72,6 +73,8 @@ MISTAKES = {  # tool and arguments, what the one error names
     "bench_step.py --updates 0": "--updates",
     "bench_step.py task=sumz": "sumz",
     "bench_threads.py --turns 0": "--turns",
+    "bench_webshop.py --products 20": "--products",
+    "bench_webshop.py --products 300 --steps 0": "--steps",
     "build_lab.py tokeniser": "'tokeniser'",
     "build_lab.py --scale 0": "--scale",
     "check_layers.py --fix": "--fix",
@@ -139,11 +142,22 @@ def test_bench_threads() -> None:
     assert "1.00 (1.00 to 1.00)" in said
 
 
+def test_bench_webshop() -> None:
+    said = run("bench_webshop.py", "--products", "300", "--words", "2", "--steps", "20", "--prompt", "paper")
+    assert "300 products: built in" in said and "steps/CPU s at random" in said
+
+
 @pytest.mark.vllm
 def test_bench_rollout() -> None:
     sizes = ["--episodes", "2", "--repeats", "1", "--turn-tokens", "4", "--trajectory-tokens", "256", "--threads", "1"]
     said = run("bench_rollout.py", "--env", "opdlight/ToyText-v0", "--env-args", "max_turns=2", *sizes)
     assert "in 1 pairs" in " ".join(said.split()) and "lock-step" in said
+
+
+def test_bench_envs() -> None:
+    sizes = ["--scripted", "--episodes", "2", "--repeats", "1", "--workers", "1", "--threads", "1"]
+    said = run("bench_envs.py", "--env", "opdlight/ToyText-v0", "--env-args", "max_turns=2", *sizes)
+    assert "in 1 pairs" in " ".join(said.split()) and "1 processes" in said and "a process takes" in said
 
 
 @pytest.mark.alfworld

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from opdlight.rollout.engines.base import Completion, Engine, Request
-from opdlight.system.distributed import full_tensor
 
 POLL_SECONDS = 0.05  # longest time that an actor decodes before it reports, and that the pool waits for a report
 Packed = tuple[np.ndarray, torch.dtype, torch.Size]  # bytes of a weight, which processes of a node share without a copy
@@ -25,6 +24,7 @@ class Report:
     completions: list[Completion]
     stats: dict[str, float]
     max_model_len: int
+    dtype: torch.dtype | None  # of the engine's weights, if it says so
     place: str  # host and process
 
 
@@ -70,14 +70,27 @@ class EngineActor:
             completions=completions,
             stats=self.engine.stats(),
             max_model_len=self.engine.max_model_len,
+            dtype=getattr(self.engine, "dtype", None),
             place=f"{socket.gethostname()}, process {os.getpid()}",
         )
 
 
+class WeightKeeper:
+    """Holds the current weights for actors that start later, whichever process's pool they belong to."""
+
+    def keep(self, weights: Mapping[str, Packed]) -> None:
+        """Hold these, over the memory of the object store."""
+        self._weights = weights
+
+    def weights(self) -> Mapping[str, Packed]:
+        """Those that were kept last."""
+        return self._weights
+
+
 def packed(weight: Tensor) -> Packed:
-    """A weight for the object store; a sharded one is gathered (collective: every rank must call it)."""
-    full = full_tensor(weight).detach().cpu().contiguous()
-    return full.reshape(-1).view(torch.uint8).numpy(), full.dtype, full.shape
+    """A weight for the object store."""
+    whole = weight.cpu().contiguous()
+    return whole.reshape(-1).view(torch.uint8).numpy(), whole.dtype, whole.shape
 
 
 def unpacked(raw: np.ndarray, dtype: torch.dtype, shape: torch.Size) -> Tensor:

@@ -6,6 +6,7 @@ to others.
 """
 
 import logging
+import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,8 @@ from opdlight.errors import ConfigError, EngineError
 from opdlight.models.loading import resolve_model
 from opdlight.rollout.engines import ray_start
 from opdlight.rollout.engines.base import NO_WEIGHTS, Completion, Engine, Request
-from opdlight.rollout.engines.ray_actor import POLL_SECONDS, EngineActor, Report, packed
+from opdlight.rollout.engines.ray_actor import POLL_SECONDS, EngineActor, Report
+from opdlight.rollout.engines.ray_weights import NAMESPACE, Died, ObjectStore
 
 log = logging.getLogger(__name__)
 _START_SECONDS = 1800.0  # longest time for an actor to be scheduled and to load its model
@@ -33,19 +35,20 @@ _PREFILL = 256  # uncached prompt tokens that count as much load as one running 
 class _Member:
     """An actor as the pool sees it."""
 
+    name: str  # by which Ray knows the actor
     actor: Any
     calls: deque[Any]  # references to pending replies, oldest first
     deaths: int  # of the actors that it replaces, in a row without a completion
     since: float  # time.monotonic() when it was started
     report: Report | None = None  # the last reply; None until it has started
-    weights: Any = None  # reference to the weights that it was last sent
+    weights: object = None  # what it has loaded: `RayEngine._weights` of that time
     running: set[str] = field(default_factory=set)  # ids of its unfinished requests
     queued: list[Request] = field(default_factory=list)  # those of them that it has not been sent yet
     cached: set[int] = field(default_factory=set)  # hashes of the prompt blocks in its prefix cache
 
 
 class RayEngine:
-    """A pool of engines as Ray actors: requests are spread by load, weights travel once to each node.
+    """A pool of engines as Ray actors: requests are spread by load, weights are copied once to each node.
 
     A request goes to the actor with the least load: its number of unfinished requests, plus one for every 256 prompt
     tokens that are not in its prefix cache, so that a long conversation stays with its actor. An error of an engine is
@@ -53,18 +56,18 @@ class RayEngine:
     repeated by other actors: no completion is returned twice, and one with a seed is the same.
 
     Every machine needs opdlight, the environment's packages, and `model` under the same path (a shared folder or a Hub
-    name). Each process of `trainer=ddp` or `fsdp` has its own pool: let them share one Ray cluster with `address=auto`
-    and with resources for processes × actors, because with null each process starts a Ray that assumes the whole
-    machine. Ray does not know which GPUs the trainer uses: start it with CUDA_VISIBLE_DEVICES set to the others.
+    name). Each process of `trainer=ddp` or `fsdp` has a pool of its own. They share the Ray cluster at `address`, which
+    needs resources for processes × actors, and the first process sends the weights to the actors of all pools. Ray does
+    not know which GPUs the trainer uses: start it with CUDA_VISIBLE_DEVICES set to the others.
 
     Args:
         model: folder or Hub name, passed to `engine`.
         engine: makes the engine of an actor from `model`.
         actors: number of actors.
         address: address of a running Ray cluster, or `auto` for the one of this machine; null starts Ray on this
-            machine until `close`.
+            machine until `close`, which only a trainer of one process may.
         num_cpus: CPUs of each actor, and its threads.
-        num_gpus: GPUs of each actor; with 0 it shares the trainer's.
+        num_gpus: GPUs of each actor; with 0 it shares the one of this process, and sleeps while the student trains.
 
     Raises:
         ConfigError: if there is no cluster at `address`, or this machine has too few resources.
@@ -85,20 +88,25 @@ class RayEngine:
         # the trainer's, if the actors share it: then they lend it their memory between rollouts
         self._gpu = torch.cuda.current_device() if num_gpus == 0 and torch.cuda.is_available() else None
         self._make_engine, self._model = engine, resolve_model(model)
-        self._weights: Any = None  # reference to the current weights; None: those of the model's folder
+        self._weights: object = None  # stands for the current weights; None: those of the model's folder
+        self._bytes = 0  # of all weights so far, each counted once
+        self._started = 0  # actors so far
         self._waiting: deque[str] = deque()  # ids of requests without an actor
         self._requests: dict[str, Request] = {}  # all unfinished ones, by id
         self._deaths: Counter[str] = Counter()  # request id → actors that died while it was unfinished
         self._past: Counter[str] = Counter(restarts=0, resent=0)  # with the counters of the actors that died
         self._members: list[_Member] = []
         self._ray = ray_start.import_ray()
+        self._name = f"opdlight-{secrets.token_hex(4)}"
+        self._store = ObjectStore(self._ray, self._name)
         self._owns_ray = not self._ray.is_initialized()
         if self._owns_ray:
             ray_start.start_ray(self._ray, address)
         try:
             self._check_resources(actors, {"CPU": num_cpus, "GPU": num_gpus}, final=address is None)
             options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": "SPREAD"}
-            self._actor_class = self._ray.remote(EngineActor).options(**options)
+            self._actor_class = self._ray.remote(EngineActor)
+            self._options = {**options, "namespace": NAMESPACE}
             self._members += [self._new_member(deaths=0) for _ in range(actors)]
             while starting := [m for m in self._members if m.report is None]:
                 self._check_start_time(starting)
@@ -106,7 +114,8 @@ class RayEngine:
         except BaseException:
             self.close()
             raise
-        self.max_model_len = min(m.report.max_model_len for m in self._members if m.report is not None)
+        reports = [m.report for m in self._members if m.report is not None]
+        self.max_model_len, self._dtype = min(r.max_model_len for r in reports), reports[0].dtype
 
     def add_request(self, request: Request) -> None:
         """Queue a request. What only an actor's engine can detect, such as an unknown token id, is raised by `step`."""
@@ -139,21 +148,26 @@ class RayEngine:
         """
         if self._requests:
             raise EngineError(f"Weights cannot change while {len(self._requests)} requests are unfinished.")
-        new = self._ray.put({name: packed(weight) for name, weight in weights})
-        refusal: EngineError | None = None
-        started = [m for m in self._members if m.report is not None]
-        for member in started:
-            member.calls.append(member.actor.load.remote(new, policy_version))
-            member.weights = new
-            member.cached.clear()
-        for member in started:
-            try:
-                self._take_all(member)
-            except EngineError as error:
-                refusal, member.weights = error, self._weights
-        if refusal is not None:
-            raise refusal
+        for member in [m for m in self._members if m.report is not None]:
+            self._take_all(member)
+        started = {m.name: m for m in self._members if m.report is not None}
+        actors = {name: member.actor for name, member in started.items()}
+        outcomes, size = self._store.send(weights, policy_version, actors, self._dtype)
+        new, refusals = object(), []
+        for name, outcome in outcomes.items():
+            if isinstance(outcome, EngineError):
+                refusals.append(outcome)
+            elif name not in started:
+                continue  # of another process
+            elif isinstance(outcome, Died):
+                self._replace(started[name], outcome.why)
+            else:
+                started[name].report, started[name].weights = outcome, new
+                started[name].cached.clear()
+        if refusals:
+            raise refusals[0]
         self._weights, self.policy_version = new, policy_version
+        self._bytes += size
 
     def sleep(self) -> None:
         """Free the memory of actors that share the trainer's GPUs (`num_gpus` 0); others have theirs for themselves."""
@@ -186,6 +200,7 @@ class RayEngine:
         for member in self._members:
             if member.report is not None:
                 total.update(member.report.stats)
+        total["update_bytes"] = self._bytes
         return {name: float(value) for name, value in total.items()}
 
     def close(self) -> None:
@@ -195,14 +210,17 @@ class RayEngine:
         for member in self._members:
             self._ray.kill(member.actor)
         self._members.clear()
+        self._store.close()
         if self._owns_ray:
             self._ray.shutdown()
             self._owns_ray = False
 
     def _new_member(self, deaths: int) -> _Member:
-        actor = self._actor_class.remote()
+        self._started += 1
+        name = f"{self._name}-{self._started}"
+        actor = self._actor_class.options(name=name, **self._options).remote()
         calls = deque([actor.start.remote(self._make_engine, self._model, self._gpu)])
-        return _Member(actor=actor, calls=calls, deaths=deaths, since=time.monotonic())
+        return _Member(name=name, actor=actor, calls=calls, deaths=deaths, since=time.monotonic())
 
     def _assign(self, request: Request, ready: list[_Member]) -> None:
         """Assign a request to the actor with the least load; see the class."""
@@ -217,7 +235,7 @@ class RayEngine:
         if member.report is None:
             return
         if member.weights is not self._weights:  # it was starting when they came
-            member.calls.append(member.actor.load.remote(self._weights, self.policy_version))
+            member.calls.append(member.actor.load.remote(self._store.current(), self.policy_version))
             member.weights = self._weights
         while member.running and len(member.calls) < 2:
             member.calls.append(member.actor.advance.remote(member.queued))
@@ -247,7 +265,7 @@ class RayEngine:
         except errors.RayTaskError as error:
             raise error.cause from error
         except errors.RayError as error:
-            self._replace(member, error)
+            self._replace(member, str(error))
             return []
         for completion in report.completions:
             member.running.remove(completion.request_id)
@@ -255,7 +273,7 @@ class RayEngine:
             member.deaths = 0
         return report.completions
 
-    def _replace(self, member: _Member, error: Exception) -> None:
+    def _replace(self, member: _Member, why: str) -> None:
         """Replace an actor that has died by a new one; its requests go to the front of the queue."""
         self._ray.kill(member.actor)  # it may only be unreachable
         member.calls.clear()
@@ -270,8 +288,8 @@ class RayEngine:
             raise EngineError(
                 f"Rollout actors keep dying: {_MOST_DEATHS} in a row without a completion or with the same request, "
                 f"the last one {place}. Actors write to /tmp/ray/session_latest/logs on their machine; engine=vllm "
-                f"runs an engine in this process. Ray says: {error}"
-            ) from error
+                f"runs an engine in this process. Ray says: {why}"
+            )
         log.warning("A rollout actor died %s; it is replaced, and %d requests are repeated.", place, len(sent))
         self._waiting.extendleft(reversed([r for r in self._requests if r in member.running]))
         self._members[self._members.index(member)] = self._new_member(member.deaths + 1)

@@ -122,6 +122,8 @@ class VLLMEngine:
                 gpus = vllm_start.engine_gpus(self._gpu, torch.cuda.device_count(), tensor_parallel_size)
                 self._can_sleep = sleep and not _sleepers
                 arguments |= {"device_ids": gpus, "enable_sleep_mode": self._can_sleep}
+            if tensor_parallel_size > 1:
+                arguments["distributed_executor_backend"] = "mp"  # also in an actor of Ray, where vLLM would start more
             try:
                 self._engine: Any = self._vllm.LLMEngine.from_engine_args(self._vllm.EngineArgs(folder, **arguments))
             except Exception as error:  # the class depends on what vLLM refuses
