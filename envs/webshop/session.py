@@ -1,4 +1,7 @@
-"""One visit to the shop: its pages, what can be clicked on them, and what a click does."""
+"""One visit to the shop: its pages, what can be clicked on them, and what a click does.
+
+The labels of the pages are WebShop's: MIT License, Copyright (c) 2023 Princeton Natural Language Processing.
+"""
 
 import json
 import re

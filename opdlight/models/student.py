@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers.core_model_loading import revert_weight_conversion
 
-from opdlight.errors import CheckpointError
+from opdlight.errors import CheckpointError, ConfigError
 from opdlight.models.attention import use_attention
 from opdlight.models.backbone import check_head, checkpoint_layers, divide, head_of, hidden_at
 from opdlight.models.lm_head import LMHead
@@ -81,9 +81,16 @@ class Student(nn.Module):
         """Divide the weights over the ranks of `mesh`. Each share stays as it is stored, float32 master weights.
 
         What is gathered for a forward pass has the compute dtype; adapters are gathered in float32.
+
+        Raises:
+            ConfigError: with DoRA, whose norms are those of whole weights.
         """
-        if not isinstance(self, FSDPModule):
-            divide(self, self.model, mesh, MixedPrecisionPolicy(param_dtype=self.autocast, reduce_dtype=torch.float32))
+        if isinstance(self, FSDPModule):
+            return
+        config: Any = getattr(self.model, "peft_config", {}).get("default")
+        if getattr(config, "use_dora", False):
+            raise ConfigError.wrong("model.student.lora.use_dora", expected="false beside trainer=fsdp", got=True)
+        divide(self, self.model, mesh, MixedPrecisionPolicy(param_dtype=self.autocast, reduce_dtype=torch.float32))
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """See `hidden`. FSDP gathers the weights around this call, in the compute dtype."""
@@ -148,7 +155,10 @@ class Student(nn.Module):
             raise CheckpointError(f"A student made of {self.base!r} could not be saved: {error}") from error
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Write the LoRA adapter alone in peft's format: a few MB that name `base`; written atomically."""
+        """Write the LoRA adapter alone in peft's format: a few MB that name `base`; written atomically.
+
+        Every rank must call it; the first one writes.
+        """
         from peft import get_peft_model_state_dict
 
         config: Any = copy.copy(self.model.peft_config["default"])
@@ -156,7 +166,10 @@ class Student(nn.Module):
         for name in ("target_modules", "exclude_modules"):  # of a set the order would change from run to run
             if isinstance(chosen := getattr(config, name), set):
                 setattr(config, name, sorted(chosen))
-        weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        found = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        weights = {name: full_tensor(weight) for name, weight in found.items()}
+        if rank() != 0:
+            return
         with replacing_folder(Path(folder)) as temporary:
             config.save_pretrained(temporary)
             # peft saves under the names of its wrapper, which an injected adapter has not

@@ -14,10 +14,9 @@ from opdlight.errors import ConfigError
 from opdlight.losses import ImportanceWeighted, Loss
 from opdlight.models import ScoreRequest, Student, Teacher, Teachers
 from opdlight.models.packing import resolve_packing
-from opdlight.models.precision import check_engine_dtype
 from opdlight.rollout import Collector, count_workers, make_collector
 from opdlight.rollout.source import RolloutSource
-from opdlight.train.checks import check_chats, check_server_dtype
+from opdlight.train.checks import check_chats
 
 
 def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
@@ -33,7 +32,6 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         temperature=cfg.sampling.temperature,
     )
     student: Student = instantiate(cfg.model.student)
-    check_engine_dtype(student, cfg.engine)
     check_chats(cfg, mixture, student)
     with ConfigError.instead():  # losses know nothing of config errors
         mask = instantiate(cfg.mask).resolve(student.tokenizer)
@@ -61,7 +59,6 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
 
     def collector() -> Collector:
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
-        check_server_dtype(student, engine)
         workers = count_workers(cfg.rollout.env_workers, cfg.trainer.get("num_nodes") or 1)
         threads, template = cfg.rollout.env_threads, student.chat_template
         return make_collector(engine, student.tokenizer, mixture.tasks, threads, template, workers)

@@ -44,13 +44,22 @@ def test_without_a_trainer_it_is_that_of_the_machine(monkeypatch: pytest.MonkeyP
 
 
 def test_a_model_without_the_key_gets_it_and_a_wrong_path_is_left_to_the_checks() -> None:
-    mine = OmegaConf.create({"model": {"dtype": "float32"}, "trainer": {"accelerator": "gpu"}})
+    model = {"dtype": "float32", "student": {"_target_": "opdlight.models.Student"}}
+    mine = OmegaConf.create({"model": model, "trainer": {"accelerator": "gpu"}})
     settle_compute_dtype(mine)
-    assert mine.model.compute_dtype == "bfloat16"
+    assert mine.model.compute_dtype == mine.model.student.compute_dtype == "bfloat16"
     broken = OmegaConf.create({"model": {"dtype": "float32"}, "trainer": {"accelerator": "${nowhere}"}})
     settle_compute_dtype(broken)
     assert "compute_dtype" not in broken.model
     settle_compute_dtype(OmegaConf.create({"run": "runs/latest"}))  # a report has no model
+
+
+@pytest.mark.parametrize("file", sorted(Path("conf/model").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_model_leaves_it_to_the_trainer(file: Path) -> None:
+    model = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(model, dict)
+    assert (model["dtype"], model["compute_dtype"]) == ("float32", "auto")
+    assert model["student"]["compute_dtype"] == "${model.compute_dtype}"
 
 
 def test_more_digits_than_the_weights_have_are_refused() -> None:

@@ -65,6 +65,7 @@ MISTAKES = {  # tool and arguments, what the one error names
     "bench_lm_head.py --k 64 --distinct 32": "--distinct",
     "bench_lm_head.py --repeat 0": "--repeat",
     "bench_overlap.py --pairs 0": "--pairs",
+    "bench_envs.py --workers 0": "--workers",
     "bench_rollout.py --model nowhere": "'nowhere'",
     "bench_rollout.py --episodes 0": "--episodes",
     "bench_rollout.py --env opdlight/Chess-v0": "opdlight/Chess-v0",
@@ -141,7 +142,7 @@ def test_bench_threads() -> None:
 
 def test_bench_webshop() -> None:
     said = run("bench_webshop.py", "--products", "300", "--words", "2", "--steps", "20", "--prompt", "paper")
-    assert "300 products: built in" in said and "steps/s at random" in said
+    assert "300 products: built in" in said and "steps/CPU s at random" in said
 
 
 @pytest.mark.vllm
@@ -149,6 +150,12 @@ def test_bench_rollout() -> None:
     sizes = ["--episodes", "2", "--repeats", "1", "--turn-tokens", "4", "--trajectory-tokens", "256", "--threads", "1"]
     said = run("bench_rollout.py", "--env", "opdlight/ToyText-v0", "--env-args", "max_turns=2", *sizes)
     assert "in 1 pairs" in " ".join(said.split()) and "lock-step" in said
+
+
+def test_bench_envs() -> None:
+    sizes = ["--scripted", "--episodes", "2", "--repeats", "1", "--workers", "1", "--threads", "1"]
+    said = run("bench_envs.py", "--env", "opdlight/ToyText-v0", "--env-args", "max_turns=2", *sizes)
+    assert "in 1 pairs" in " ".join(said.split()) and "1 processes" in said and "a process takes" in said
 
 
 @pytest.mark.alfworld
