@@ -45,6 +45,23 @@ def import_vllm() -> Any:
     return vllm
 
 
+def connect_nccl(client: Any, source: Any, *, address: str, port: int, world_size: int) -> Any:
+    """VLLM's trainer side of a weight transfer over NCCL, connected to the engines that `client` calls.
+
+    Args:
+        client: see `nccl.Client`.
+        source: see `nccl.Source`.
+        address: of this machine, as the engines see it.
+        port: a free one, at which they meet.
+        world_size: 1 + the number of all engines' GPUs.
+    """
+    import_vllm()
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
+
+    info = NCCLTrainerInitInfo(master_address=address, master_port=port, world_size=world_size, rank=0)
+    return NCCLTrainerWeightTransferEngine.trainer_init(info, client=client, source=source)
+
+
 def check_tensor_parallel(tensor_parallel_size: int) -> None:
     """An engine of several GPUs (on a CPU: of several worker processes) needs a trainer of one process.
 
