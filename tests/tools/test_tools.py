@@ -77,6 +77,7 @@ MISTAKES = {  # tool and arguments, what the one error names
     "build_lab.py tokeniser": "'tokeniser'",
     "build_lab.py --scale 0": "--scale",
     "check_layers.py --fix": "--fix",
+    "compare_precision.py --updates 0": "--updates",
     "make_pictures.py nowhere": "'nowhere'",
     "play_env.py opdlight/Chess-v0": "opdlight/Chess-v0",
     "play_env.py opdlight/ToyText-v0 gaem=Taxi-v4": "gaem",
