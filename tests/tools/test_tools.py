@@ -123,6 +123,14 @@ def test_bench_lm_head() -> None:
     assert run("bench_lm_head.py", *sizes).count("| 64 |") == 4
 
 
+def test_compare_precision(tmp_path: Path) -> None:
+    one = ["--runs", "bfloat16 forward, float32 weights", "--processes", "1", "--updates", "1", "--groups", "2"]
+    said = run("compare_precision.py", *one, "--episodes", "2", "--folder", str(tmp_path), ENGINE[0])
+    name, moved, *_ = said.splitlines()[-1].strip("| ").split(" | ")
+    assert name == one[1]
+    assert float(moved.rstrip(" %")) > 99  # bfloat16 weights would move less: float32 master weights are behind FSDP2
+
+
 def test_bench_step() -> None:
     said = run("bench_step.py", "--updates", "2", *ENGINE)
     assert "sums: mean of 1 updates" in said
