@@ -2,6 +2,7 @@
 
 For each number of products a process builds the folder that all workers share, and another opens it and plays. Products
 are generated; their descriptions are lengthened by made-up words, a few of them frequent, to the length of real ones.
+Seconds are of the processor, so that other work on the machine does not count.
 
 Example: python tools/bench_webshop.py --products 1000 10000 --words 150
 """
@@ -32,9 +33,9 @@ def peak_mib() -> float:
 
 
 def resident_mib() -> float:
-    """Memory of this process alone: pages of the shared files do not count."""
+    """Memory of this process alone: pages of files, which all that read them share, do not count."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
-    return sum(int(fields[name].split()[0]) for name in ("Private_Clean", "Private_Dirty")) / 1024
+    return int(fields["Anonymous"].split()[0]) / 1024
 
 
 def lengthened(products: list[Product], words: int) -> Iterator[Product]:
@@ -45,28 +46,28 @@ def lengthened(products: list[Product], words: int) -> Iterator[Product]:
 
 
 def build(folder: str, products: int, words: int) -> tuple[float, float]:
-    """(seconds, peak MiB) of building the folder."""
+    """(CPU seconds, peak MiB) of building the folder."""
     made = generate(products, 0)
-    before, start = peak_mib(), time.perf_counter()
+    before, start = peak_mib(), time.process_time()
     Catalogue.save(lengthened(made, words), Path(folder))
-    return time.perf_counter() - start, peak_mib() - before
+    return time.process_time() - start, peak_mib() - before
 
 
 def play(folder: str, steps: int, prompt: Any) -> tuple[float, float, float, float]:
-    """(seconds to open, MiB of the process's own, steps per second of random actions and of the expert)."""
+    """(CPU seconds to open, MiB of the process's own, steps per CPU second of random actions and of the expert)."""
     env = WebShopEnv(products=30, nouns="words", prompt=prompt)
-    before, start = resident_mib(), time.perf_counter()
+    before, start = resident_mib(), time.process_time()
     env.catalogue = Catalogue.load(Path(folder), "synthetic")
-    opened = time.perf_counter() - start
+    opened = time.process_time() - start
     env.training_episodes = len(env.catalogue.picks) - 500
     rates = [rate(env, steps, expert) for expert in (False, True)]
     return opened, resident_mib() - before, rates[0], rates[1]
 
 
 def rate(env: WebShopEnv, steps: int, expert: bool) -> float:
-    """Steps per second, resets included; one random action in three is a search for the words of a title."""
+    """Steps per CPU second, resets included; one random action in three is a search for the words of a title."""
     stream, done, seed = random.Random(0), True, 0
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(steps):
         if done:
             seed += 1
@@ -82,7 +83,7 @@ def rate(env: WebShopEnv, steps: int, expert: bool) -> float:
             action = f"<action>{action}</action>"
         _, _, terminated, truncated, info = env.step(action)
         done = terminated or truncated
-    return steps / (time.perf_counter() - start)
+    return steps / (time.process_time() - start)
 
 
 def main() -> None:
@@ -105,8 +106,8 @@ def main() -> None:
                 opened, own, walked, shown = pool.apply(play, (folder, arguments.steps, arguments.prompt))
         finally:
             shutil.rmtree(folder)
-        print(f"{products} products: built in {seconds:.1f} s with {peak:.0f} MiB, {disk:.0f} MiB of disk;")
-        speeds = f"{walked:.0f} steps/s at random, {shown:.0f} of the expert"
+        print(f"{products} products: built in {seconds:.1f} CPU s with {peak:.0f} MiB, {disk:.0f} MiB of disk;")
+        speeds = f"{walked:.0f} steps/CPU s at random, {shown:.0f} of the expert"
         print(f"  opened in {1000 * opened:.0f} ms, {own:.0f} MiB a process; {speeds}", flush=True)
 
 

@@ -1,7 +1,6 @@
 """A shop's products, search index, prices and goals: in memory, or in a folder that all processes share."""
 
 import json
-import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,10 +10,10 @@ from typing import overload
 import numpy as np
 
 from opdlight.envs.webshop.goals import GOAL_SOURCES, Goal, GoalSource, draw_goals, make_goal
-from opdlight.envs.webshop.index import Index
+from opdlight.envs.webshop.index import Index, map_file
 from opdlight.envs.webshop.products import HumanInstruction, Product
 
-REMEMBERED = 8192  # products of a folder that a process keeps decoded
+REMEMBERED = 2048  # products of a folder that a process keeps decoded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,8 +68,7 @@ class StoredProducts(Sequence[Product]):
 
     def __init__(self, folder: Path) -> None:
         self._ends = np.load(folder / "ends.npy", mmap_mode="r")
-        with (folder / "products.jsonl").open("rb") as file:
-            self._lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(self._ends) else b""
+        self._lines = map_file(folder / "products.jsonl")
         self._decoded = lru_cache(maxsize=REMEMBERED)(self._decode)
 
     def __len__(self) -> int:

@@ -1,18 +1,20 @@
 """WebShop's search engine: BM25 as Lucene 8 computes it (through Anserini 0.14, which the original calls)."""
 
+import mmap
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from opdlight.envs.webshop.analyzer import tokens
 
 K1, B = np.float32(0.9), np.float32(0.4)
-_ARRAYS = ("starts", "documents", "frequencies", "lengths")
+_ARRAYS = ("starts", "documents", "impacts", "keys", "count")
 
 
 class Hit(NamedTuple):
@@ -22,6 +24,13 @@ class Hit(NamedTuple):
     score: float  # rounded to 4 decimals, ties lowered in steps of 1e-6
 
 
+class Terms(Protocol):
+    """Numbers of the terms, in the order of their UTF-8."""
+
+    def get(self, term: str, /) -> int | None:
+        """The number of a term; None if no document has it."""
+
+
 class Index:
     """Inverted lists of a collection of texts, D documents with T different terms and P postings.
 
@@ -29,31 +38,26 @@ class Index:
     (bm25s with the same formula ranks 16 of 40 long queries otherwise), so this is our own code.
 
     Args:
-        terms: term → its number.
+        terms: their numbers, from 0.
         starts: [T+1] where the postings of each term begin.
         documents: [P] ascending within a term.
-        frequencies: [P] how often the term is in the document.
-        lengths: [D] tokens of each document.
+        impacts: [P] tf / (k1 · (1 − b + b · length / average length)), in Lucene's float32.
         keys: [D] names of the documents; documents of equal score are in their order.
+        count: of the documents that have a term.
     """
 
     def __init__(
         self,
-        terms: dict[str, int],
+        terms: Terms,
         starts: np.ndarray,
         documents: np.ndarray,
-        frequencies: np.ndarray,
-        lengths: np.ndarray,
+        impacts: np.ndarray,
         keys: np.ndarray,
+        count: np.ndarray,
     ) -> None:
-        self.terms, self.starts, self.documents, self.frequencies = terms, starts, documents, frequencies
-        self.lengths, self.keys = lengths, keys
-        count = max(int(np.count_nonzero(lengths)), 1)
-        self._count = count
-        average = np.float32(int(lengths.sum(dtype=np.int64)) / count)
-        stored = np.array([lossy_length(length) for length in range(int(lengths.max(initial=0)) + 1)], np.float32)
-        self._inverse = np.float32(1) / (K1 * ((np.float32(1) - B) + B * stored / average))  # by exact length
-        self.search = lru_cache(maxsize=4096)(self._search)  # a page that is turned searches again
+        self.terms, self.starts, self.documents, self.impacts = terms, starts, documents, impacts
+        self.keys, self.count = keys, count
+        self.search = lru_cache(maxsize=512)(self._search)  # a page that is turned searches again
 
     @classmethod
     def build(cls, texts: Iterable[tuple[str, str]]) -> "Index":
@@ -69,50 +73,54 @@ class Index:
                 numbers.append(terms.setdefault(word, len(terms)))
                 documents.append(document)
                 frequencies.append(frequency)
-        term_of = np.frombuffer(numbers, np.uint32)
+        ordered = sorted(terms, key=str.encode)
+        ranks = np.empty(len(terms), np.uint32)
+        ranks[[terms[word] for word in ordered]] = np.arange(len(terms))
+        term_of = ranks[np.frombuffer(numbers, np.uint32)]
         order = np.argsort(term_of, kind="stable")
+        document_of = np.frombuffer(documents, np.uint32)
+        impacts = np.frombuffer(frequencies, np.uint32).astype(np.float32)
+        impacts *= _inverse_norms(np.frombuffer(lengths, np.uint32))[document_of]
         starts = np.zeros(len(terms) + 1, np.int64)
         np.cumsum(np.bincount(term_of, minlength=len(terms)), out=starts[1:])
         return cls(
-            terms,
+            {word: rank for rank, word in enumerate(ordered)},
             starts,
-            np.frombuffer(documents, np.uint32)[order],
-            np.frombuffer(frequencies, np.uint32)[order],
-            np.frombuffer(lengths, np.uint32),
+            document_of[order],
+            impacts[order],
             np.array(keys, dtype=np.str_),
+            np.array(sum(length > 0 for length in lengths)),
         )
 
     def save(self, folder: Path) -> None:
-        """Write the index into a folder."""
-        for name in (*_ARRAYS, "keys"):
+        """Write an index that was built into a folder."""
+        assert isinstance(self.terms, dict)
+        for name in _ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name))
-        (folder / "terms.txt").write_text("\n".join(self.terms), encoding="utf-8")
+        words = [word.encode() for word in self.terms]
+        (folder / "terms").write_bytes(b"".join(words))
+        np.save(folder / "term_ends.npy", np.cumsum([len(word) for word in words], dtype=np.int64))
 
     @classmethod
     def load(cls, folder: Path) -> "Index":
-        """The index in a folder; its arrays stay on disk, and all processes that read them share the memory."""
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in (*_ARRAYS, "keys")}
-        words = (folder / "terms.txt").read_text(encoding="utf-8").split("\n")
-        return cls({word: number for number, word in enumerate(words) if word}, **arrays)
+        """The index in a folder; it stays on disk, and all processes that read it share the memory."""
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        return cls(StoredTerms(folder), **arrays)
 
     def _search(self, query: str, limit: int = 50) -> tuple[Hit, ...]:
         """The best documents with at least one word of the query, best first; a repeated word counts so often.
 
         Score of a term: qtf · idf · tf / (tf + k1 · (1 − b + b · length / average length)), in Lucene's float32.
         """
-        scores = np.zeros(len(self.lengths))
+        scores = np.zeros(len(self.keys))
         for word, repeats in Counter(tokens(query)).items():
             number = self.terms.get(word)
             if number is None:
                 continue
             here = slice(int(self.starts[number]), int(self.starts[number + 1]))
-            documents = self.documents[here]
-            found = len(documents)
-            idf = np.float32(np.log1p((self._count - found + 0.5) / (found + 0.5)))
-            weight = np.float32(repeats) * idf
-            inverse = self._inverse[self.lengths[documents]]
-            one = np.float32(1)
-            scores[documents] += weight - weight / (one + self.frequencies[here].astype(np.float32) * inverse)
+            found = here.stop - here.start
+            weight = np.float32(repeats) * np.float32(np.log1p((int(self.count) - found + 0.5) / (found + 0.5)))
+            scores[self.documents[here]] += weight - weight / (np.float32(1) + self.impacts[here])
         (found_in,) = np.nonzero(scores)
         values = scores[found_in].astype(np.float32)
         if len(found_in) > limit:  # all that are as good as the last one that is wanted
@@ -120,6 +128,29 @@ class Index:
             found_in, values = found_in[values >= least], values[values >= least]
         order = np.lexsort((self.keys[found_in], -values))[:limit]
         return tuple(map(Hit, found_in[order].tolist(), _reported(values[order])))
+
+
+class StoredTerms:
+    """Terms in a file, found by bisection: as a dictionary, the million of WebShop's would take each process 150 MB."""
+
+    def __init__(self, folder: Path) -> None:
+        self._ends = np.load(folder / "term_ends.npy", mmap_mode="r")
+        self._bytes = map_file(folder / "terms")
+
+    def get(self, term: str, /) -> int | None:
+        """The number of a term; None if no document has it."""
+        wanted = term.encode("utf-8", "replace")
+        number = bisect_left(range(len(self._ends)), wanted, key=self._term)
+        return number if number < len(self._ends) and self._term(number) == wanted else None
+
+    def _term(self, number: int) -> bytes:
+        return self._bytes[int(self._ends[number - 1]) if number else 0 : int(self._ends[number])]
+
+
+def map_file(path: Path) -> mmap.mmap | bytes:
+    """The bytes of a file, in memory that processes share."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
 
 
 def lossy_length(length: int) -> int:
@@ -130,6 +161,14 @@ def lossy_length(length: int) -> int:
     """
     shift = max((length - 24).bit_length() - 4, 0) if length > 24 else 0
     return length if shift == 0 else 24 + ((length - 24) >> shift << shift)
+
+
+def _inverse_norms(lengths: np.ndarray) -> np.ndarray:
+    """1 / (k1 · (1 − b + b · length / average length)) for documents of `lengths` [D] tokens, the average exact."""
+    average = np.float32(int(lengths.sum(dtype=np.int64)) / max(int(np.count_nonzero(lengths)), 1))
+    stored = np.array([lossy_length(length) for length in range(int(lengths.max(initial=0)) + 1)], np.float32)
+    by_length = np.float32(1) / (K1 * ((np.float32(1) - B) + B * stored / max(average, np.float32(1))))
+    return by_length[lengths]
 
 
 def _reported(scores: np.ndarray) -> list[float]:

@@ -50,7 +50,7 @@ def nouns_by(rule: NounRule) -> Nouns:
     return _tagged
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def _tagged(title: str) -> list[str]:
     with _tagging:
         return [token.text.lower() for token in _model()(title) if token.pos_ in ("NOUN", "PROPN")]

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -73,7 +74,10 @@ def _build(key: str, files: list[Path], products: int | None, folder: Path) -> N
     temporary.mkdir()
     try:
         rows = _rows(key, files[0], products)
-        Catalogue.save(load_products(rows, _read(key, files[1]), _read(key, files[2]), key), temporary)
+        loaded = load_products(rows, _read(key, files[1]), _read(key, files[2]), key)
+        if (first := next(loaded, None)) is None:
+            raise ConfigError.wrong(key, expected=f"at least one product in {files[0].name}", got="none")
+        Catalogue.save(itertools.chain([first], loaded), temporary)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

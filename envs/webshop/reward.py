@@ -60,7 +60,7 @@ def weights(goal: Goal) -> Mapping[str, float]:
     return {name: count / sum(parts.values()) for name, count in parts.items() if count or name != "options"}
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def alike(one: str, other: str) -> bool:
     """Whether two texts are nearly the same set of words, as thefuzz's token_set_ratio > 85 has it."""
     try:

@@ -12,8 +12,8 @@ STUDENT = "opdlight.models.Student"
 def settle_compute_dtype(cfg: DictConfig) -> None:
     """Write the dtype of forward passes into a composed config, in place of `auto` and where a model has none.
 
-    It is bfloat16 where the trainer uses a GPU, and `model.dtype` on a CPU. A command without a trainer counts as one
-    with `accelerator: auto`.
+    It is bfloat16 where the trainer uses a GPU, or would on the GPU of the doctor's `plan_gib`, and `model.dtype` on a
+    CPU. A command without a trainer counts as one with `accelerator: auto`.
     """
     with suppress(OmegaConfBaseException):  # of an interpolation that leads nowhere: the checks say so
         if OmegaConf.select(cfg, "model.dtype") is None:
@@ -21,7 +21,8 @@ def settle_compute_dtype(cfg: DictConfig) -> None:
         chosen = OmegaConf.select(cfg, KEY, default="auto")
         if chosen == "auto":
             accelerator = OmegaConf.select(cfg, "trainer.accelerator", default="auto")
-            chosen = "bfloat16" if _uses_gpu(accelerator) else cfg.model.dtype
+            planned = OmegaConf.select(cfg, "plan_gib") is not None
+            chosen = "bfloat16" if planned or _uses_gpu(accelerator) else cfg.model.dtype
         student = cfg.model.get("student")
         with read_write(cfg), open_dict(cfg):
             cfg.model.compute_dtype = chosen

@@ -123,6 +123,7 @@ class DoctorConfig(TrainConfig):
     """The top level of conf/doctor.yaml: that of conf/train.yaml and how to examine it."""
 
     quick: bool
+    plan_gib: PositiveFloat | None
     out: str | None
 
 

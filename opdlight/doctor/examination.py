@@ -16,8 +16,8 @@ from opdlight.data.tasks import TaskMixture
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.doctor.answers import check_answers, first_turns, whole_episodes
 from opdlight.doctor.findings import Finding, Verdict, as_json, merge_findings, table, worst
+from opdlight.doctor.fitting import check_memory, on_gpu
 from opdlight.doctor.limits import check_context, check_support
-from opdlight.doctor.memory import check_memory, on_gpu
 from opdlight.doctor.patient import Pair, Patient
 from opdlight.doctor.precision import check_precision
 from opdlight.doctor.scores import check_determinism, check_identical
@@ -100,6 +100,8 @@ def patient_of(
         dtype=cfg.model.dtype,
         compute_dtype=cfg.model.compute_dtype,
         micro_batch_tokens=cfg.micro_batch_tokens,
+        teacher_placement=cfg.teacher_placement,
+        staleness=cfg.staleness,
         temperature=cfg.sampling.temperature,
         top_p=cfg.sampling.top_p,
         stop=instantiate(cfg.sampling).resolve(student.tokenizer).stop,
@@ -119,7 +121,7 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
         for name, teacher in track(list(mixture.teachers.items()), "loading the teachers"):
             found += attempt("teacher", f"{teacher} ({name})", partial(_teach, teachers, mixture, name, cfg))
         patient = patient_of(cfg, mixture, student, loss, teachers)
-        if on_gpu(patient):
+        if on_gpu(patient.trainer):
             for model in (student, *teachers.values()):
                 if isinstance(model, nn.Module):  # a server's teacher has no weights here
                     model.to("cuda")

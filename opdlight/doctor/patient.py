@@ -97,6 +97,8 @@ class Patient:
         dtype: storage of what is trained.
         compute_dtype: of forward passes.
         micro_batch_tokens: padded tokens of one forward and backward.
+        teacher_placement: where the weights of the teachers are.
+        staleness: 1 if the engine generates while the student trains.
         temperature: of the rollout policy.
         top_p: of the rollout policy.
         stop: ids that end a completion, beside those that the student's folder names.
@@ -116,6 +118,8 @@ class Patient:
     dtype: str = "float32"
     compute_dtype: str = "float32"
     micro_batch_tokens: int = 1024
+    teacher_placement: str = "replicated"
+    staleness: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     stop: Sequence[int] = ()

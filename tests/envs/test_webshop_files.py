@@ -1,5 +1,6 @@
 """WebShop's original files: which are read, what is kept on disk, who builds it, and what is said if one is wrong."""
 
+import importlib.util
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from opdlight.envs.webshop.nouns import nouns_by
 from opdlight.envs.webshop.originals import built_folder
 from opdlight.envs.webshop.reward import alike
 from opdlight.errors import ConfigError, MissingDependencyError
-from tests.envs.webshop_golden_data import catalogue, golden, products, write_files
+from tests.envs.webshop_golden_data import catalogue, golden, products, title_nouns, write_files
 
 
 @pytest.fixture
@@ -105,6 +106,7 @@ def test_what_a_killed_process_left_is_built_anew(data: Path) -> None:
         ("items_shuffle.json", '[{"asin": "A"', r"data.*JSON in items_shuffle.json"),
         ("items_shuffle.json", '[{"asin": "A"}]', r"data.*row 0, asin 'A': KeyError\('small_description'\)"),
         ("items_shuffle.json", '["A"]', r"data.*row 0"),
+        ("items_shuffle.json", '[{"asin": "nan"}]', "data.*at least one product in items_shuffle.json"),
         ("items_human_ins.json", "[]", "data.*an object by asin in items_human_ins.json"),
         ("items_human_ins.json", "{", "data.*JSON in items_human_ins.json"),
     ],
@@ -147,6 +149,27 @@ def test_packages_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         analyzer._stemmer()
     with pytest.raises(MissingDependencyError, match="rapidfuzz"):
         alike("one text", "that was never compared before")
+
+
+def test_nouns_are_what_spacy_tags_as_nouns(monkeypatch: pytest.MonkeyPatch) -> None:
+    spacy = pytest.importorskip("spacy")
+    tags = {"Red": "ADJ", "Shoes": "NOUN", "by": "ADP", "Calvane": "PROPN"}
+
+    def tagger(doc: Any) -> Any:
+        for token in doc:
+            token.pos_ = tags.get(token.text, "X")
+        return doc
+
+    pipeline = spacy.blank("en")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("opdlight.envs.webshop.nouns._model", lambda: lambda text: tagger(pipeline(text)))
+    assert nouns_by("auto")("Red Shoes by Calvane, Shoes!") == ["shoes", "calvane", "shoes"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("en_core_web_sm") is None, reason="no package index has spaCy's model")
+def test_nouns_by_spacys_model() -> None:
+    tagged = nouns_by("spacy")
+    assert [tagged(title) for title in title_nouns()] == list(title_nouns().values())
 
 
 def test_nouns_by_spacy_need_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
