@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 from opdlight.models.loading import resolve_model
 from opdlight.system.arguments import argument_parser
 
+TITLES = {"float32": "float32", "mixed": "bfloat16 forward, float32 weights", "bfloat16": "bfloat16 weights"}
 RUNS = {
     "float32": ["model.dtype=float32", "model.compute_dtype=float32"],
-    "bfloat16 forward, float32 weights": ["model.dtype=float32", "model.compute_dtype=bfloat16"],
-    "bfloat16 weights": ["model.dtype=bfloat16", "optimizer._target_=tools.compare_precision.Unchecked"],
+    "mixed": ["model.dtype=float32", "model.compute_dtype=bfloat16"],
+    "bfloat16": ["model.dtype=bfloat16", "optimizer._target_=tools.compare_precision.Unchecked"],
 }
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = 5  # means over so many equal parts of the updates are shown of the loss
@@ -78,7 +79,9 @@ def train(name: str, folder: Path, args: argparse.Namespace) -> None:
 def main() -> None:
     """Train, then print."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS), help="which of the three")
+    parser.add_argument(
+        "--runs", nargs="+", choices=list(RUNS), default=list(RUNS), metavar="RUN", help=", ".join(RUNS)
+    )
     parser.add_argument("--updates", type=int, default=50, help="of each run")
     parser.add_argument("--processes", type=int, default=2, help="that divide the student")
     parser.add_argument("--groups", type=int, default=48, help="trajectories of one update")
@@ -94,10 +97,10 @@ def main() -> None:
     columns += ["mismatch k1, mean (largest)", "clipped", "success"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name in args.runs:
-        folder = args.folder / name.replace(" ", "_").replace(",", "")
+        folder = args.folder / name
         if not (folder / "student").exists():
             train(name, folder, args)
-        lines.append(f"| {' | '.join([name, *row(folder)])} |")
+        lines.append(f"| {' | '.join([TITLES[name], *row(folder)])} |")
     Console(width=400).print("\n".join(lines), markup=False, highlight=False)
 
 

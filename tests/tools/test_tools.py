@@ -124,11 +124,13 @@ def test_bench_lm_head() -> None:
 
 
 def test_compare_precision(tmp_path: Path) -> None:
-    one = ["--runs", "bfloat16 forward, float32 weights", "--processes", "1", "--updates", "1", "--groups", "2"]
-    said = run("compare_precision.py", *one, "--episodes", "2", "--folder", str(tmp_path), ENGINE[0])
-    name, moved, *_ = said.splitlines()[-1].strip("| ").split(" | ")
-    assert name == one[1]
-    assert float(moved.rstrip(" %")) > 99  # bfloat16 weights would move less: float32 master weights are behind FSDP2
+    case = ["--runs", "mixed", "--processes", "1", "--updates", "1", "--groups", "2", "--episodes", "2"]
+    case += ["--folder", str(tmp_path), ENGINE[0], "~callbacks.gradient"]
+    name, moved, *_ = run("compare_precision.py", *case).splitlines()[-1].strip("| ").split(" | ")
+    assert name == "bfloat16 forward, float32 weights"
+    assert (
+        float(moved.rstrip(" %")) > 50
+    )  # of bfloat16 weights a step this small moves a few: behind FSDP2 they are float32
 
 
 def test_bench_step() -> None:
