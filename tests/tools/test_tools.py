@@ -84,6 +84,7 @@ MISTAKES = {  # tool and arguments, what the one error names
     "play_env.py opdlight/ToyText-v0 game=Taxi-v4 --seed -1": "--seed",
     "soak.py --minutes 0": "--minutes",
     "update_constraints.py tpu": "'tpu'",
+    "whole_checkpoint.py nowhere whole": "nowhere",
 }
 
 
@@ -106,6 +107,7 @@ def test_each_tool_is_run_by_a_test() -> None:
         "check_layers.py": "tools/test_layers.py",
         "make_pictures.py": "report/test_browser.py",
         "update_constraints.py": "tools/test_setup.py",
+        "whole_checkpoint.py": "distillation/test_sharded.py",
     }
     for tool in TOOLS:
         text = (ROOT / "tests" / elsewhere[tool]).read_text() if tool in elsewhere else here
