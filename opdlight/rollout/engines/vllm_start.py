@@ -1,7 +1,7 @@
 """How vLLM is started inside another process: imported late, on the right GPUs, and with the process's state restored.
 
-A trainer's rank and its engine share a process, so whatever vLLM changes there while it starts (random states, number of
-threads, precision of matrix products, process-group variables) is put back.
+A trainer's rank and its engine share a process, so whatever vLLM changes there while it starts (random states, number
+of threads, precision of matrix products, process-group variables) is put back.
 """
 
 import logging
@@ -99,7 +99,7 @@ def engine_gpus(current: int, visible: int, tensor_parallel_size: int) -> list[i
 
 @contextmanager
 def process_state_restored() -> Iterator[None]:
-    """Restore what starting vLLM changes in this process, but for the current GPU, which `VLLMEngine` always restores."""
+    """Restore what starting vLLM changes in this process; `VLLMEngine` does so for the current GPU."""
     group = {name: os.environ.pop(name, None) for name in _GROUP_VARIABLES}  # the engine has its own group
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     streams = random.getstate(), np.random.get_state()
