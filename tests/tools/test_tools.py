@@ -65,6 +65,7 @@ MISTAKES = {  # tool and arguments, what the one error names
     "bench_lm_head.py --k 64 --distinct 32": "--distinct",
     "bench_lm_head.py --repeat 0": "--repeat",
     "bench_overlap.py --pairs 0": "--pairs",
+    "bench_envs.py --workers 0": "--workers",
     "bench_rollout.py --model nowhere": "'nowhere'",
     "bench_rollout.py --episodes 0": "--episodes",
     "bench_rollout.py --env opdlight/Chess-v0": "opdlight/Chess-v0",
@@ -84,6 +85,7 @@ MISTAKES = {  # tool and arguments, what the one error names
     "play_env.py opdlight/ToyText-v0 game=Taxi-v4 --seed -1": "--seed",
     "soak.py --minutes 0": "--minutes",
     "update_constraints.py tpu": "'tpu'",
+    "whole_checkpoint.py nowhere whole": "nowhere",
 }
 
 
@@ -106,6 +108,7 @@ def test_each_tool_is_run_by_a_test() -> None:
         "check_layers.py": "tools/test_layers.py",
         "make_pictures.py": "report/test_browser.py",
         "update_constraints.py": "tools/test_setup.py",
+        "whole_checkpoint.py": "distillation/test_sharded.py",
     }
     for tool in TOOLS:
         text = (ROOT / "tests" / elsewhere[tool]).read_text() if tool in elsewhere else here
@@ -160,6 +163,12 @@ def test_bench_rollout() -> None:
     sizes = ["--episodes", "2", "--repeats", "1", "--turn-tokens", "4", "--trajectory-tokens", "256", "--threads", "1"]
     said = run("bench_rollout.py", "--env", "opdlight/ToyText-v0", "--env-args", "max_turns=2", *sizes)
     assert "in 1 pairs" in " ".join(said.split()) and "lock-step" in said
+
+
+def test_bench_envs() -> None:
+    sizes = ["--scripted", "--episodes", "2", "--repeats", "1", "--workers", "1", "--threads", "1"]
+    said = run("bench_envs.py", "--env", "opdlight/ToyText-v0", "--env-args", "max_turns=2", *sizes)
+    assert "in 1 pairs" in " ".join(said.split()) and "1 processes" in said and "a process takes" in said
 
 
 @pytest.mark.alfworld
