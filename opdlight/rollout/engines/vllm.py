@@ -235,7 +235,7 @@ class VLLMEngine:
                     "vLLM kept its prefix cache after a weight update: the next rollout would mix two policies."
                 )
             if self.policy_version == NO_WEIGHTS:
-                self._engine.wake_up(tags=["kv_cache"])  # only now: while they are loaded, weights need room twice
+                self._take_back("kv_cache")  # only now: while they are loaded, weights need room twice
         self.policy_version = policy_version
 
     def _load(self, named: Mapping[str, Tensor]) -> None:
@@ -275,8 +275,17 @@ class VLLMEngine:
         if not self._asleep:
             return
         with self._engine_state():
-            self._engine.wake_up(tags=["weights"])
+            self._take_back("weights")
         self._asleep = False
+
+    def _take_back(self, part: Literal["weights", "kv_cache"]) -> None:
+        try:
+            self._engine.wake_up(tags=[part])
+        except RuntimeError as error:
+            raise EngineError(
+                f"The engine cannot take back the memory of its {part}: `engine.gpu_memory_utilization` asks for more "
+                f"than training leaves free between two steps. vLLM says: {error}"
+            ) from error
 
     def stats(self) -> dict[str, float]:
         """Totals since the start: requests, tokens (prompt, cached of them, generated), seconds, bytes of weights."""
