@@ -13,7 +13,7 @@ _DESCRIPTIONS = (
     "Meet the {name} of {brand}: {one}, {two}, and made to last.",
     "A {name} that you will want to keep. {one} comes with {two}.",
 )
-_POINTS = ("{} for your comfort", "Made with care: {}", "{}, tested by {brand}", "You will like it: {}")
+_POINTS = ("Made with care: {}", "Why you will like it: {}", "Tested by {brand}: {}", "For your comfort: {}")
 _REQUESTS = (
     "i am looking for {query} with {attributes}{options}.",
     "i need {query} that offer {attributes}{options}",
@@ -46,8 +46,8 @@ def _product(asin: str, kind: Kind, stream: random.Random) -> Product:
     return Product(
         asin=asin,
         title=stream.choice(_TITLES).format(**words),
-        description=stream.choice(_DESCRIPTIONS).format(**words).capitalize(),
-        bullet_points=[stream.choice(_POINTS).format(a, brand=brand).capitalize() for a in stream.sample(own, 3)],
+        description=stream.choice(_DESCRIPTIONS).format(**words),
+        bullet_points=[stream.choice(_POINTS).format(text, brand=brand) for text in stream.sample(own, len(own))],
         prices=price,
         price_tag=tag,
         options=options,

@@ -95,6 +95,20 @@ def test_bad_actions_cost_a_turn_and_are_counted() -> None:
     assert (terminated, truncated, info["success"]) == (False, True, False)
 
 
+@pytest.mark.parametrize(
+    "way", [["search[slippers]"], ["click[< prev]"], ["click[back to search]", "search[slippers]"]]
+)
+def test_leaving_a_product_forgets_its_options(way: list[str]) -> None:
+    env = golden_env()
+    env.reset(seed=0)
+    for action in ("search[slippers]", "click[b0gld00270]", "click[small]", "click[features]", "click[< prev]"):
+        env.step(action)
+    assert env.session.options == {"size": "small"}
+    for action in (*way, "click[b0gld00270]"):
+        env.step(action)
+    assert env.session.options == {} and env.session.page == "item"
+
+
 def test_answers_are_read_without_extra_blanks() -> None:
     env = golden_env()
     env.reset(seed=0)
