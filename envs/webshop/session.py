@@ -166,7 +166,7 @@ class Session:
         if self.tab == "description":
             return _visible(product.description)
         if self.tab == "features":
-            return [point.strip() for point in product.bullet_points]
+            return _visible(*(f" {point} " for point in product.bullet_points))  # the page has blanks around each
         if self.tab == "attributes":
             return _visible(*product.attributes, product.category, product.query, product.product_category)
         return []

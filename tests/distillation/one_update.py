@@ -57,6 +57,7 @@ def parts(
     staleness: Literal[0, 1] = 0,
     max_not_finite: int = 5,
     student: Mapping[str, Any] | None = None,
+    groups: int = 2,
     **collate: Any,
 ) -> tuple[OnPolicyDistillation, OnPolicyData, ScriptedEngine]:
     mixture = TaskMixture(
@@ -88,7 +89,7 @@ def parts(
         mini_batches=mini_batches,
         reference=Teachers(dict.fromkeys(mixture.names, folders[0]), trained),
     )
-    return module, OnPolicyData(mixture, updates=3, groups=2, group_size=2, seed=0), engine
+    return module, OnPolicyData(mixture, updates=3, groups=groups, group_size=2, seed=0), engine
 
 
 def fit(

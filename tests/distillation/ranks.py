@@ -15,9 +15,7 @@ from tests.end_to_end.runs import HANGS, processes
 
 def run_ranks(work: Callable[..., None], *arguments: Any, nodes: int, each: int, logs: Path) -> str:
     """Call `work(rank, *arguments)` on `nodes` × `each` processes; returns what the first one has printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     logs.mkdir(parents=True, exist_ok=True)
     ranks = range(nodes * each)
     started = [
@@ -31,6 +29,14 @@ def run_ranks(work: Callable[..., None], *arguments: Any, nodes: int, each: int,
     said = [(logs / f"{rank}.log").read_text() for rank in ranks]
     assert [process.exitcode for process in started] == [0] * len(ranks), "\n".join(text[-2000:] for text in said)
     return said[0]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 def _rank(rank: int, each: int, port: int, log: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:

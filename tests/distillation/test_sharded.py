@@ -1,10 +1,12 @@
 """A student that is divided over processes learns what one process learns; its checkpoints are divided as it is."""
 
 import json
+import runpy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from safetensors import safe_open
@@ -22,18 +24,32 @@ from tests.distillation.one_update import fit, parts
 from tests.distillation.ranks import run_ranks
 
 
+class MicroBatches(L.Callback):
+    """The most micro-batches that an update had."""
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.most = max(self.most, *(len(shares) for shares in outputs["step"].shares))
+
+
 def trained(
     folders: tuple[str, str], folder: Path, resume: Path | None = None, **settings: Any
 ) -> OnPolicyDistillation:
     """Three updates by AdamW, a checkpoint before each; the student is saved at the end."""
     module, data, _ = parts(
-        folders, answer=lambda prompt: [7 + sum(prompt) % 90] * (1 + sum(prompt) % 5) + [2], micro_batch_tokens=60
+        folders,
+        answer=lambda prompt: [7 + sum(prompt) % 90] * (1 + sum(prompt) % 5) + [2],
+        groups=4,
+        micro_batch_tokens=40,
     )
     module.make_optimizer = partial(torch.optim.AdamW, lr=0.02, eps=1e-3)  # eps is above roundings of a gradient of 0
     module.max_grad_norm = 0.05  # below the norms of this run, which enter the update so
     keeper = Checkpoints(str(folder), every=1, keep=9)
     settings |= {"plugins": [CheckpointFolder()], "limit_val_batches": 0, "enable_checkpointing": True}
-    fit(module, data, folder, [keeper], resume, **settings)
+    fit(module, data, folder, [keeper, batches := MicroBatches()], resume, **settings)
+    assert batches.most > 1  # gradients of several micro-batches add up
     (folder / f"failed-{module.global_rank}").write_text(str(keeper.failed))
     module.student.save(folder / "student")
     return module
@@ -85,7 +101,7 @@ def resumed(rank: int, folders: tuple[str, str], checkpoint: Path, folder: Path)
 
 
 def test_divided_within_nodes_it_learns_what_one_process_learns_and_goes_on_divided_otherwise(
-    folders: tuple[str, str], alone: Path, tmp_path: Path
+    folders: tuple[str, str], alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes, other = tmp_path / "nodes", tmp_path / "other"
     run_ranks(on_nodes, folders, nodes, nodes=2, each=2, logs=tmp_path / "logs")
@@ -107,6 +123,11 @@ def test_divided_within_nodes_it_learns_what_one_process_learns_and_goes_on_divi
     shards = [(p.name, p.stat().st_size) for p in sorted(checkpoint.glob("shard-*"))]
     assert [name for name, _ in shards] == ["shard-00000.safetensors", "shard-00001.safetensors"]  # the first node's
     assert shards[0][1] == pytest.approx(shards[1][1], rel=0.01)
+
+    monkeypatch.setattr("sys.argv", ["whole_checkpoint.py", str(checkpoint), str(tmp_path / "whole")])
+    runpy.run_path(str(Path(__file__).parents[2] / "tools" / "whole_checkpoint.py"), run_name="__main__")
+    assert_same(load_file(tmp_path / "whole" / "weights.safetensors"),
+                CheckpointFolder().load_checkpoint(checkpoint)["state_dict"])  # fmt: skip
 
     said = run_ranks(resumed, folders, checkpoint, other, nodes=1, each=3, logs=tmp_path / "logs")
     assert_same_student(alone, other)

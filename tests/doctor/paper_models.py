@@ -1,30 +1,16 @@
 """The shapes of the paper's models, from their public `config.json`, and what torch says of them on the meta device."""
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import AttentionInterface, PreTrainedModel, Qwen2ForCausalLM
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "0.5B": {
-        "hidden_size": 896, "num_hidden_layers": 24, "intermediate_size": 4864, "num_attention_heads": 14,
-        "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
-    },
-    "1.5B": {
-        "hidden_size": 1536, "num_hidden_layers": 28, "intermediate_size": 8960, "num_attention_heads": 12,
-        "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
-    },
-    "7B": {
-        "hidden_size": 3584, "num_hidden_layers": 28, "intermediate_size": 18944, "num_attention_heads": 28,
-        "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False,
-    },
-}  # fmt: skip
-
-
-def config(name: str) -> Qwen2Config:
-    """Of Qwen2.5-<name>-Instruct, and of teachers that were trained from it."""
-    return Qwen2Config(**SHAPES[name], max_position_embeddings=32768, architectures=["Qwen2ForCausalLM"])
+TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "preset_memory.py"))
+SHAPES: dict[str, dict[str, Any]] = TOOL["SHAPES"]
+config = TOOL["config"]  # name of a size → Qwen2Config
 
 
 def on_meta(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from opdlight.config import DoctorConfig, TrainConfig, compose
+from opdlight.config import CONF, DoctorConfig, TrainConfig, compose
 from opdlight.doctor import fitting
 from opdlight.doctor.findings import Verdict
 from opdlight.doctor.fitting import check_memory, fits, judge, plan_of
@@ -29,7 +29,7 @@ from opdlight.losses import SupportMatching
 from opdlight.models.backbone import checkpoint_layers, divide
 from opdlight.types import SharedVocabulary
 from tests.doctor.cases import errand, patient
-from tests.doctor.paper_models import SHAPES, config, kept_bytes, on_meta
+from tests.doctor.paper_models import SHAPES, TOOL, config, kept_bytes, on_meta
 
 COUNTS = {"0.5B": 494_032_768, "1.5B": 1_543_714_304, "7B": 7_615_616_512}  # as their model cards have them
 
@@ -213,6 +213,10 @@ def test_what_is_proposed_makes_it_fit() -> None:
     )  # fmt: skip
     available = 80 * GIB
     assert judge(fine, available).verdict is Verdict.PASS
+    loaded = 8 * (student.stored + teacher.stored)  # each process reads whole models
+    assert judge(fine, available, cpu=loaded).verdict is Verdict.PASS
+    small = judge(fine, available, cpu=loaded - 1)
+    assert (small.verdict, small.repair, "the CPU's memory" in small.evidence) == (Verdict.WARN, "", True)
     for change, expected in (
         ({"tokens": 200_000}, "micro_batch_tokens="),
         ({"sleeps": False, "engine": 48 * GIB}, "++engine.sleep=true"),
@@ -256,3 +260,10 @@ def test_a_run_on_other_machines_is_planned_without_weights(
     missing = compose("doctor", DoctorConfig, [*chosen, of[0], "model.teachers.math=/no/where"])
     with pytest.raises(CheckpointError, match=r"`task\.tasks\.math\.teacher`"):
         plan_of_config(missing)
+
+
+def test_the_table_of_the_presets_is_that_of_the_readme(tmp_path: Path) -> None:
+    written = (CONF / "experiment" / "README.md").read_text()
+    assert all(f"\n| `{name}` |" in written for name in TOOL["presets"]())
+    rows = TOOL["table"](["paper_agent_math", "one_gpu_math"], tmp_path).splitlines()  # the others take as long each
+    assert [row in written for row in rows] == [True] * 4, "python tools/preset_memory.py"

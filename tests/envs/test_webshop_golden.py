@@ -3,6 +3,7 @@
 import pytest
 
 from opdlight.envs.webshop.analyzer import stem, tokens
+from opdlight.envs.webshop.catalogue import Catalogue
 from opdlight.envs.webshop.goals import Goal, GoalSource, draw_goals, make_goal
 from opdlight.envs.webshop.index import Index
 from opdlight.envs.webshop.nouns import words
@@ -106,6 +107,22 @@ def test_pages_and_actions_of_an_episode(number: int) -> None:
         goal = shop.goal(step["after_auto_reset"]["goal_index"])
         session = Session(shop, goal.instruction, episode["show_attrs"])
         assert page(session) == (step["after_auto_reset"]["observation"], step["available_actions"])
+
+
+def test_white_space_on_a_page() -> None:
+    """Empty texts give no piece and blanks an empty one, but not with a line break; an empty bullet point gives one."""
+    odd = products()[0]._replace(description=" \n", bullet_points=["", "a\n", "\n"], title=" ", attributes=["", " x "])
+    shop = Catalogue.of([odd], "synthetic")
+    session = Session(shop, "buy", show_attributes=True)
+    session.act("search", "polarized glint sunglasses style kids")
+    session.act("click", odd.asin.lower())
+    head = ["Instruction:", "buy", "Back to Search", "< Prev"]
+    assert session.pieces()[4:11] == ["style", "one size", "size", "one size", "kids", "", "Price: $14.99"]
+    for tab, expected in {"description": [], "features": ["", "a"], "attributes": ["x"]}.items():
+        session.act("click", tab)
+        assert session.pieces()[: 4 + len(expected)] == [*head, *expected]
+        assert tab == "attributes" or len(session.pieces()) == 4 + len(expected)
+        session.act("click", "< prev")
 
 
 def test_rewards_and_their_parts() -> None:

@@ -102,6 +102,7 @@ class FakeRay:
         self.rounds = 0
         self.broken = {"auto"}  # addresses that do not answer
         self.address: str | None = None
+        self.util = SimpleNamespace(get_node_ip_address=lambda: "node")
         self.exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
     def is_initialized(self) -> bool:

@@ -55,7 +55,7 @@ class FakeLLMEngine:
         self.calls: list[tuple[Any, ...]] = []  # (what, GPU that was the current one then)
         self.mapped = set(MAPPED)
         self.weights: dict[str, torch.Tensor] | None = {}  # None: lost
-        self.scheduling = True
+        self.scheduling, self.full = True, False
         self.model_config = SimpleNamespace(get_vocab_size=lambda: 64)
         core = SimpleNamespace(
             model_executor=SimpleNamespace(shutdown=lambda: None), scheduler=SimpleNamespace(shutdown=lambda: None)
@@ -78,6 +78,8 @@ class FakeLLMEngine:
 
     def wake_up(self, tags: list[str]) -> None:
         assert not self.mapped & set(tags)
+        if self.full:
+            raise RuntimeError("CUDA Error: out of memory")
         self.mapped |= set(tags)
         self.scheduling = self.mapped == MAPPED
         self.record("wake_up", *tags)

@@ -131,6 +131,21 @@ def test_an_engine_can_be_closed_in_its_sleep_and_refused_weights_leave_it_witho
     engine.close()
 
 
+def test_memory_that_the_training_keeps_is_named_by_the_key_to_lower(start: Any) -> None:
+    engine, fake, _ = start()
+    engine.sleep()
+    fake.full = True
+    with pytest.raises(EngineError, match=r"memory of its weights: `engine\.gpu_memory_utilization`.*out of memory"):
+        engine.wake()
+    fake.full = False
+    engine.wake()
+    fake.full = True
+    with pytest.raises(EngineError, match="memory of its kv_cache"):
+        engine.update_weights(weights().items(), 1)
+    assert engine.policy_version == NO_WEIGHTS
+    engine.close()
+
+
 def test_one_engine_of_a_process_sleeps(start: Any, folder: Path) -> None:
     student, fake, _ = start()
     assert fake.arguments["enable_sleep_mode"]

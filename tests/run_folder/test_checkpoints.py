@@ -217,6 +217,17 @@ def test_what_changes_while_it_is_written_is_not_in_it(tmp_path: Path, monkeypat
     assert found["callbacks"] == {"Alarms": {"count": {("rule", "key"): 2}}}
 
 
+def test_a_rank_that_loads_it_holds_no_copy(tmp_path: Path) -> None:
+    save(content(), tmp_path / "step-1")
+    found = CheckpointFolder().load_checkpoint(tmp_path / "step-1")
+    mapped = {"weights.safetensors": found["state_dict"]["c"]}
+    mapped["state.pt"] = found["optimizer_states"][0]["state"][0]["exp_avg"]
+    for name, tensor in mapped.items():
+        ranges = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(name)]
+        bounds = [[int(bound, 16) for bound in text.split("-")] for text in ranges]
+        assert any(start <= tensor.data_ptr() < end for start, end in bounds), f"{name} is not mapped"
+
+
 def test_a_mistake_in_writing_is_raised_by_the_next_one(tmp_path: Path) -> None:
     io = CheckpointFolder()
     io.save_checkpoint({**content(), "callbacks": lambda: None}, tmp_path / "step-1")

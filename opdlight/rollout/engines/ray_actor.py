@@ -5,13 +5,16 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from opdlight.rollout.engines.base import Completion, Engine, Request
+from opdlight.rollout.engines.model_folder import Shapes
+from opdlight.rollout.engines.vllm import VLLMEngine
 
 POLL_SECONDS = 0.05  # longest time that an actor decodes before it reports, and that the pool waits for a report
 Packed = tuple[np.ndarray, torch.dtype, torch.Size]  # bytes of a weight, which processes of a node share without a copy
@@ -26,6 +29,7 @@ class Report:
     max_model_len: int
     dtype: torch.dtype | None  # of the engine's weights, if it says so
     place: str  # host and process
+    shapes: Shapes | None = None  # of the engine's weights, if it says so; in the first report only
 
 
 class EngineActor:
@@ -38,11 +42,20 @@ class EngineActor:
         if gpu is not None:
             torch.cuda.set_device(gpu)
         self.engine = make_engine(model=model)
-        return self._report([])
+        return replace(self._report([]), shapes=getattr(self.engine, "shapes", None))
 
     def load(self, weights: Mapping[str, Packed], policy_version: int) -> Report:
         """Load weights from the object store of this node."""
         self.engine.update_weights(((name, unpacked(*raw)) for name, raw in weights.items()), policy_version)
+        return self._report([])
+
+    def transfer(self, method: str, arguments: dict[str, Any]) -> None:
+        """Do a part of vLLM's weight transfer; see `nccl.Client`."""
+        cast("VLLMEngine", self.engine).transfer(method, arguments)
+
+    def adopt(self, policy_version: int) -> Report:
+        """The weights that have been transferred are of this version."""
+        cast("VLLMEngine", self.engine).adopt(policy_version)
         return self._report([])
 
     def sleep(self) -> Report:

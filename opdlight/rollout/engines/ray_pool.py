@@ -11,7 +11,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +23,9 @@ from opdlight.models.loading import resolve_model
 from opdlight.rollout.engines import ray_start
 from opdlight.rollout.engines.base import NO_WEIGHTS, Completion, Engine, Request
 from opdlight.rollout.engines.ray_actor import POLL_SECONDS, EngineActor, Report
+from opdlight.rollout.engines.ray_nccl import Nccl
 from opdlight.rollout.engines.ray_weights import NAMESPACE, Died, ObjectStore
+from opdlight.rollout.engines.vllm import VLLMEngine
 
 log = logging.getLogger(__name__)
 _START_SECONDS = 1800.0  # longest time for an actor to be scheduled and to load its model
@@ -68,9 +71,13 @@ class RayEngine:
             machine until `close`, which only a trainer of one process may.
         num_cpus: CPUs of each actor, and its threads.
         num_gpus: GPUs of each actor; with 0 it shares the one of this process, and sleeps while the student trains.
+        transfer: how weights travel: by `nccl`, from the trainer's GPU to those of the actors (whole ones of their own,
+            and vLLM as `engine`), or by Ray's `object_store`; `auto` is NCCL where that is possible. With NCCL an actor
+            that dies is replaced by one that works from the next publication on; if a pool has no other, or it dies
+            during a publication, the run ends.
 
     Raises:
-        ConfigError: if there is no cluster at `address`, or this machine has too few resources.
+        ConfigError: if there is no cluster at `address`, this machine has too few resources, or NCCL is not possible.
         EngineError: also by the methods, if an actor cannot be started or actors keep dying.
     """
 
@@ -83,6 +90,7 @@ class RayEngine:
         address: str | None = None,
         num_cpus: NonNegativeFloat = 1,
         num_gpus: NonNegativeFloat = 0,
+        transfer: Literal["auto", "object_store", "nccl"] = "auto",
     ) -> None:
         self.policy_version = 0
         # the trainer's, if the actors share it: then they lend it their memory between rollouts
@@ -98,7 +106,7 @@ class RayEngine:
         self._members: list[_Member] = []
         self._ray = ray_start.import_ray()
         self._name = f"opdlight-{secrets.token_hex(4)}"
-        self._store = ObjectStore(self._ray, self._name)
+        self._transfer = self._make_transfer(transfer, num_gpus)
         self._owns_ray = not self._ray.is_initialized()
         if self._owns_ray:
             ray_start.start_ray(self._ray, address)
@@ -115,6 +123,8 @@ class RayEngine:
             self.close()
             raise
         reports = [m.report for m in self._members if m.report is not None]
+        if isinstance(self._transfer, Nccl):
+            self._transfer.shapes = reports[0].shapes or {}
         self.max_model_len, self._dtype = min(r.max_model_len for r in reports), reports[0].dtype
 
     def add_request(self, request: Request) -> None:
@@ -129,12 +139,18 @@ class RayEngine:
 
     def step(self) -> list[Completion]:
         """The completions since the last call; waits up to `POLL_SECONDS` for one."""
-        ready = [m for m in self._members if m.report is not None]
+        ready = [m for m in self._members if m.report is not None and self._can_have_weights(m)]
         while ready and self._waiting:
             self._assign(self._requests[self._waiting.popleft()], ready)
         if self._requests and not ready:
+            if not self._transfer.keeps:
+                raise EngineError("All actors that had the weights have died. Resume the run from its last checkpoint.")
             self._check_start_time(self._members)
         return self._receive(POLL_SECONDS)
+
+    def _can_have_weights(self, member: _Member) -> bool:
+        """Has this actor the current weights, or can it get them?"""
+        return self._transfer.keeps or member.weights is self._weights
 
     def has_unfinished(self) -> bool:
         """True while a request is queued or running."""
@@ -152,7 +168,7 @@ class RayEngine:
             self._take_all(member)
         started = {m.name: m for m in self._members if m.report is not None}
         actors = {name: member.actor for name, member in started.items()}
-        outcomes, size = self._store.send(weights, policy_version, actors, self._dtype)
+        outcomes, size = self._transfer.send(weights, policy_version, actors, self._dtype)
         new, refusals = object(), []
         for name, outcome in outcomes.items():
             if isinstance(outcome, EngineError):
@@ -210,10 +226,22 @@ class RayEngine:
         for member in self._members:
             self._ray.kill(member.actor)
         self._members.clear()
-        self._store.close()
+        self._transfer.close()
         if self._owns_ray:
             self._ray.shutdown()
             self._owns_ray = False
+
+    def _make_transfer(self, transfer: str, num_gpus: float) -> ObjectStore | Nccl:
+        possible = torch.cuda.is_available() and num_gpus >= 1 and float(num_gpus).is_integer()
+        possible = possible and getattr(self._make_engine, "func", self._make_engine) is VLLMEngine
+        if transfer == "nccl" and not possible:
+            expected = "object_store, unless the trainer has a GPU, and each actor VLLMEngine and GPUs (`num_gpus` ≥ 1)"
+            raise ConfigError.wrong("engine.transfer", expected=expected, got=transfer)
+        if transfer == "object_store" or not possible:
+            return ObjectStore(self._ray, self._name)
+        log.info("Weights go to the rollout actors over NCCL; engine.transfer=object_store sends them through Ray.")
+        self._make_engine = partial(self._make_engine, weight_transfer="nccl")
+        return Nccl(self._ray, gpus=int(num_gpus))
 
     def _new_member(self, deaths: int) -> _Member:
         self._started += 1
@@ -234,8 +262,9 @@ class RayEngine:
         """Send an actor new weights if it lacks them, and keep two calls pending while it has requests."""
         if member.report is None:
             return
-        if member.weights is not self._weights:  # it was starting when they came
-            member.calls.append(member.actor.load.remote(self._store.current(), self.policy_version))
+        if member.weights is not self._weights and isinstance(self._transfer, ObjectStore):
+            # it was starting when they came
+            member.calls.append(member.actor.load.remote(self._transfer.current(), self.policy_version))
             member.weights = self._weights
         while member.running and len(member.calls) < 2:
             member.calls.append(member.actor.advance.remote(member.queued))

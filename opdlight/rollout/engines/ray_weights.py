@@ -37,6 +37,8 @@ class ObjectStore:
         name: of this process's pool.
     """
 
+    keeps = True  # the weights, for actors that start later
+
     def __init__(self, ray: Any, name: str) -> None:
         self._ray, self._name = ray, name
         self._loaded: Any = None  # reference to what all actors have loaded
@@ -66,8 +68,12 @@ class ObjectStore:
                 found[name] = packed(whole)
         if rank() == 0:
             new = self._ray.put(found)
-            calls = {name: self._call(name, actors, new, version) for name in names}
-            outcomes = {name: self._outcome(call) for name, call in calls.items()}
+            called = {name: find_actor(self._ray, name, actors) for name in names}
+            calls = {
+                name: actor if isinstance(actor, Died) else actor.load.remote(new, version)
+                for name, actor in called.items()
+            }
+            outcomes = {name: outcome(self._ray, call) for name, call in calls.items()}
             if world_size() > 1 and not _refused(outcomes):
                 self._keep(new)
         outcomes, self._keepers_name = all_gather((outcomes, self._keepers_name))[0]
@@ -97,26 +103,28 @@ class ObjectStore:
             self._keeper = self._ray.remote(WeightKeeper).options(**options).remote()
         self._ray.get(self._keeper.keep.remote(new))
 
-    def _call(self, name: str, actors: Mapping[str, Any], new: Any, version: int) -> Any:
-        try:
-            actor = actors[name] if name in actors else self._ray.get_actor(name, namespace=NAMESPACE)
-        except ValueError as error:  # Ray has forgotten the name: the actor is dead
-            return Died(str(error))
-        return actor.load.remote(new, version)
 
-    def _outcome(self, call: Any) -> Outcome:
-        if isinstance(call, Died):
-            return call
-        errors = self._ray.exceptions
-        try:
-            report: Report = self._ray.get(call)
-        except errors.RayTaskError as error:
-            if isinstance(error.cause, EngineError):
-                return error.cause
-            raise error.cause from error
-        except errors.RayError as error:
-            return Died(str(error))
-        return report
+def find_actor(ray: Any, name: str, actors: Mapping[str, Any]) -> Any:
+    """The handle of an actor of this process's pool, `actors`, or of another one's; `Died` if Ray knows none."""
+    try:
+        return actors[name] if name in actors else ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError as error:  # Ray has forgotten the name
+        return Died(str(error))
+
+
+def outcome(ray: Any, call: Any) -> Outcome:
+    """What became of a call to an actor; an error that is none of its engine is raised."""
+    if isinstance(call, Died):
+        return call
+    try:
+        report: Report = ray.get(call)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, EngineError):
+            return error.cause
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        return Died(str(error))
+    return report
 
 
 def _refused(outcomes: Mapping[str, Outcome]) -> bool:

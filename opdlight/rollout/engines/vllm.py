@@ -57,6 +57,7 @@ class VLLMEngine:
         sleep: free the engine's memory between rollouts (GPU only).
         tensor_parallel_size: number of GPUs that divide the model between them, beginning with the trainer's, each with
             a process of its own; on a CPU the number of processes. With several the trainer must be one process.
+        weight_transfer: how weights may come besides by `update_weights`, in vLLM's own way; set by `RayEngine`.
         kv_cache_gib: size of the key/value cache in GiB (CPU only).
         threads: CPU threads while the engine runs; None: as many as the trainer.
         seed: of the random stream for requests without a seed.
@@ -77,6 +78,7 @@ class VLLMEngine:
         gpu_memory_utilization: Annotated[float, Bounds(above=0, at_most=1)] = 0.4,
         sleep: bool = True,
         tensor_parallel_size: PositiveInt = 1,
+        weight_transfer: Literal["nccl"] | None = None,
         kv_cache_gib: PositiveFloat = 1.0,
         threads: PositiveInt | None = None,
         seed: Seed = 0,
@@ -112,7 +114,7 @@ class VLLMEngine:
         trust = {"trust_remote_code": trust_remote_code}
         start = time.perf_counter()
         with engine_folder(model, dtype, **trust) as folder, vllm_start.process_state_restored(), self._engine_state():
-            self._stop_ids, self._shapes = stop_token_ids(folder, **trust), checkpoint_shapes(folder, **trust)
+            self._stop_ids, self.shapes = stop_token_ids(folder, **trust), checkpoint_shapes(folder, **trust)
             self._vllm = vllm_start.import_vllm()
             if self._vllm.platforms.current_platform.is_cpu():
                 arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
@@ -122,6 +124,8 @@ class VLLMEngine:
                 gpus = vllm_start.engine_gpus(self._gpu, torch.cuda.device_count(), tensor_parallel_size)
                 self._can_sleep = sleep and not _sleepers
                 arguments |= {"device_ids": gpus, "enable_sleep_mode": self._can_sleep}
+            if weight_transfer is not None:
+                arguments["weight_transfer_config"] = {"backend": weight_transfer}
             if tensor_parallel_size > 1:
                 arguments["distributed_executor_backend"] = "mp"  # also in an actor of Ray, where vLLM would start more
             try:
@@ -210,17 +214,29 @@ class VLLMEngine:
             raise EngineError("Weights cannot be loaded while the engine sleeps: wake it first.")
         start = time.perf_counter()
         # a tied weight is passed under every name: vLLM on a CPU has a packed copy of the head, updated only by name
-        named = complete_weights(weights, self._shapes)
+        named = complete_weights(weights, self.shapes)
         with torch.no_grad(), self._engine_state():
             self._load(named)
+        self.adopt(policy_version)
+        self._stats["update_seconds"] += time.perf_counter() - start
+
+    def transfer(self, method: str, arguments: Mapping[str, Any]) -> None:
+        """Do a part of vLLM's own weight transfer (see `nccl.Client`); `adopt` must follow the last one."""
+        if self._running:
+            raise EngineError(f"Weights cannot change while {len(self._running)} requests are unfinished.")
+        with torch.no_grad(), self._engine_state():
+            self._engine.collective_rpc(method, kwargs=dict(arguments))
+
+    def adopt(self, policy_version: int) -> None:
+        """Weights have been loaded: forget the cache of the old ones, and be of this version."""
+        with self._engine_state():
             if not self._engine.reset_prefix_cache():
                 raise EngineError(
                     "vLLM kept its prefix cache after a weight update: the next rollout would mix two policies."
                 )
             if self.policy_version == NO_WEIGHTS:
-                self._engine.wake_up(tags=["kv_cache"])  # only now: while they are loaded, weights need room twice
+                self._take_back("kv_cache")  # only now: while they are loaded, weights need room twice
         self.policy_version = policy_version
-        self._stats["update_seconds"] += time.perf_counter() - start
 
     def _load(self, named: Mapping[str, Tensor]) -> None:
         """Let vLLM load weights; of a sharded student only one at a time is gathered."""
@@ -259,8 +275,17 @@ class VLLMEngine:
         if not self._asleep:
             return
         with self._engine_state():
-            self._engine.wake_up(tags=["weights"])
+            self._take_back("weights")
         self._asleep = False
+
+    def _take_back(self, part: Literal["weights", "kv_cache"]) -> None:
+        try:
+            self._engine.wake_up(tags=[part])
+        except RuntimeError as error:
+            raise EngineError(
+                f"The engine cannot take back the memory of its {part}: `engine.gpu_memory_utilization` asks for more "
+                f"than training leaves free between two steps. vLLM says: {error}"
+            ) from error
 
     def stats(self) -> dict[str, float]:
         """Totals since the start: requests, tokens (prompt, cached of them, generated), seconds, bytes of weights."""

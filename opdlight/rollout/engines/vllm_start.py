@@ -1,7 +1,7 @@
 """How vLLM is started inside another process: imported late, on the right GPUs, and with the process's state restored.
 
-A trainer's rank and its engine share a process, so whatever vLLM changes there while it starts (current GPU, random
-states, number of threads, precision of matrix products, process-group variables) is put back.
+A trainer's rank and its engine share a process, so whatever vLLM changes there while it starts (random states, number
+of threads, precision of matrix products, process-group variables) is put back.
 """
 
 import logging
@@ -45,6 +45,23 @@ def import_vllm() -> Any:
     return vllm
 
 
+def connect_nccl(client: Any, source: Any, *, address: str, port: int, world_size: int) -> Any:
+    """VLLM's trainer side of a weight transfer over NCCL, connected to the engines that `client` calls.
+
+    Args:
+        client: see `nccl.Client`.
+        source: see `nccl.Source`.
+        address: of this machine, as the engines see it.
+        port: a free one, at which they meet.
+        world_size: 1 + the number of all engines' GPUs.
+    """
+    import_vllm()
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
+
+    info = NCCLTrainerInitInfo(master_address=address, master_port=port, world_size=world_size, rank=0)
+    return NCCLTrainerWeightTransferEngine.trainer_init(info, client=client, source=source)
+
+
 def check_tensor_parallel(tensor_parallel_size: int) -> None:
     """An engine of several GPUs (on a CPU: of several worker processes) needs a trainer of one process.
 
@@ -82,20 +99,17 @@ def engine_gpus(current: int, visible: int, tensor_parallel_size: int) -> list[i
 
 @contextmanager
 def process_state_restored() -> Iterator[None]:
-    """Restore what starting vLLM changes in this process."""
+    """Restore what starting vLLM changes in this process; `VLLMEngine` does so for the current GPU."""
     group = {name: os.environ.pop(name, None) for name in _GROUP_VARIABLES}  # the engine has its own group
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     streams = random.getstate(), np.random.get_state()
     precision = torch.get_float32_matmul_precision()
-    gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
     devices = list(range(torch.cuda.device_count()))  # vLLM seeds the generators of all
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices):
             warnings.simplefilter("ignore")
             yield
     finally:
-        if gpu is not None:
-            torch.cuda.set_device(gpu)
         torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it by a function that does nothing
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
