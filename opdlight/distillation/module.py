@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -28,7 +28,7 @@ from opdlight.models.base import ScoreRequest
 from opdlight.models.probe import Probe, ProbeResult
 from opdlight.models.scorer import Scored, Scorer
 from opdlight.models.student import Student
-from opdlight.models.teachers import Teachers
+from opdlight.models.teachers import Placement, Teachers
 from opdlight.rollout.source import RolloutSource
 from opdlight.system import lightning_internals as internals
 from opdlight.system.distributed import all_gather, full_tensor
@@ -51,8 +51,8 @@ class OnPolicyDistillation(L.LightningModule):
         max_not_finite: so many updates whose loss or gradient is not finite end the run; each is skipped.
         mini_batches: updates a rollout; each takes its share of the groups.
         reference: the student as it was at the start, for losses that look at it.
-        teacher_placement: where a strategy divides the student: each process has the teachers whole (`replicated`), a
-            share of them (`sharded`), or a share in the CPU's memory (`offloaded`).
+        teacher_placement: each process has the teachers whole (`replicated`), or where a strategy divides the student a
+            share of them (`sharded`), or whole or shared in the CPU's memory while they do not score (`offloaded`).
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class OnPolicyDistillation(L.LightningModule):
         max_not_finite: int = 5,
         mini_batches: int = 1,
         reference: Teachers | None = None,
-        teacher_placement: Literal["replicated", "sharded", "offloaded"] = "replicated",
+        teacher_placement: Placement = "replicated",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -88,13 +88,11 @@ class OnPolicyDistillation(L.LightningModule):
         self.evaluations, self.held_out = Evaluations(), HeldOutOutcomes()
 
     def configure_model(self) -> None:
-        """Divide the models over the processes, if the strategy has a mesh for it."""
-        if (mesh := self.device_mesh) is None:
-            return
-        self.student.shard(mesh)
+        """Divide the models over the processes, if the strategy has a mesh for it; place the teachers."""
+        if self.device_mesh is not None:
+            self.student.shard(self.device_mesh)
         for teachers in filter(None, (self.teachers, self.reference)):
-            if self.teacher_placement != "replicated":
-                teachers.shard(mesh, offload=self.teacher_placement == "offloaded")
+            teachers.place(self.teacher_placement, self.device_mesh)
 
     def setup(self, stage: str) -> None:
         """Start the engine: now the trainer's process group is there, and the engine leaves it alone."""
@@ -112,6 +110,8 @@ class OnPolicyDistillation(L.LightningModule):
         trajectories = self.roll_out(requests, batch_idx)
         updates = self.flatten(trajectories)
         learnt = [self.learn(batches) for batches in updates]
+        for teachers in filter(None, (self.teachers, self.reference)):
+            teachers.take_back()
         with self.timer("watch"):
             probes = [p for rank in all_gather([p for update in learnt for p in update.probes]) for p in rank]
         step = Step(

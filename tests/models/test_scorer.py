@@ -127,7 +127,7 @@ def test_teachers_without_a_row_are_touched_in_the_same_order_if_they_are_sharde
     events: list[Any] = []
     teachers = several(folders, events)
     if sharded:
-        teachers.shard(None, offload=True)  # type: ignore[arg-type]
+        teachers.place("offloaded", object())  # type: ignore[arg-type]
         assert events == [("shard", n, True) for n in range(3)]
         events.clear()
     batch = random_batch([9, 7], tasks=("c", "a"))
