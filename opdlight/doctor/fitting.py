@@ -104,11 +104,18 @@ def check_memory(patient: Patient) -> list[Finding]:
     """Compare the estimate with this machine; activations and logits, which are uncertain, can only cause a warning."""
     gpu = on_gpu(patient.trainer)
     available = capacity(gpu)
-    return [judge(plan_of(patient, gpu=gpu, available=available), available)]
+    plan = plan_of(patient, gpu=gpu, available=available)
+    return [judge(plan, available, cpu=capacity(False) if gpu else None)]
 
 
-def judge(plan: Plan, available: float) -> Finding:
-    """The finding about a plan: what fits into `available` bytes, of a GPU or, without one, of all processes."""
+def judge(plan: Plan, available: float, *, cpu: float | None = None) -> Finding:
+    """The finding about a plan.
+
+    Args:
+        plan: of the run.
+        available: bytes of a GPU or, without one, of all processes of a machine.
+        cpu: bytes of the machine's memory beside its GPUs; None: unknown.
+    """
     parts, copies = estimate(plan), _copies(plan)
     total = totals(parts)
     shown = ", ".join(f"{p.name} {max(p.training, p.rollout) / GIB:.2f}" for p in parts if p.training or p.rollout)
@@ -131,7 +138,12 @@ def judge(plan: Plan, available: float) -> Finding:
     certain = [p for p in parts if p.certain]
     if copies * max(totals(certain).training, total.rollout) > available:
         return found(Verdict.FAIL, "weights, optimizer, teachers and engine alone do not fit")
-    return found(Verdict.PASS, "") if fits(plan, available) else found(Verdict.WARN, "tight")
+    if not fits(plan, available):
+        return found(Verdict.WARN, "tight")
+    if cpu is not None and plan.layout.processes * total.cpu > cpu:
+        problem = f"the CPU's memory of this machine, {cpu / GIB:.0f} GiB, may not hold what its processes load"
+        return Finding(check="memory", verdict=Verdict.WARN, evidence=f"{problem}; {evidence}")
+    return found(Verdict.PASS, "")
 
 
 def fits(plan: Plan, available: float) -> bool:

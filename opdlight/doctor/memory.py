@@ -96,7 +96,7 @@ def _gathered(plan: Plan) -> float:
     if plan.layout.divided:
         trained = (student.rest + student.layer) * (c + 4.0) if student.head_trained else 0.0
         return (student.rest + 2 * student.layer) * c + trained + head
-    if student.stored > student.parameters * c:  # autocast
+    if student.head_trained and student.stored > student.parameters * c:  # autocast; under LoRA the base is stored so
         cast = student.layer if student.checkpointed else student.parameters - student.rest
         return (cast + student.width * student.hidden) * c + head
     return head

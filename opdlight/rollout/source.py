@@ -119,10 +119,12 @@ class RolloutSource:
         if self.prefetch:
             with self.timer("rollout"), self._window(rolling_out=True):
                 trajectories = self.prefetch.take()
+                all_gather(None)  # the rollout has ended when the slowest rank has
         else:
             self.publish(policy, version)
             with self.timer("rollout"), self._window(rolling_out=True):
                 trajectories = self._roll_out(share(requests), self.sampling, seed=self.seed + 1 + step)
+                all_gather(None)
             self._sleep()
         if following is not None and self.staleness:
             self.publish(policy, version)

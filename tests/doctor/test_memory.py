@@ -213,6 +213,10 @@ def test_what_is_proposed_makes_it_fit() -> None:
     )  # fmt: skip
     available = 80 * GIB
     assert judge(fine, available).verdict is Verdict.PASS
+    loaded = 8 * (student.stored + teacher.stored)  # each process reads whole models
+    assert judge(fine, available, cpu=loaded).verdict is Verdict.PASS
+    small = judge(fine, available, cpu=loaded - 1)
+    assert (small.verdict, small.repair, "the CPU's memory" in small.evidence) == (Verdict.WARN, "", True)
     for change, expected in (
         ({"tokens": 200_000}, "micro_batch_tokens="),
         ({"sleeps": False, "engine": 48 * GIB}, "++engine.sleep=true"),

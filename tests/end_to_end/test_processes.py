@@ -75,7 +75,8 @@ def assert_same(one: Path, two: Path) -> None:
     rows, others = metrics(one), metrics(two)
     assert len(rows) == len(others) > 2
     for row, other in zip(rows, others, strict=True):
-        logged, too = ({k for k, value in r.items() if value} for r in (row, other))
+        # the noise of a gradient needs two micro-batches, and the i-th ones of all ranks are one there
+        logged, too = ({k for k, v in r.items() if v and "optimizer/gradient_" not in k} for r in (row, other))
         assert (logged ^ too) - {"throughput/rank_imbalance"} == set()  # every figure, whoever of the ranks has it
         for key, value in row.items():
             if value and not key.startswith((*ONLY_CLOCKS, "optimizer/gradient_")):
@@ -121,7 +122,8 @@ def test_several_processes_learn_what_one_learns(
     for trainer in trainers:
         assert_same(tmp_path / "cpu", tmp_path / trainer)
         assert_same_records(tmp_path / "cpu", tmp_path / trainer)
-    assert_same_gradients(*(tmp_path / trainer for trainer in trainers), updates=2 if groups > 1 else 1)
+    if more is not LORA:  # there every rank has a single micro-batch
+        assert_same_gradients(*(tmp_path / trainer for trainer in trainers), updates=2 if groups > 1 else 1)
 
 
 def assert_same_records(one: Path, two: Path) -> None:

@@ -72,6 +72,7 @@ class Played(TextEnv):
             case "config":
                 raise ConfigError("no such game")
             case "hangs":
+                self._note("hangs")
                 time.sleep(600)
             case "killed":
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -176,21 +176,25 @@ def test_close_does_not_wait_for_what_hangs(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(processes) == 2 and not any(map(is_alive, processes))
 
 
-def test_processes_end_with_a_parent_that_is_killed() -> None:
+def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys, time, types\n"
         "room = sys.modules['opdlight.rollout'] = types.ModuleType('opdlight.rollout')  # without torch: quick\n"
         "room.__path__ = ['opdlight/rollout']\n"
         "from opdlight.rollout.env_processes import ProcessPool; from tests.rollout.played import Make\n"
-        "pool = ProcessPool(Make('reset hangs'), 2); pool.reset(0, 'walk', 13); pool.reset(1, 'walk', 1)\n"
+        f"pool = ProcessPool(Make('reset hangs', {str(tmp_path)!r}), 2)\n"
+        "pool.reset(0, 'walk', 13); pool.reset(1, 'walk', 1)\n"
         "pool.answers(wait=True); print(*[w._process.pid for w in pool._workers], flush=True); time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         processes = [int(word) for word in parent.stdout.readline().split()]
         assert len(processes) == 2 and all(map(is_alive, processes))
+        until = time.monotonic() + HANGS
+        while not (tmp_path / "notes").exists():  # one hangs: it does not see that the pipe is closed
+            assert time.monotonic() < until
+            time.sleep(0.05)
         parent.send_signal(signal.SIGKILL)
-    until = time.monotonic() + HANGS
     while any(map(is_alive, processes)):
         assert time.monotonic() < until
         time.sleep(0.05)
