@@ -1,15 +1,13 @@
 """Teachers in the CPU's memory: lent to a device while they score, and left alone by `.to(device)`."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from opdlight.losses import Needs, SampledToken
@@ -50,14 +48,6 @@ def test_to_device_moves_whole_teachers_unless_they_are_offloaded(placement: Any
     moved = copy.deepcopy(teachers).to("meta")
     devices = {t.device.type for t in tensors(moved.distinct[0])}  # type: ignore[arg-type]
     assert devices == {"cpu" if placement == "offloaded" else "meta"}
-
-
-@pytest.fixture
-def mesh() -> Iterator[DeviceMesh]:
-    """A group of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 def test_to_device_leaves_fsdp_s_shares_in_the_cpu_s_memory(mesh: DeviceMesh, tmp_path: Path) -> None:

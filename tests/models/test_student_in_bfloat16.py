@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opdlight.errors import ConfigError
 from opdlight.losses import SupportMatching
@@ -110,6 +113,37 @@ def test_checkpointed_layers_are_checkpointed_in_training(tmp_path: Path) -> Non
     both = {"compute_dtype": "bfloat16", "gradient_checkpointing": True}
     module, data, _ = parts((folder, folder), student=both)
     fit(module, data, tmp_path, watch=[CheckpointedLayers()])  # which raises where some layer was not
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("lora", [None, {"r": 2, "lora_alpha": 4}], ids=["full", "lora"])
+def test_a_divided_student_computes_as_a_bfloat16_model_and_keeps_float32_weights(
+    lora: dict[str, int] | None, recompute: bool, mesh: DeviceMesh, tmp_path: Path
+) -> None:
+    folder = save(tmp_path)
+    student = Student(folder, compute_dtype="bfloat16", lora=lora, gradient_checkpointing=recompute)
+    student.shard(mesh)
+    hidden = student.hidden(BATCH)
+    assert torch.equal(hidden, Teacher(folder, "bfloat16")(BATCH))  # to the bit: what equals the teacher stays
+    assert student.head().weight.dtype is BF16
+    computed = [0]
+    layer = next(m for m in student.modules() if isinstance(m, GradientCheckpointingLayer))
+    layer.register_forward_pre_hook(lambda *_: computed.__setitem__(0, computed[0] + 1))
+    lm_head.log_normaliser(hidden, student.head(), chunk=2).sum().backward()
+    assert computed == [int(recompute)]
+    for name, weight in student.named_parameters():
+        assert weight.dtype is (torch.float32 if weight.requires_grad else BF16), name
+        assert isinstance(weight, DTensor)
+        if weight.requires_grad and "lora_A" not in name:  # of which the gradient is 0 at the start
+            assert isinstance(weight.grad, DTensor), name
+            assert weight.grad.dtype is torch.float32
+            assert bool(weight.grad.full_tensor().any()), name
+
+
+def test_dora_is_not_divided(mesh: DeviceMesh, tmp_path: Path) -> None:
+    student = Student(save(tmp_path), lora={"r": 2, "use_dora": True})
+    with pytest.raises(ConfigError, match=r"`model\.student\.lora\.use_dora` to be false beside trainer=fsdp"):
+        student.shard(mesh)
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 2, "lora_alpha": 4}], ids=["full", "lora"])

@@ -80,14 +80,15 @@ def test_one_process_puts_and_the_actors_of_all_load(cluster: Any) -> None:
 @pytest.mark.parametrize("rank", range(RANKS))
 def test_an_actor_that_starts_later_loads_what_the_others_have(cluster: Any, rank: int) -> None:
     pools, ray, ranks = cluster
-    ranks.all(lambda rank: pools[rank].update_weights(weights(1.0), 1))
-    ranks.all(lambda rank: pools[rank].update_weights(weights(2.0), 2))
-    for handle in engines(ray)[2 * rank : 2 * rank + 2]:
-        handle.end()
-    assert answers(pools[rank], requests(9)) == alone(requests(9), 2.0, 2)
-    assert ray.puts == 2
-    new = engines(ray)[-1]
-    assert new.asked[:2] == ["start", "load"]
+    mine = engines(ray)[2 * rank : 2 * rank + 2]
+    for version in (1, 2):
+        ranks.all(lambda rank: pools[rank].update_weights(weights(float(version)), version))  # noqa: B023
+        for handle in mine:
+            handle.end()
+        assert answers(pools[rank], requests(9)) == alone(requests(9), float(version), version)
+        assert ray.puts == version
+        mine = engines(ray)[-2:]
+        assert [handle.asked[:2] for handle in mine] == [["start", "load"]] * 2
     ranks.all(lambda rank: pools[rank].update_weights(weights(3.0), 3))
     for pool in pools:
         assert answers(pool, requests(9)) == alone(requests(9), 3.0, 3)
@@ -99,8 +100,8 @@ def test_actors_that_die_while_they_load_are_replaced_by_their_own_pool(cluster:
     ray.fate = lambda handle, method: "dies before" if handle.number in doomed and method == "load" else "answers"
     ranks.all(lambda rank: pools[rank].update_weights(weights(2.0), 5))
     for pool in pools:
-        assert answers(pool, requests(9)) == alone(requests(9), 2.0, 5)
         assert pool.stats()["restarts"] == 1
+        assert answers(pool, requests(9)) == alone(requests(9), 2.0, 5)
 
 
 def test_a_refusal_anywhere_is_one_everywhere_and_changes_nothing(cluster: Any) -> None:
