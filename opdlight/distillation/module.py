@@ -26,7 +26,7 @@ from opdlight.losses.reduce import token_mean
 from opdlight.metrics.success import HeldOutOutcomes
 from opdlight.models.base import ScoreRequest
 from opdlight.models.probe import Probe, ProbeResult
-from opdlight.models.scorer import Scored, Scorer
+from opdlight.models.scorer import ChunkedScores, Scored, ScoredLater, Scorer, in_chunks
 from opdlight.models.student import Student
 from opdlight.models.teachers import Placement, Teachers
 from opdlight.rollout.source import RolloutSource
@@ -164,7 +164,8 @@ class OnPolicyDistillation(L.LightningModule):
             with self.timer("score"):
                 scores, probe = self.score(batch)
             with self.timer("compare"):
-                contribution = token_mean(self.loss(scores, batch), batch.global_tokens)
+                each = scores.token_sum(self.loss) if isinstance(scores, ChunkedScores) else self.loss(scores, batch)
+                contribution = token_mean(each, batch.global_tokens)
             with self.timer("backward"), self._gradients(shared=number + 1 == len(batches)):
                 self.manual_backward(contribution * self.trainer.world_size)  # DDP averages; the token mean is a sum
             loss += contribution.detach()
@@ -173,12 +174,16 @@ class OnPolicyDistillation(L.LightningModule):
                     probes.append(probe.cpu())
         return loss, probes
 
-    def score(self, batch: TokenBatch) -> Scored:
-        """③ The teachers score the support, their own or the student's choice; the student is scored on it."""
+    def score(self, batch: TokenBatch) -> Scored | ScoredLater:
+        """③ The teachers score the support, their own or the student's choice; the student is scored on it.
+
+        On the full vocabulary that is done later, a few positions at a time, if the loss allows it.
+        """
         request = self.score_request()
         if uses_probe(self.trainer):
             request = replace(request, probe_at=self.probe.choose(batch.num_tokens, self.updates), probe_k=self.probe.k)
-        return self.scorer.score(batch, request)
+        later = in_chunks(request, batch.num_tokens)
+        return self.scorer.score_later(batch, request) if later else self.scorer.score(batch, request)
 
     def score_request(self) -> ScoreRequest:
         """What the loss needs, as the rollouts were sampled."""

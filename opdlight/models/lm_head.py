@@ -44,6 +44,11 @@ class LMHead:
         """V, the number of logits; may exceed what the tokenizer knows."""
         return self.weight.shape[0]
 
+    def copy(self) -> "LMHead":
+        """The same head in memory of its own; without gradient."""
+        bias = None if self.bias is None else self.bias.detach().clone()
+        return LMHead(weight=self.weight.detach().clone(), bias=bias, scale=self.scale, softcap=self.softcap)
+
     def activate(self, product: Tensor) -> Tensor:
         """Raw products (of any shape) → logits."""
         logits = product if self.scale == 1.0 else product * self.scale
@@ -90,7 +95,7 @@ def support_values(
         support_ids: [N, K].
         temperature: divides the logits.
         full_vocabulary: the support is the first K ids of the vocabulary at each position. Then all [N, V] logits exist
-            at the same time, with gradient if `hidden` has one.
+            at the same time, with gradient if `hidden` has one; `ChunkedScores` asks for a few positions at a time.
     """
     if full_vocabulary:
         return head.logits(hidden)[:, : support_ids.shape[1]] / temperature

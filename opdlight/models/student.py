@@ -62,7 +62,7 @@ class Student(nn.Module):
         self.model = load_model(model, stored, trust_remote_code=trust_remote_code)
         check_compute_dtype(stored, compute_dtype)
         self.autocast = DTYPES[compute_dtype] if compute_dtype not in (None, stored) else None
-        use_attention(self.model, attn_implementation)
+        use_attention(self.model, attn_implementation, compute_dtype or stored)
         check_no_dropout(self.model, model)
         self.base = model
         self.chat_template = dict(chat_template or {})

@@ -148,18 +148,37 @@ class Teachers(nn.Module):
 def _joined(parts: Sequence[TeacherScores], places: Sequence[Tensor], request: ScoreRequest) -> TeacherScores:
     """The scores of several teachers in the order of the batch; `places`: each one's loss positions."""
     order = torch.cat(list(places)).argsort()
-    support, probe = None, None
-    if request.needs.support is not None:
+    support, support_at, probe = None, None, None
+    if request.needs.support is not None and request.support_later:
+        support_at = _joined_later(parts, places)
+    elif request.needs.support is not None:
         support = _rows([p.support for p in parts if p.support is not None], order)
     if request.probe_at is not None:
         probed = [torch.isin(request.probe_at, at).nonzero().squeeze(1) for at in places]
         probe = _rows([p.probe for p in parts if p.probe is not None], torch.cat(probed).argsort())
     return TeacherScores(
         support=support,
+        support_at=support_at,
         sampled=_column([p.sampled for p in parts], order),
         entropy=_column([p.entropy for p in parts], order),
         probe=probe,
     )
+
+
+def _joined_later(parts: Sequence[TeacherScores], places: Sequence[Tensor]) -> Callable[[Tensor], Support]:
+    """The supports of several teachers at some positions of the batch, asked for then."""
+
+    def support_at(positions: Tensor) -> Support:
+        supports, found = list[Support](), list[Tensor]()
+        for part, place in zip(parts, places, strict=True):
+            mine = torch.isin(positions, place).nonzero().squeeze(1)
+            support = part.at(torch.searchsorted(place, positions[mine])).support
+            assert support is not None
+            supports.append(support)
+            found.append(mine)
+        return _rows(supports, torch.cat(found).argsort())
+
+    return support_at
 
 
 def _rows(parts: Sequence[Scores], order: Tensor) -> Scores:

@@ -39,10 +39,14 @@ def test_what_is_not_there_is_refused(name: str, reason: str, tmp_path: Path, mo
 
 def test_with_a_gpu_transformers_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    folder, flash = save(tmp_path / "llama"), "flash_attention_2"
     with pytest.raises(
         ConfigError, match=r"one of eager, sdpa, flex_attention, but got 'flash_attention_2'.*installed"
     ):
-        Student(save(tmp_path), attn_implementation="flash_attention_2")
+        Student(folder, compute_dtype="bfloat16", attn_implementation=flash)
+    for kind in (Student, Teacher):
+        with pytest.raises(ConfigError, match=r"computes in bfloat16: model\.compute_dtype=bfloat16"):
+            kind(folder, attn_implementation=flash)
     with pytest.raises(ConfigError, match=r"BloomForCausalLM .* one of eager, but got 'flex_attention'"):
         Student(save(tmp_path / "bloom", "bloom", n_layer=2, n_head=2), attn_implementation="flex_attention")
 

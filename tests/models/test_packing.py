@@ -14,11 +14,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+from opdlight.config import TrainConfig, compose, instantiate
+from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.errors import ConfigError
 from opdlight.losses import SampledToken, SupportMatching, token_mean
 from opdlight.models import Scorer, ScoreRequest, Student, Teachers
 from opdlight.models.backbone import checkpoint_layers, hidden_at
 from opdlight.models.packing import resolve_packing, why_not
+from opdlight.train.build import build as build_run
 from opdlight.types import TokenBatch
 from tests.distillation.one_update import fit, parts
 from tests.models.architectures import build, full_logits, random_batch, save
@@ -128,6 +131,22 @@ def test_a_run_is_the_same_run(folders: tuple[str, str], tmp_path: Path) -> None
     assert rows == [4, 4, 4, 1, 1, 1]
     for got, want in zip(weights[1], weights[0], strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+def test_the_key_reaches_the_micro_batches() -> None:
+    def built(*overrides: str) -> OnPolicyDistillation:
+        cfg = compose("train", TrainConfig, ["task=sums", *overrides])
+        return build_run(cfg, instantiate(cfg.task))
+
+    assert not built().collate.packed
+    module = built("packing=true", "model.attn_implementation=eager", "loss=sampled_token_extrapolated")
+    assert module.collate.packed
+    assert module.reference is not None
+    for teacher in (*module.teachers.distinct, *module.reference.distinct):
+        assert teacher.model.config._attn_implementation == "eager"
+    assert module.student.model.config._attn_implementation == "eager"
+    with pytest.raises(ConfigError, match="`packing` to be bool or one of 'auto', but got 'never'"):
+        built("packing=never")
 
 
 # what attention is called with
