@@ -54,6 +54,11 @@ def test_a_model_without_the_key_gets_it_and_a_wrong_path_is_left_to_the_checks(
     settle_compute_dtype(OmegaConf.create({"run": "runs/latest"}))  # a report has no model
 
 
+def test_another_value_is_told_all_choices() -> None:
+    with pytest.raises(ConfigError, match=r"dtype` to be one of auto, float32, bfloat16, but got 'bf16'"):
+        compose("train", TrainConfig, ["model.compute_dtype=bf16"])
+
+
 @pytest.mark.parametrize("file", sorted(Path("conf/model").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_model_leaves_it_to_the_trainer(file: Path) -> None:
     model = OmegaConf.to_container(OmegaConf.load(file))
