@@ -67,7 +67,7 @@ class ModelConfig:
     learning_rate: PositiveFloat
     micro_batch_tokens: PositiveInt
     trust_remote_code: bool
-    attn_implementation: str | None
+    attn_implementation: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,8 +110,6 @@ class OnPolicyDistillation(L.LightningModule):
         trajectories = self.roll_out(requests, batch_idx)
         updates = self.flatten(trajectories)
         learnt = [self.learn(batches) for batches in updates]
-        for teachers in filter(None, (self.teachers, self.reference)):
-            teachers.take_back()
         with self.timer("watch"):
             probes = [p for rank in all_gather([p for update in learnt for p in update.probes]) for p in rank]
         step = Step(
@@ -135,6 +133,7 @@ class OnPolicyDistillation(L.LightningModule):
         """① The student acts. Every turn carries the policy version that produced it."""
         batches = self.trainer.train_dataloader  # of another loader nobody knows what follows
         following = batches.dataset[step + 1] if isinstance(batches, Batches) and step + 1 < len(batches) else None
+        self._take_back()
         found = self.source.train(requests, following, step=step, policy=self.student, version=self.updates)
         with self.timer("watch"):
             show_trajectories(self.trainer, self, found, "train")
@@ -229,6 +228,11 @@ class OnPolicyDistillation(L.LightningModule):
         if isinstance(self.loss, Remembers):
             self.loss.load_state_dict(self.loss.state_dict())
 
+    def _take_back(self) -> None:
+        """Free what offloaded teachers have on the device, whoever made them score: the engine needs the memory now."""
+        for teachers in filter(None, (self.teachers, self.reference)):
+            teachers.take_back()
+
     def mean_loss(self, losses: Sequence[Tensor]) -> Tensor:
         """The mean over a step's updates of their losses over all ranks; one that is not finite is left out."""
         totals = self.trainer.strategy.reduce(torch.stack(list(losses)), reduce_op="sum")
@@ -248,6 +252,7 @@ class OnPolicyDistillation(L.LightningModule):
         """Roll out the held-out episodes of one task."""
         # not in inference mode, in which Lightning validates: FSDP2 keeps the weights that it gathers here for training
         with torch.inference_mode(False), torch.no_grad():
+            self._take_back()
             found = self.source.evaluate(requests, policy=self.student, version=self.updates)
             with self.timer("watch"):
                 show_trajectories(self.trainer, self, found, "val")

@@ -70,7 +70,7 @@ def make_plan(
         compute=c,
         tokens=max(micro_batch_tokens, longest),
         longest=longest,
-        compared={None: 0, SupportKind.FULL_VOCABULARY: student.width}.get(needs.support, needs.k),
+        compared=_compared(needs, student.width),
         moments=2 if "adam" in optimizer.lower() else 1,
         placement=placement,
         engine=_engine(student, engine, settings, compute_dtype, available if gpu else None),
@@ -78,6 +78,15 @@ def make_plan(
         may_sleep=may_sleep,
         gpu=gpu,
     )
+
+
+def _compared(needs: Needs, width: int) -> int:
+    """Logits of a position that exist for all positions at once: none of a full vocabulary that is taken in chunks."""
+    if needs.support is None:
+        return 0
+    if needs.support is SupportKind.FULL_VOCABULARY:
+        return width if needs.whole_trajectories else 0
+    return needs.k
 
 
 def plan_of(patient: Patient, *, gpu: bool, available: float) -> Plan:

@@ -11,12 +11,13 @@ size, f width of the MLP, V rows of the head, K support size.
     gathered     FSDP: (e + 2 p) c, and their gradients before they are divided, (e + p) (c + 4); autocast: a cast copy,
                  of a layer where layers are recomputed, else of all; and the head's gradient summed in float32, 4 V d
     teachers     Σ P_teacher c; sharded: / R, and (e + 2 p) c of one; offloaded: (e + 2 p) c of one, and the shares in
-                 the CPU's memory
+                 the CPU's memory; offloaded without FSDP: whole copies while the student trains
     engine       P c_e + its key/value cache of its own dtype; on a GPU: gpu_memory_utilization × the GPU's memory, and
                  nothing while it sleeps
     activations  T L (10 d + 4 f) c          what autograd keeps of Llama-like layers with flash attention; with
                                              checkpointing T L d c + T (10 d + 4 f) c for one layer
-    logits       4 T K · 4 bytes on a support, 4 T V · 4 on the full vocabulary, and 256 V · 4 · 3 for one chunk
+    logits       4 T K · 4 bytes on a support, 4 T V · 4 on the full vocabulary if a loss needs whole trajectories on
+                 it, and 256 V · 4 · 3 for one chunk
 
 Fragmentation, the libraries (1 to 2 GiB on a GPU) and the environments need more on top. `tests/doctor/test_memory.py`
 compares P, p, e and the activations with torch on the meta device.
@@ -104,6 +105,8 @@ def _gathered(plan: Plan) -> float:
 
 def _teachers(plan: Plan) -> Part:
     whole = float(sum(t.stored for t in plan.teachers))
+    if plan.placement == "offloaded" and not plan.layout.divided and plan.gpu:
+        return Part(name="teachers", training=whole, cpu=whole)  # copies on the GPU while the student trains
     if plan.placement == "replicated" or not plan.layout.divided:
         return Part(name="teachers", training=whole, rollout=whole)
     one = max(((t.rest + 2 * t.layer) * t.stored / t.parameters for t in plan.teachers), default=0.0)

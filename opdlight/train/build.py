@@ -52,7 +52,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
             Teacher,
             dtype=cfg.model.compute_dtype,
             trust_remote_code=cfg.model.trust_remote_code,
-            attn_implementation=cfg.model.attn_implementation,
+            attn_implementation=cfg.model.get("attn_implementation"),
         )
         reference = Teachers(dict.fromkeys(mixture.teachers, cfg.model.student.model), student, own)
     local = [t.model for each in (teachers, reference) if each for t in each.distinct if isinstance(t, Teacher)]

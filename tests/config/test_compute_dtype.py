@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from opdlight.config import TrainConfig, compose
+from opdlight.config.composition import check
 from opdlight.config.compute_dtype import settle_compute_dtype
 from opdlight.config.resume import with_resumed
 from opdlight.config.schemas import EvaluateConfig
@@ -57,6 +58,18 @@ def test_a_model_without_the_key_gets_it_and_a_wrong_path_is_left_to_the_checks(
 def test_another_value_is_told_all_choices() -> None:
     with pytest.raises(ConfigError, match=r"dtype` to be one of auto, float32, bfloat16, but got 'bf16'"):
         compose("train", TrainConfig, ["model.compute_dtype=bf16"])
+
+
+def test_a_model_file_of_before_these_keys_still_composes() -> None:
+    old = OmegaConf.to_container(compose("train", TrainConfig), resolve=False)
+    assert isinstance(old, dict)
+    for node in (old["model"], old["model"]["student"]):
+        del node["attn_implementation"], node["compute_dtype"]
+    old["run_dir"] = "runs/x"
+    mine = OmegaConf.create(old)
+    settle_compute_dtype(mine)
+    check(mine, TrainConfig)
+    assert mine.teacher.attn_implementation is None
 
 
 @pytest.mark.parametrize("file", sorted(Path("conf/model").glob("*.yaml")), ids=lambda p: p.stem)

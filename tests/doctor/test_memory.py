@@ -25,7 +25,7 @@ from opdlight.doctor.plan import plan_config, plan_of_config
 from opdlight.doctor.scores import as_batches
 from opdlight.doctor.sizes import Layout, ModelSize
 from opdlight.errors import CheckpointError
-from opdlight.losses import SupportMatching
+from opdlight.losses import SupportMatching, TurnWeighted
 from opdlight.models.backbone import checkpoint_layers, divide
 from opdlight.types import SharedVocabulary
 from tests.doctor.cases import errand, patient
@@ -112,7 +112,9 @@ def test_memory_adds_up(tmp_path: Path) -> None:
     assert training(replace(one, micro_batch_tokens=100))["activations"] == 256 * 2 * 1152 * 4  # the longest row
     assert training(replace(one, optimizer="torch.optim.SGD"))["optimizer"] == 4 * numbers
     full = replace(one, loss=SupportMatching(support="full_vocabulary"))
-    assert training(full)["logits"] > parts["logits"]
+    assert training(full)["logits"] < parts["logits"]  # 256 positions at a time
+    by_turn = replace(one, loss=TurnWeighted(loss=SupportMatching(support="full_vocabulary")))
+    assert training(by_turn)["logits"] > parts["logits"]
     ddp = replace(one, trainer={"accelerator": "cpu", "devices": 2, "strategy": "ddp"})
     assert training(ddp)["gradients"] == 8 * numbers
     one.student.model.gradient_checkpointing_enable()
@@ -150,6 +152,8 @@ def test_teachers_and_students_are_divided_as_the_config_says(tmp_path: Path) ->
     ):
         part = by_name(replace(plan, placement=placement))["teachers"]
         assert (part.training, part.rollout, part.cpu) == (during, between, cpu), placement
+    lent = by_name(replace(plan, layout=Layout(), placement="offloaded"))["teachers"]
+    assert (lent.training, lent.rollout, lent.cpu) == (whole, 0, whole)  # copies, while the student trains
     alone = replace(plan, layout=Layout(), placement="sharded")
     assert by_name(alone)["teachers"].training == whole  # one process cannot divide them
     strategy = {"_target_": "opdlight.distillation.sharded.ShardedStrategy"}

@@ -167,7 +167,7 @@ def test_the_head_of_a_divided_teacher_outlives_what_was_gathered(folders: list[
     teachers = Teachers({"a": folders[1]}, student)
     loss = FULL["full_rkl"]
     expected = by_hand(loss, student, teachers, BATCH, later=True)
-    teachers.shard(mesh)
+    teachers.place("sharded", mesh)
     for got, want in zip(by_hand(loss, student, teachers, BATCH, later=True), expected, strict=True):
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
 

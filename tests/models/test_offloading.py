@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from opdlight.callbacks import TrajectoryRecorder
 from opdlight.losses import Needs, SampledToken
 from opdlight.models import ScoreRequest, Student, Teacher, Teachers
 from opdlight.models.offloading import Offloaded
@@ -82,7 +83,7 @@ def test_a_step_takes_the_copies_back_before_the_next_rollout(tmp_path: Path, mo
         call = getattr(Offloaded, name)
 
         def recorded(self: Offloaded, *args: Any, name: str = name, call: Any = call) -> None:
-            if name != "lend" or self.device is None:
+            if (name == "lend") == (self.device is None):
                 events.append(name)
             call(self, *args)
 
@@ -91,7 +92,8 @@ def test_a_step_takes_the_copies_back_before_the_next_rollout(tmp_path: Path, mo
     module.teacher_placement = "offloaded"
     add = engine.add_request
     monkeypatch.setattr(engine, "add_request", lambda request: (events.append("roll out"), add(request)))
-    fit(module, data, tmp_path)
+    fit(module, data, tmp_path, [TrajectoryRecorder(str(tmp_path), every=9, train=0)], val_check_interval=1)
     kinds = [e for i, e in enumerate(events) if i == 0 or events[i - 1] != e]
-    assert kinds == [*["roll out", "lend", "take_back"] * 3, "roll out"]  # the last one is of the held-out episodes
-    assert events.count("lend") == 3  # the reference is not asked, and so never lent
+    # the teachers score a step, and then the recorded trajectories of each of two tasks' held-out episodes
+    assert kinds == [*["roll out", "lend", "take_back"] * 3 * 3][:-1]
+    assert events.count("lend") == 3 * 3  # the reference is not asked, and so never lent
