@@ -80,6 +80,30 @@ def check_nodes(num_nodes: int) -> None:
         raise ConfigError.wrong("trainer.num_nodes", expected=expected, got=f"{num_nodes} without {', '.join(lacking)}")
 
 
+def check_torchrun(devices: object, num_nodes: int) -> None:
+    """Refuse numbers of processes and nodes other than those that torchrun has started.
+
+    One process would fail for want of a device, and the others would wait for it.
+
+    Args:
+        devices: `trainer.devices`; of what leaves the number to the machine (`auto`, -1, a text) nothing is said.
+        num_nodes: `trainer.num_nodes`.
+
+    Raises:
+        ConfigError: naming `trainer.devices` or `trainer.num_nodes`.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    count = len(devices) if isinstance(devices, (list, tuple)) else devices
+    started, nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+    if isinstance(count, int) and count > 0 and count != started:
+        expected = f"{started}, as many as torchrun has started here (--nproc-per-node)"
+        raise ConfigError.wrong("trainer.devices", expected=expected, got=devices)
+    if num_nodes != nodes:
+        expected = f"{nodes}, as many as torchrun has started (--nnodes)"
+        raise ConfigError.wrong("trainer.num_nodes", expected=expected, got=num_nodes)
+
+
 def check_trainer(trainer: Mapping[str, Any]) -> None:
     """Refuse what the loop would not follow, in the resolved `trainer` of a config.
 

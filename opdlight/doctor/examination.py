@@ -146,7 +146,7 @@ def examine_quickly(cfg: DictConfig, mixture: TaskMixture, module: OnPolicyDisti
     Nothing changes: no gradient is left, the loss keeps no state, and the random streams are as before.
 
     Raises:
-        ConfigError: if a check fails, with its evidence and how to train all the same.
+        ConfigError: if a check fails, and how to train all the same; the evidence has been printed.
     """
     if not cfg.doctor:
         return
@@ -157,8 +157,11 @@ def examine_quickly(cfg: DictConfig, mixture: TaskMixture, module: OnPolicyDisti
     for finding in bad:
         say(f"doctor: {finding}", style="yellow")
     if worst(found) is Verdict.FAIL:
-        reasons = " ".join(str(f) for f in bad if f.verdict is Verdict.FAIL)
-        raise ConfigError(f"The doctor found what would spoil the run: {reasons} To train all the same: doctor=false")
+        fails = sum(f.verdict is Verdict.FAIL for f in bad)  # each has a line of its own above
+        raise ConfigError(
+            f"The doctor found what would spoil the run ({fails} fail{'s' if fails > 1 else ''} above, with what "
+            "repairs it). To train all the same: doctor=false"
+        )
     say(f"doctor: {len(found) - len(bad)} checks passed")
 
 

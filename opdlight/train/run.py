@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import lightning as L
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from opdlight.callbacks import Checkpoints, StageProgress, Throughput
 from opdlight.config import instantiate, make_trainer, resume_command
-from opdlight.config.trainer import check_nodes
+from opdlight.config.trainer import check_nodes, check_torchrun
 from opdlight.data.requests import OnPolicyData
 from opdlight.data.tasks import TaskMixture
 from opdlight.distillation.module import OnPolicyDistillation
@@ -54,6 +54,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
 def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     started = time.perf_counter()
     check_nodes(cfg.trainer.get("num_nodes", 1))
+    devices = cfg.trainer.get("devices", "auto")
+    check_torchrun(list(devices) if isinstance(devices, ListConfig) else devices, cfg.trainer.get("num_nodes", 1))
     checkpoint = newest_checkpoint(cfg)  # an error of it comes before this command line is written to the folder
     folder = open_run(cfg)
     if not prepare_folder(cfg, folder, checkpoint):

@@ -55,6 +55,11 @@ def test_a_model_without_the_key_gets_it_and_a_wrong_path_is_left_to_the_checks(
     settle_compute_dtype(OmegaConf.create({"run": "runs/latest"}))  # a report has no model
 
 
+def test_another_value_is_told_all_choices() -> None:
+    with pytest.raises(ConfigError, match=r"dtype` to be one of auto, float32, bfloat16, but got 'bf16'"):
+        compose("train", TrainConfig, ["model.compute_dtype=bf16"])
+
+
 def test_a_model_file_of_before_these_keys_still_composes() -> None:
     old = OmegaConf.to_container(compose("train", TrainConfig), resolve=False)
     assert isinstance(old, dict)

@@ -5,7 +5,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 
-from opdlight.config.trainer import BY_HAND, LAUNCHERS, check_nodes
+from opdlight.config.trainer import BY_HAND, LAUNCHERS, check_nodes, check_torchrun
 from opdlight.errors import ConfigError
 from opdlight.train import resume
 from opdlight.train.resume import SameStart
@@ -36,3 +36,17 @@ def test_several_nodes_need_to_know_each_other(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_PROCID", "3")
     check_nodes(2)
+
+
+def test_the_processes_of_torchrun_are_those_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    check_torchrun(2, 1)
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    for devices in (8, list(range(8)), -1, "auto"):
+        check_torchrun(devices, 4)
+    for devices in (2, [0, 1]):
+        with pytest.raises(ConfigError, match=r"`trainer.devices` to be 8, as many as torchrun has started here"):
+            check_torchrun(devices, 4)
+    with pytest.raises(ConfigError, match=r"`trainer.num_nodes` to be 4, .*got 1"):
+        check_torchrun(8, 1)
