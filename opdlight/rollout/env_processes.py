@@ -1,7 +1,9 @@
 """Environments in processes of their own: heavy ones do not share the interpreter lock with trainer and engine."""
 
 import math
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -118,7 +120,7 @@ class _Worker:
         self._thread.join(CLOSING)
         while self._thread.is_alive():
             if (process := self._process) is not None:
-                process.kill()
+                _kill(process)
             self._thread.join(0.1)
 
     def _run(self) -> None:
@@ -156,7 +158,7 @@ class _Worker:
                 self._pipe.send(("step", number, request.action))
             if self._pipe.poll(limit if limit < math.inf else None):
                 return self._pipe.recv()
-            process.kill()
+            _kill(process)
             error = self._pool._too_slow(episode)
         except (OSError, EOFError):
             error = EnvError(
@@ -196,7 +198,14 @@ class _Worker:
         try:
             process.wait(CLOSING)
         except subprocess.TimeoutExpired:
-            process.kill()
+            _kill(process)
             process.wait()
         self._pipe.close()
         self._process = None
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process, and those that its environments have started: it leads a session of its own."""
+    if process.poll() is None:  # not reaped yet, so the number is still its own
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

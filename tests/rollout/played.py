@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -74,6 +75,10 @@ class Played(TextEnv):
             case "hangs":
                 self._note("hangs")
                 time.sleep(600)
+            case "waits":
+                child = subprocess.Popen(["sleep", "600"])
+                self._note(str(child.pid))
+                child.wait()
             case "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "signals":  # those that a terminal or a scheduler sends to all processes

@@ -176,6 +176,19 @@ def test_close_does_not_wait_for_what_hangs(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(processes) == 2 and not any(map(is_alive, processes))
 
 
+def test_what_an_environment_has_started_is_killed_with_it(tmp_path: Path) -> None:
+    pool = ProcessPool(Make("reset waits", str(tmp_path)), 1, {"walk": 1.0})
+    pool.reset(0, "walk", 13)
+    (_, answer), = pool.answers(wait=True)  # fmt: skip
+    pool.close()
+    assert "took longer than 1 s" in str(answer.error)
+    child, *_ = (tmp_path / "notes").read_text().split()
+    end = time.monotonic() + HANGS
+    while is_alive(int(child)):  # its new parent reaps it
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys, time, types\n"
