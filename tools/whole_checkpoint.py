@@ -24,6 +24,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.folder.exists():
         sys.exit(f"error: {args.folder} exists")
+    if inside := sorted(folder.name for folder in args.checkpoint.glob("step-*")):
+        sys.exit(f"error: expected one checkpoint, but {args.checkpoint} holds {', '.join(inside)}")
     try:
         verify(args.checkpoint)
     except OpdError as error:

@@ -229,7 +229,8 @@ class OnPolicyDistillation(L.LightningModule):
             self.loss.load_state_dict(self.loss.state_dict())
 
     def _take_back(self) -> None:
-        """Free what offloaded teachers have on the device, whoever made them score: the engine needs the memory now."""
+        """Free what models have gathered or borrowed, whoever made them score: the engine needs the memory now."""
+        self.student.free_gathered()
         for teachers in filter(None, (self.teachers, self.reference)):
             teachers.take_back()
 

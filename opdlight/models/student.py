@@ -92,6 +92,11 @@ class Student(nn.Module):
             raise ConfigError.wrong("model.student.lora.use_dora", expected="false beside trainer=fsdp", got=True)
         divide(self, self.model, mesh, MixedPrecisionPolicy(param_dtype=self.autocast, reduce_dtype=torch.float32))
 
+    def free_gathered(self) -> None:
+        """Free what FSDP keeps gathered of embedding and head after a forward pass that no backward pass followed."""
+        if isinstance(self, FSDPModule):
+            self.reshard()
+
     def forward(self, batch: TokenBatch) -> Tensor:
         """See `hidden`. FSDP gathers the weights around this call, in the compute dtype."""
         if self.autocast is None or isinstance(self, FSDPModule):

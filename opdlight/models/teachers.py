@@ -125,6 +125,8 @@ class Teachers(nn.Module):
         student's own numbers, to the bit.
         """
         if not request.asks_teacher:
+            for teacher in self.distinct if self.sharded else ():
+                teacher.touch(batch)  # another rank's micro-batch may be probed, and it gathers with all
             return TeacherScores()
         by_task = batch.task_index.new_tensor([self._number(task) for task in batch.tasks])
         owner = by_task[batch.task_index]  # [N] number of the teacher

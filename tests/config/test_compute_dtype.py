@@ -35,7 +35,9 @@ def test_student_teachers_and_engine_get_one_plain_value(
     found = {cfg.model.compute_dtype, cfg.model.student.compute_dtype, cfg.teacher.dtype, cfg.engine.dtype}
     assert found == {expected}
     assert cfg.model.student.dtype == cfg.model.dtype
-    assert compose("train", TrainConfig, [*overrides, "engine=ray"]).engine.engine.dtype == expected
+    assert (
+        compose("train", TrainConfig, [*overrides, "engine=ray", "engine.address=auto"]).engine.engine.dtype == expected
+    )
 
 
 def test_without_a_trainer_it_is_that_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,20 @@ def test_what_the_loop_would_ignore_is_refused_with_the_key_to_use(override: str
         check_together({"trainer": trainer})
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["trainer=fsdp", "engine.tensor_parallel_size=2"], "engine.tensor_parallel_size"),
+        (["trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2", "engine=ray"], "engine.address"),
+        (["trainer=ddp", "trainer.devices=[0,1]", "engine=ray"], "engine.address"),
+    ],
+)
+def test_engines_that_several_processes_cannot_have_are_refused_at_once(overrides: list[str], key: str) -> None:
+    with pytest.raises(ConfigError, match=f"Expected `{key}`"):
+        compose("train", TrainConfig, overrides)
+    compose("train", TrainConfig, [overrides[-1]])  # one process may
+
+
 def test_the_last_rollout_makes_no_more_updates_than_are_wanted() -> None:
     with pytest.raises(ConfigError, match=r"`trainer.max_steps` to be a multiple of `rollout.mini_batches` \(2\)"):
         compose("train", TrainConfig, ["rollout.mini_batches=2", "trainer.max_steps=3"])

@@ -51,6 +51,17 @@ def test_to_device_moves_whole_teachers_unless_they_are_offloaded(placement: Any
     assert devices == {"cpu" if placement == "offloaded" else "meta"}
 
 
+def test_a_student_frees_what_a_forward_pass_has_gathered(mesh: DeviceMesh, tmp_path: Path) -> None:
+    student = Student(save(tmp_path))
+    student.free_gathered()  # nothing is gathered without FSDP
+    student.shard(mesh)
+    with torch.no_grad():
+        student(BATCH)
+    assert not isinstance(student.head().weight, DTensor)  # it stays, for the head's products
+    student.free_gathered()
+    assert isinstance(student.head().weight, DTensor)
+
+
 def test_to_device_leaves_fsdp_s_shares_in_the_cpu_s_memory(mesh: DeviceMesh, tmp_path: Path) -> None:
     """FSDP2 with CPUOffloadPolicy refuses shares that are on a device."""
     folder = save(tmp_path)

@@ -58,6 +58,7 @@ def test_each_rank_rolls_out_its_share_of_every_group(monkeypatch: pytest.Monkey
     batch = requests(4)
     alone = rolls.train(batch, None, step=0, policy=Weights(), version=0)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(source, "all_gather", lambda mine: [mine, mine])  # both wait for the slower rollout
     for number in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda number=number: number)
         found = rolls.train(batch, None, step=0, policy=Weights(), version=0)

@@ -107,6 +107,7 @@ def test_each_tool_is_run_by_a_test() -> None:
     elsewhere = {
         "check_layers.py": "tools/test_layers.py",
         "make_pictures.py": "report/test_browser.py",
+        "preset_memory.py": "doctor/paper_models.py",
         "update_constraints.py": "tools/test_setup.py",
         "whole_checkpoint.py": "distillation/test_sharded.py",
     }
