@@ -6,7 +6,7 @@ A model that was trained on certain prompts is only known to act well on these, 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -15,6 +15,14 @@ from opdlight.errors import ConfigError, EnvError
 
 # a line that holds only a block such as {% if … %} leaves no line behind
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+class Step(NamedTuple):
+    """A past step, as a template sees it in the slot `history` of a task of several turns."""
+
+    number: int  # from 1
+    observation: str
+    action: str  # as it was read; empty where the answer held none
 
 
 class PromptTemplate:

@@ -10,6 +10,7 @@ from opdlight.callbacks import (
     GradientNoise,
     ModelEntropy,
     ProbeCallback,
+    PublicationCost,
     RolloutMetrics,
     Rule,
     ServerFaults,
@@ -73,7 +74,7 @@ from opdlight.rollout import (
     open_collector,
 )
 from opdlight.rollout.source import RolloutSource
-from opdlight.run_folder.checkpoints import CheckpointFolder
+from opdlight.run_folder.checkpoint_io import CheckpointFolder
 from opdlight.run_folder.records import MetricsFile
 from opdlight.sft.module import SupervisedFineTuning
 from opdlight.system.quiet import quiet_libraries
@@ -113,6 +114,7 @@ __all__ = [
     "Probe",
     "ProbeCallback",
     "ProbeResult",
+    "PublicationCost",
     "RayEngine",
     "Remembers",
     "Request",

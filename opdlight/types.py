@@ -4,7 +4,7 @@ Letters: B rows, T row length, N loss positions (the student's own tokens that a
 V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, Self
@@ -153,6 +153,16 @@ class Support:
         assert self.teacher_normaliser is not None
         return self.teacher_logits - self.teacher_normaliser.unsqueeze(1)
 
+    def at(self, positions: Tensor) -> "Support":
+        """The support of some of the positions [n]."""
+        normaliser = self.teacher_normaliser
+        return Support(
+            token_ids=self.token_ids[positions],
+            teacher_logits=self.teacher_logits[positions],
+            teacher_normaliser=None if normaliser is None else normaliser[positions],
+            valid=self.valid[positions],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeScores:
@@ -170,10 +180,20 @@ class TeacherScores:
     """The scores of the frozen models that were asked for; at the rollout temperature, without gradient."""
 
     support: Support | None = None
+    support_at: Callable[[Tensor], Support] | None = None  # instead: the support of some positions [n], made then
     sampled: Tensor | None = None  # [N] log q(y)
     entropy: Tensor | None = None  # [N] −Σ_v q log q in nats
     reference: Tensor | None = None  # [N] log p_ref(y)
     probe: ProbeScores | None = None  # at the positions that callbacks probe
+
+    def at(self, positions: Tensor) -> "TeacherScores":
+        """The scores at some of the positions [n], without the probe."""
+        columns = {name: getattr(self, name) for name in ("sampled", "entropy", "reference")}
+        support = self.support_at(positions) if self.support_at is not None else None
+        if self.support is not None:
+            support = self.support.at(positions)
+        found: dict[str, Any] = {name: None if v is None else v[positions] for name, v in columns.items()}
+        return TeacherScores(support=support, **found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,6 +95,8 @@ class FakeServer:
         self.dev, self.processed, self.loads, self.after_load = True, False, 0, lambda: None
         self._now, self._lock = 0, threading.Lock()
         self.asked: list[tuple[str, Any]] = []
+        self.transfer: dict[str, str] | None = None  # as `vllm serve --weight-transfer-config` sets it
+        self.wire: dict[str, torch.Tensor] = {}  # what comes over NCCL
         self._port = 0
         self.start()
 
@@ -192,7 +194,16 @@ class FakeServer:
         elif path == "/reset_prefix_cache":
             _answer(handler, 200, {"success": True})
         elif path == "/server_info?config_format=json":
-            _answer(handler, 200, {"vllm_config": {"model_config": {"dtype": str(self.model.dtype)}}})
+            config = {"model_config": {"dtype": str(self.model.dtype)}, "weight_transfer_config": self.transfer}
+            _answer(handler, 200, {"vllm_config": config})
+        elif path == "/get_world_size":
+            _answer(handler, 200, {"world_size": 2})
+        elif self.transfer and path.endswith(("_weight_transfer_engine", "_weight_update", "/update_weights")):
+            if path == "/update_weights":
+                with self._lock:
+                    self.model.load_state_dict({name: self.wire[name] for name in body["update_info"]["names"]})
+                self.after_load()
+            _answer(handler, 200, {"message": "done"})
         elif path == "/weight_info":
             _answer(handler, 200, {"weight_version": self.version})
 

@@ -63,6 +63,15 @@ class LockStep:
         self.engine.update_weights(weights, policy_version)
         self.policy_version = policy_version
 
+    def sleep(self) -> None:
+        """Let the wrapped engine sleep."""
+        self.engine.sleep()
+
+    def wake(self) -> None:
+        """Wake the wrapped engine."""
+        self.engine.wake()
+        self.policy_version = self.engine.policy_version
+
     def stats(self) -> dict[str, float]:
         """Figures of the wrapped engine."""
         return self.engine.stats()

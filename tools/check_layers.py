@@ -3,8 +3,8 @@
 - A room of opdlight imports from its own layer or a lower one.
 - `opdlight/losses` imports the standard library, torch, `opdlight.types` and `opdlight.bounds` only.
 - `envs` (imported as `opdlight.envs`) imports of opdlight only `types`, `bounds` and `errors`.
-- Only `opdlight/rollout/engines/vllm.py` imports vllm and only `ray_pool.py` beside it ray, and inside a function, so
-  that everything else works without them.
+- Only `opdlight/rollout/engines/vllm_start.py` imports vllm and only `ray_start.py` beside it ray, and inside a
+  function, so that everything else works without them.
 - There is no circle between files, imports inside functions and for types included.
 """
 
@@ -28,8 +28,8 @@ LAYERS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 OPTIONAL = {
-    "vllm": Path("opdlight/rollout/engines/vllm.py"),
-    "ray": Path("opdlight/rollout/engines/ray_pool.py"),
+    "vllm": Path("opdlight/rollout/engines/vllm_start.py"),
+    "ray": Path("opdlight/rollout/engines/ray_start.py"),
 }
 
 

@@ -2,6 +2,7 @@
 
 python tools/play_env.py opdlight/ToyText-v0 game=Taxi-v4 --seed 3
 python tools/play_env.py opdlight/ReasoningGym-v0 dataset=chain_sum 'params={"max_terms": 3}' --expert
+python tools/play_env.py opdlight/WebShop-v0 goals=human products=300
 python tools/play_env.py corridor:Corridor-v0
 
 The last one is an environment of your own, which corridor.py in the current folder registers.

@@ -10,9 +10,9 @@ from opdlight.envs.alfworld.experts import EXPERTS, Expert
 from opdlight.envs.alfworld.game import NOTHING_HAPPENS, Game, Play
 from opdlight.envs.alfworld.generator import Design, generate, possible_rooms
 from opdlight.envs.alfworld.originals import SPLITS, find_games, read_game
-from opdlight.envs.alfworld.prompts import BANNER, CONVERSATION, EXAMPLES, PAPER, REQUIRED, Step
+from opdlight.envs.alfworld.prompts import BANNER, CONVERSATION, EXAMPLES, PAPER, REQUIRED
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, read_action, unknown_name
-from opdlight.envs.templates import PromptTemplate
+from opdlight.envs.templates import PromptTemplate, Step
 from opdlight.errors import ConfigError
 
 

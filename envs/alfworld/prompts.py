@@ -1,8 +1,6 @@
 """What the language model reads and how its answer is understood."""
 
-from typing import NamedTuple
-
-from opdlight.envs.templates import PromptTemplate
+from opdlight.envs.templates import PromptTemplate, Step
 
 CONVERSATION = (
     "Solve the task in this room. Answer with one action: go to X, open X, close X, take O from X, move O to X, use O, "
@@ -10,16 +8,6 @@ CONVERSATION = (
 )
 BANNER = "-= Welcome to TextWorld, ALFRED! =-\n\n"
 REQUIRED = ("observation",)
-
-
-class Step(NamedTuple):
-    """A past step, as a template sees it in the slot `history`."""
-
-    number: int  # from 1
-    observation: str
-    action: str  # as it was read; empty where the answer held none
-
-
 LATER = {
     "task": "examine the mug with the desklamp",
     "history": [Step(1, "You see a desk 1.", "go to desk 1"), Step(2, "On the desk 1, you see a mug 1.", "look")],

@@ -95,4 +95,9 @@ def rows_of(
 
 def count_splits(trajectory: Trajectory) -> int:
     """The number of extra training rows of a trajectory, one for each time that its rendered history was rewritten."""
-    return max(len(rows_of(trajectory, lambda ids: [False] * len(ids), SharedVocabulary(0))) - 1, 0)
+    return max(len(row_lengths(trajectory)) - 1, 0)
+
+
+def row_lengths(trajectory: Trajectory) -> list[int]:
+    """The tokens of each training row of a trajectory."""
+    return [len(row.ids) for row in rows_of(trajectory, lambda ids: [False] * len(ids), SharedVocabulary(0))]

@@ -12,6 +12,7 @@ from opdlight.callbacks.mismatch import EngineMismatch
 from opdlight.callbacks.probe_callback import ProbeCallback
 from opdlight.callbacks.profile import DepthProfile
 from opdlight.callbacks.progress import StageProgress
+from opdlight.callbacks.publication import PublicationCost
 from opdlight.callbacks.rollouts import RolloutMetrics
 from opdlight.callbacks.servers import ServerFaults
 from opdlight.callbacks.throughput import Throughput
@@ -27,6 +28,7 @@ __all__ = [
     "HeldOutRecorder",
     "ModelEntropy",
     "ProbeCallback",
+    "PublicationCost",
     "RolloutMetrics",
     "Rule",
     "ServerFaults",

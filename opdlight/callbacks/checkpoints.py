@@ -14,8 +14,10 @@ from opdlight.distillation.resumed_optimizer import follow_config
 from opdlight.errors import ConfigError
 from opdlight.models.student import Student
 from opdlight.run_folder import records
-from opdlight.run_folder.checkpoints import FOLDER, LAST, CheckpointFolder, list_checkpoints
-from opdlight.system.distributed import all_gather
+from opdlight.run_folder.checkpoint_io import CheckpointFolder
+from opdlight.run_folder.checkpoints import FOLDER, LAST, list_checkpoints
+from opdlight.system.console import is_first_process
+from opdlight.system.distributed import all_gather, of_first
 from opdlight.system.lightning_internals import completed_steps
 from opdlight.system.preemption import Preempted
 
@@ -23,8 +25,12 @@ from opdlight.system.preemption import Preempted
 class Checkpoints(Checkpoint):
     """Writes `checkpoints/step-…`: before the first step, after every so many, before each validation, at the end.
 
+    With a `CheckpointFolder` as a plugin of the trainer it is written in the background. The next checkpoint, and the
+    end of the training, however it ends, wait for it. What the first process finds on its disk decides for all.
+
     On SIGTERM or Ctrl-C another one is written and the run ends. A checkpoint that cannot be written (the disk is
-    full) is reported and counted in `checkpoint/failed`; the run and its older checkpoints go on.
+    full) is reported at once and, when the next one begins, counted in `checkpoint/failed`; the run and its older
+    checkpoints go on.
 
     Args:
         folder: the run folder.
@@ -39,8 +45,10 @@ class Checkpoints(Checkpoint):
     def check_space(self, student: Student) -> None:
         """Raise ConfigError unless the disk has room for the checkpoints: weights, and two moments of what is trained.
 
-        One more than `keep`, since the oldest goes only when the newest is there.
+        One more than `keep`, since the oldest goes only when the newest is there. The first process looks.
         """
+        if not is_first_process():
+            return
         trained = student.trainable_parameters()
         needed = (self.keep + 1) * sum(p.numel() * (p.element_size() + 2 * 4) for p in trained)
         needed += sum(p.numel() * p.element_size() for p in student.parameters())  # the student at the end
@@ -90,26 +98,32 @@ class Checkpoints(Checkpoint):
         assert isinstance(pl_module, OnPolicyDistillation)
         pl_module.source.preemption.busy = False
         self.save(trainer, LAST)
+        self.wait(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write a checkpoint when SIGTERM or Ctrl-C ends the run between two steps."""
+        """Write a checkpoint when SIGTERM or Ctrl-C ends the run between two steps; else complete the one before."""
         if isinstance(exception, Preempted) and exception.between_steps:
             self.save(trainer)
+            self.wait(trainer)
+        elif isinstance(io := trainer.strategy.checkpoint_io, CheckpointFolder):
+            io.wait()  # perhaps on this rank alone
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the lengths of the run folder's records, to which a resume cuts them."""
         checkpoint["records"] = records.lengths(self.run)
 
     def save(self, trainer: L.Trainer, suffix: str = "") -> None:
-        """Write the checkpoint of this step unless it exists; delete all but the newest `keep`."""
-        done = completed_steps(trainer)
-        path = self.run / FOLDER / f"step-{done:08d}{suffix}"
-        if path.exists():
-            return
-        trainer.save_checkpoint(path)
-        if trainer.is_global_zero and not path.exists():
+        """Begin to write the checkpoint of this step, unless it exists, when the one before is written."""
+        self.wait(trainer)
+        path = self.run / FOLDER / f"step-{completed_steps(trainer):08d}{suffix}"
+        if not of_first(path.exists()):
+            trainer.save_checkpoint(path)
+
+    def wait(self, trainer: L.Trainer) -> None:
+        """Wait for the checkpoint that was begun; count it if it failed; delete all but the newest `keep`."""
+        io = trainer.strategy.checkpoint_io
+        if isinstance(io, CheckpointFolder) and not of_first(io.wait()):
             self.failed += 1
-            return
         if trainer.is_global_zero:
             self._tidy()
 

@@ -14,7 +14,7 @@ from opdlight.system.lightning_internals import completed_steps
 class StageProgress(ProgressBar):
     """Two lines: updates with loss, reward and coverage; below, what the step is doing and its finished trajectories.
 
-    Without a terminal (a log file) it prints one plain line each `every` updates instead.
+    Without a terminal (a log file) it prints one plain line each `every` rollouts instead.
     """
 
     def __init__(self, every: PositiveInt = 5) -> None:
@@ -44,16 +44,18 @@ class StageProgress(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the number of updates, and how many a resumed run has done."""
-        total = int(trainer.num_training_batches)
+        each = _updates_of_a_rollout(pl_module)
+        total = each * int(trainer.num_training_batches)
         if self.updates is None:
             self.updates = ProgressLine("updates", total, log=False)
-        self.updates.update(min(completed_steps(trainer), total), total)
+        self.updates.update(min(each * completed_steps(trainer), total), total)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Advance, with the figures of this update."""
-        done, total = batch_idx + 1, int(trainer.num_training_batches)
+        """Advance, with the figures of this rollout and its updates."""
+        each = _updates_of_a_rollout(pl_module)
+        done, total = each * (batch_idx + 1), each * int(trainer.num_training_batches)
         pairs = [f"{name} {value:.3f}" for name, value in trainer.progress_bar_metrics.items()
                  if isinstance(value, float)]  # fmt: skip
         if self.updates:
@@ -82,3 +84,8 @@ class StageProgress(ProgressBar):
             self.part = ProgressLine(name, log=name.startswith("evaluate"))
         elif self.part.title != name:
             self.part.restart(name)
+
+
+def _updates_of_a_rollout(module: L.LightningModule) -> int:
+    """A batch of Lightning's is a rollout, which makes `rollout.mini_batches` updates."""
+    return module.mini_batches if isinstance(module, OnPolicyDistillation) else 1

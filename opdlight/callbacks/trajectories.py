@@ -60,10 +60,9 @@ class TrajectoryRecorder(L.Callback):
         self.steps += stage == "train"
         if stage == "train" and step % self.every:
             return
-        chosen: list[Trajectory] = []
-        for task in dict.fromkeys(t.task for t in trajectories):
-            chosen += [t for t in trajectories if t.task == task][: self.counts[stage]]
-        self._write(module, step, stage, all_gather(chosen)[0])
+        mine = self._first(trajectories, stage)  # of each rank, since one may have none of a task
+        found = [t for rank in all_gather(mine) for t in rank]
+        self._write(module, step, stage, self._first(sorted(found, key=lambda t: t.group), stage))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -73,6 +72,10 @@ class TrajectoryRecorder(L.Callback):
         if outputs["step"].not_finite:
             found = [t for rank in all_gather(outputs["step"].trajectories) for t in rank]
             self._write(pl_module, batch_idx, "not finite", found)
+
+    def _first(self, trajectories: Sequence[Trajectory], stage: str) -> list[Trajectory]:
+        tasks = dict.fromkeys(t.task for t in trajectories)
+        return [t for task in tasks for t in [t for t in trajectories if t.task == task][: self.counts[stage]]]
 
     def _write(self, module: OnPolicyDistillation, step: int, stage: str, chosen: Sequence[Trajectory]) -> None:
         # every rank takes part in scoring with a sharded model

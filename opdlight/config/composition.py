@@ -14,6 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from opdlight.config.checks import check_config
+from opdlight.config.compute_dtype import settle_compute_dtype
 from opdlight.config.cross_checks import check_together
 from opdlight.config.explain import explain_composition, explain_interpolation, explain_yaml, no_option, unknown_key
 from opdlight.config.former import KEYS
@@ -71,6 +72,8 @@ def compose_both(
             raise explain_yaml(error) from error
         except (HydraException, ValueError) as error:
             raise _explained(error, config_name, [*search, *overrides]) from error
+    if schema is not None:
+        settle_compute_dtype(full)
     cfg = full.copy()
     with read_write(cfg), open_dict(cfg):
         del cfg["hydra"]

@@ -27,6 +27,10 @@ def check_together(config: Mapping[str, Any]) -> None:
         if trainer.get("max_steps", 0) % each:  # the last rollout would make more updates than that
             expected = f"a multiple of `rollout.mini_batches` ({each}), the updates of one rollout"
             raise ConfigError.wrong("trainer.max_steps", expected=expected, got=trainer["max_steps"])
+    model = config.get("model")
+    if isinstance(model, Mapping) and (model.get("dtype"), model.get("compute_dtype")) == ("bfloat16", "float32"):
+        expected = "bfloat16 beside model.dtype=bfloat16 (its updates are rounded anyway)"
+        raise ConfigError.wrong("model.compute_dtype", expected=expected, got="float32")
     for key in ("sampling", "evaluation"):
         node = config.get(key)
         if isinstance(node, Mapping):
@@ -40,6 +44,8 @@ def check_together(config: Mapping[str, Any]) -> None:
             group_size=config["rollout"]["group_size"],
             temperature=config["sampling"].get("temperature", 1.0),
         )
+        if _several(config["trainer"]):
+            _check_shared_engine(config["engine"])
     if config.get("evaluate_teachers") and "url" in config["engine"]:
         expected = "false beside engine=vllm_server, which holds the student"
         raise ConfigError.wrong("evaluate_teachers", expected=expected, got=True)
@@ -68,6 +74,23 @@ def check_loss(*, group_advantage: bool, engine_logprobs: bool, group_size: int,
             expected="1 for importance weights (the engine reports log-probs at temperature 1), as `staleness: 1` has",
             got=temperature,
         )
+
+
+def _several(trainer: Mapping[str, Any]) -> bool:
+    """Whether a trainer surely has several processes; of `devices: auto` only the machine knows."""
+    devices = trainer.get("devices")
+    many = devices > 1 if isinstance(devices, int) else isinstance(devices, list) and len(devices) > 1
+    return many or trainer.get("num_nodes", 1) > 1
+
+
+def _check_shared_engine(engine: Mapping[str, Any]) -> None:
+    """Refuse engines that several processes of the trainer cannot have; the engines check it again when they start."""
+    if "engine" not in engine and engine.get("tensor_parallel_size", 1) > 1:
+        expected = "1 beside several trainer processes, each of which has one GPU (engine=ray gives an engine several)"
+        raise ConfigError.wrong("engine.tensor_parallel_size", expected=expected, got=engine["tensor_parallel_size"])
+    if "address" in engine and engine["address"] is None:
+        expected = "auto, or the address of a Ray cluster, which the trainer's processes share (`ray start --head`)"
+        raise ConfigError.wrong("engine.address", expected=expected, got=None)
 
 
 def _nodes(value: object) -> Iterator[Mapping[str, Any]]:

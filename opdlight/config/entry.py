@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from yaml import YAMLError
 
 from opdlight.config.composition import CONF, check, compose_both, hydra_config
+from opdlight.config.compute_dtype import settle_compute_dtype
 from opdlight.config.explain import explain_composition, explain_yaml
 from opdlight.config.folders import folder_overrides
 from opdlight.config.help import help_text
@@ -71,6 +72,7 @@ def hydra_entry(
         def job(cfg: DictConfig) -> Any:
             _show_warnings()
             try:
+                settle_compute_dtype(cfg)
                 check(cfg, schema)
                 if (hydra_cfg := HydraConfig.get()).mode == RunMode.MULTIRUN:
                     print(f"job {hydra_cfg.job.num}: {' '.join(hydra_cfg.overrides.task)}", flush=True)

@@ -61,6 +61,11 @@ def explain_interpolation(text: str, known: Mapping[str, Any]) -> str:
     """The first line of an OmegaConf error, with the nearest key where an interpolation names an unknown one."""
     first = text.partition("\n")[0]
     if match := re.search(r"Interpolation key '([^']+)' not found", first):
+        if match[1].startswith("model.teachers."):  # a task that is used without the models of its preset
+            return (
+                f"the chosen model has no key `{match[1]}`. Choose one with teachers, such as model=qwen2_5_7b, "
+                "or give the teacher itself."
+            )
         return f"there is no key `{match[1]}`. {nearest_key(match[1], known)}"
     return first
 

@@ -44,7 +44,7 @@ def folder_overrides(full: DictConfig, overrides: Sequence[str], *, multirun: bo
     ]
     if given:
         folder = make_folder(given[-1])
-    elif _started_from_outside():
+    elif _started_from_outside() or OmegaConf.select(full, "trainer.num_nodes", default=1) != 1:
         raise ConfigError.wrong("run_dir", expected="one folder for all the processes that were started", got="none")
     else:
         swept = "".join(f"-{_safe(_last(o))}" for _, o in parsed if o.is_sweep_override()) if multirun else ""

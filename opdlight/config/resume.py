@@ -10,7 +10,9 @@ from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
+from opdlight.config.compute_dtype import KEY as COMPUTE_DTYPE
 from opdlight.errors import ConfigError
 
 SEARCH_PATH = "hydra.searchpath"
@@ -64,8 +66,22 @@ def with_resumed(overrides: Sequence[str], *, searched: bool = False) -> list[st
             "Expected `resume` without `run_dir`: a run is resumed in its own folder, which may be moved."
         )
     before = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    kept = [text for text, o in zip(before, _parsed(before), strict=True) if o.key_or_group not in {*given, "run_dir"}]
-    return [*kept, *overrides, quoted("hydra.run.dir", str(folder))]
+    dtype = [] if COMPUTE_DTYPE in given else _computed_in(folder / "config.yaml")
+    replaced = {*given, "run_dir", *([COMPUTE_DTYPE] if dtype else [])}
+    kept = [text for text, o in zip(before, _parsed(before), strict=True) if o.key_or_group not in replaced]
+    return [*kept, *dtype, *overrides, quoted("hydra.run.dir", str(folder))]
+
+
+def _computed_in(config: Path) -> list[str]:
+    """The override for the dtype that a run has computed in: what `auto` means now may be another one.
+
+    Runs of before there was that key computed everything in `model.dtype`.
+    """
+    if not config.is_file():
+        return []
+    run = OmegaConf.load(config)
+    found = OmegaConf.select(run, COMPUTE_DTYPE) or OmegaConf.select(run, "model.dtype")
+    return [f"++{COMPUTE_DTYPE}={found}"] if found else []
 
 
 def _parsed(overrides: Sequence[str]) -> list[Override]:

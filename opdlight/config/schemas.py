@@ -52,6 +52,7 @@ class RolloutConfig:
     group_size: PositiveInt
     mini_batches: PositiveInt
     env_threads: PositiveInt
+    env_workers: NonNegativeInt | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +62,12 @@ class ModelConfig:
     student: Node
     teachers: dict[str, str]
     dtype: Literal["float32", "bfloat16"]
+    compute_dtype: Literal["float32", "bfloat16"]
     max_model_len: PositiveInt
     learning_rate: PositiveFloat
     micro_batch_tokens: PositiveInt
     trust_remote_code: bool
+    attn_implementation: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +112,7 @@ class TrainConfig(RunConfig):
     optimizer: Optimizer
     schedule: Node
     micro_batch_tokens: PositiveInt
+    packing: bool | Literal["auto"]
     max_grad_norm: PositiveFloat
     logger: dict[str, Node]
     doctor: bool
@@ -119,6 +123,7 @@ class DoctorConfig(TrainConfig):
     """The top level of conf/doctor.yaml: that of conf/train.yaml and how to examine it."""
 
     quick: bool
+    plan_gib: PositiveFloat | None
     out: str | None
 
 
@@ -132,6 +137,7 @@ class SftConfig(RunConfig):
     optimizer: Optimizer
     schedule: Node
     micro_batch_tokens: PositiveInt
+    packing: bool | Literal["auto"]
     max_grad_norm: PositiveFloat
 
 
@@ -166,6 +172,7 @@ class FailureModesConfig(RunConfig):
     trainer: Trainer
     episodes: PositiveInt
     env_threads: PositiveInt
+    env_workers: NonNegativeInt | Literal["auto"]
     k: AtLeastTwo
     top_p: Annotated[float, Bounds(above=0, at_most=1)]
     buckets: PositiveInt
@@ -182,6 +189,7 @@ class EvaluateConfig(RunConfig):
     sampling: Node
     engine: Node
     env_threads: PositiveInt
+    env_workers: NonNegativeInt | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +227,7 @@ class EstimatorsConfig(RunConfig):
     episodes: NonNegativeInt
     trajectory_k: AtLeastTwo
     env_threads: PositiveInt
+    env_workers: NonNegativeInt | Literal["auto"]
     engine: Node
 
 

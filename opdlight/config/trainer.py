@@ -1,5 +1,6 @@
 """Lightning's trainer: what every command gives it, and which of its arguments opdlight's own loop would not follow."""
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ GIVEN: Mapping[str, Any] = {
 REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "precision": (
         (None, "32-true", 32, "32"),
-        "the precision of weights and forward pass is `model.dtype`, and no autocast reaches the engine",
+        "set `model.compute_dtype` for the student's forward pass, the teachers and the engine; `model.dtype` is that "
+        "of the trained weights, and no autocast reaches loss or optimizer",
     ),
     "accumulate_grad_batches": ((1,), "an update is one rollout, cut to `micro_batch_tokens`; set `rollout.groups`"),
     "gradient_clip_val": ((None,), "set `max_grad_norm`"),
@@ -50,12 +52,56 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "default_root_dir": ((), "set `run_dir`"),
 }
 
+# one of them is set in every process that torchrun, SLURM, LSF or MPI has started
+LAUNCHERS = ("RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK")
+BY_HAND = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")  # of Lightning, where each node gets the command once
+
 
 def make_trainer(node: DictConfig, **parts: Any) -> "Trainer":
     """The trainer of a config's `trainer` with what every command gives it, and with these `parts`."""
     given = {name: value for name, value in GIVEN.items() if name not in node}
     trainer: Trainer = hydra.utils.instantiate(node, _convert_="all", **given, **parts)
     return trainer
+
+
+def check_nodes(num_nodes: int) -> None:
+    """Refuse to start on several nodes without what tells this process which node it is on and where the first one is.
+
+    It would wait for half an hour for the others.
+
+    Raises:
+        ConfigError: naming `trainer.num_nodes` and the variables.
+    """
+    if num_nodes == 1 or any(name in os.environ for name in LAUNCHERS):
+        return
+    lacking = [name for name in BY_HAND if name not in os.environ]
+    if lacking:
+        expected = f"1, or {', '.join(BY_HAND)} in the environment on each node (torchrun and SLURM set their own)"
+        raise ConfigError.wrong("trainer.num_nodes", expected=expected, got=f"{num_nodes} without {', '.join(lacking)}")
+
+
+def check_torchrun(devices: object, num_nodes: int) -> None:
+    """Refuse numbers of processes and nodes other than those that torchrun has started.
+
+    One process would fail for want of a device, and the others would wait for it.
+
+    Args:
+        devices: `trainer.devices`; of what leaves the number to the machine (`auto`, -1, a text) nothing is said.
+        num_nodes: `trainer.num_nodes`.
+
+    Raises:
+        ConfigError: naming `trainer.devices` or `trainer.num_nodes`.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    count = len(devices) if isinstance(devices, (list, tuple)) else devices
+    started, nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+    if isinstance(count, int) and count > 0 and count != started:
+        expected = f"{started}, as many as torchrun has started here (--nproc-per-node)"
+        raise ConfigError.wrong("trainer.devices", expected=expected, got=devices)
+    if num_nodes != nodes:
+        expected = f"{nodes}, as many as torchrun has started (--nnodes)"
+        raise ConfigError.wrong("trainer.num_nodes", expected=expected, got=num_nodes)
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:
@@ -70,7 +116,8 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
             raise ConfigError.wrong(f"trainer.{name}", expected=f"{shown} ({instead})", got=trainer[name])
     for plugin in trainer.get("plugins") or []:
         if "precision" in str(plugin.get("_target_") if isinstance(plugin, Mapping) else plugin).lower():
-            raise ConfigError.wrong("trainer.plugins", expected="without precision: set `model.dtype`", got=plugin)
+            expected = "without precision: set `model.compute_dtype`"
+            raise ConfigError.wrong("trainer.plugins", expected=expected, got=plugin)
 
 
 def _same(value: object, allowed: object) -> bool:

@@ -56,6 +56,11 @@ class Task:
         return env.training_episodes, env.held_out_episodes
 
 
+def make_task_env(tasks: Mapping[str, Task], name: str) -> TextEnv:
+    """A new environment of the task `name`; a function of the module, so that another process can be sent it."""
+    return tasks[name].make_env()
+
+
 class TaskMixture:
     """Several tasks, which share the training batches in proportion to their weights.
 

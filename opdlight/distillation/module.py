@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -26,9 +26,9 @@ from opdlight.losses.reduce import token_mean
 from opdlight.metrics.success import HeldOutOutcomes
 from opdlight.models.base import ScoreRequest
 from opdlight.models.probe import Probe, ProbeResult
-from opdlight.models.scorer import Scored, Scorer
+from opdlight.models.scorer import ChunkedScores, Scored, ScoredLater, Scorer, in_chunks
 from opdlight.models.student import Student
-from opdlight.models.teachers import Teachers
+from opdlight.models.teachers import Placement, Teachers
 from opdlight.rollout.source import RolloutSource
 from opdlight.system import lightning_internals as internals
 from opdlight.system.distributed import all_gather, full_tensor
@@ -51,8 +51,8 @@ class OnPolicyDistillation(L.LightningModule):
         max_not_finite: so many updates whose loss or gradient is not finite end the run; each is skipped.
         mini_batches: updates a rollout; each takes its share of the groups.
         reference: the student as it was at the start, for losses that look at it.
-        teacher_placement: where a strategy divides the student: each process has the teachers whole (`replicated`), a
-            share of them (`sharded`), or a share in the CPU's memory (`offloaded`).
+        teacher_placement: each process has the teachers whole (`replicated`), or where a strategy divides the student a
+            share of them (`sharded`), or whole or shared in the CPU's memory while they do not score (`offloaded`).
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class OnPolicyDistillation(L.LightningModule):
         max_not_finite: int = 5,
         mini_batches: int = 1,
         reference: Teachers | None = None,
-        teacher_placement: Literal["replicated", "sharded", "offloaded"] = "replicated",
+        teacher_placement: Placement = "replicated",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -88,14 +88,11 @@ class OnPolicyDistillation(L.LightningModule):
         self.evaluations, self.held_out = Evaluations(), HeldOutOutcomes()
 
     def configure_model(self) -> None:
-        """Divide the models over the processes, if the strategy has a mesh for it."""
-        if self.device_mesh is None:
-            return
-        mesh = self.device_mesh["data_parallel"]
-        self.student.shard(mesh)
+        """Divide the models over the processes, if the strategy has a mesh for it; place the teachers."""
+        if self.device_mesh is not None:
+            self.student.shard(self.device_mesh)
         for teachers in filter(None, (self.teachers, self.reference)):
-            if self.teacher_placement != "replicated":
-                teachers.shard(mesh, offload=self.teacher_placement == "offloaded")
+            teachers.place(self.teacher_placement, self.device_mesh)
 
     def setup(self, stage: str) -> None:
         """Start the engine: now the trainer's process group is there, and the engine leaves it alone."""
@@ -137,6 +134,7 @@ class OnPolicyDistillation(L.LightningModule):
         """① The student acts. Every turn carries the policy version that produced it."""
         batches = self.trainer.train_dataloader  # of another loader nobody knows what follows
         following = batches.dataset[step + 1] if isinstance(batches, Batches) and step + 1 < len(batches) else None
+        self._take_back()
         found = self.source.train(requests, following, step=step, policy=self.student, version=self.updates)
         with self.timer("watch"):
             show_trajectories(self.trainer, self, found, "train")
@@ -167,7 +165,8 @@ class OnPolicyDistillation(L.LightningModule):
             with self.timer("score"):
                 scores, probe = self.score(batch)
             with self.timer("compare"):
-                contribution = token_mean(self.loss(scores, batch), batch.global_tokens)
+                each = scores.token_sum(self.loss) if isinstance(scores, ChunkedScores) else self.loss(scores, batch)
+                contribution = token_mean(each, batch.global_tokens)
             with self.timer("backward"), self._gradients(shared=number + 1 == len(batches)):
                 self.manual_backward(contribution * self.trainer.world_size)  # DDP averages; the token mean is a sum
             loss += contribution.detach()
@@ -176,12 +175,16 @@ class OnPolicyDistillation(L.LightningModule):
                     probes.append(probe.cpu())
         return loss, probes
 
-    def score(self, batch: TokenBatch) -> Scored:
-        """③ The teachers score the support, their own or the student's choice; the student is scored on it."""
+    def score(self, batch: TokenBatch) -> Scored | ScoredLater:
+        """③ The teachers score the support, their own or the student's choice; the student is scored on it.
+
+        On the full vocabulary that is done later, a few positions at a time, if the loss allows it.
+        """
         request = self.score_request()
         if uses_probe(self.trainer):
             request = replace(request, probe_at=self.probe.choose(batch.num_tokens, self.updates), probe_k=self.probe.k)
-        return self.scorer.score(batch, request)
+        later = in_chunks(request, batch.num_tokens)
+        return self.scorer.score_later(batch, request) if later else self.scorer.score(batch, request)
 
     def score_request(self) -> ScoreRequest:
         """What the loss needs, as the rollouts were sampled."""
@@ -226,6 +229,12 @@ class OnPolicyDistillation(L.LightningModule):
         if isinstance(self.loss, Remembers):
             self.loss.load_state_dict(self.loss.state_dict())
 
+    def _take_back(self) -> None:
+        """Free what models have gathered or borrowed, whoever made them score: the engine needs the memory now."""
+        self.student.free_gathered()
+        for teachers in filter(None, (self.teachers, self.reference)):
+            teachers.take_back()
+
     def mean_loss(self, losses: Sequence[Tensor]) -> Tensor:
         """The mean over a step's updates of their losses over all ranks; one that is not finite is left out."""
         totals = self.trainer.strategy.reduce(torch.stack(list(losses)), reduce_op="sum")
@@ -245,6 +254,7 @@ class OnPolicyDistillation(L.LightningModule):
         """Roll out the held-out episodes of one task."""
         # not in inference mode, in which Lightning validates: FSDP2 keeps the weights that it gathers here for training
         with torch.inference_mode(False), torch.no_grad():
+            self._take_back()
             found = self.source.evaluate(requests, policy=self.student, version=self.updates)
             with self.timer("watch"):
                 show_trajectories(self.trainer, self, found, "val")

@@ -69,5 +69,7 @@ class OutOfMemory:
         return {"count": self.count, "budget": self.budget}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take both; a smaller budget of the config holds."""
-        self.count, self.budget = state["count"], min(self.budget, state["budget"])
+        """Take both; a budget that was never halved, or a smaller one of the config, is the config's."""
+        self.count = state["count"]
+        if self.count:
+            self.budget = min(self.budget, state["budget"])

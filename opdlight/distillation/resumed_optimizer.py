@@ -11,6 +11,8 @@ def follow_config(module: OnPolicyDistillation) -> None:
     A checkpoint brings those that it was written with. If nothing was changed, they are the same to the last digit.
     """
     optimizer, scheduler = module.trainer.optimizers[0], module.trainer.lr_scheduler_configs[0].scheduler
+    for values in optimizer.state.values():  # on a CPU they are still the checkpoint's file, which will be deleted
+        values.update({name: v.clone() for name, v in values.items() if isinstance(v, torch.Tensor) and v.is_cpu})
     settings = module.make_optimizer([torch.nn.Parameter(torch.empty(0))]).param_groups[0]
     factor, before = module.schedule(scheduler.last_epoch), optimizer.param_groups[0]["lr"]
     for group in optimizer.param_groups:

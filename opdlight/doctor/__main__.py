@@ -12,7 +12,8 @@ def run(cfg: DictConfig) -> Any:
     """Hand the checked config over; a mistake in it was reported before the slow imports."""
     with progress("loading libraries", log=False):
         from opdlight.doctor.examination import examine_config
-    return examine_config(cfg)
+        from opdlight.doctor.plan import plan_config
+    return examine_config(cfg) if cfg.plan_gib is None else plan_config(cfg)
 
 
 main = hydra_entry("doctor", DoctorConfig)(run)

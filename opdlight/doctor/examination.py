@@ -16,8 +16,8 @@ from opdlight.data.tasks import TaskMixture
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.doctor.answers import check_answers, first_turns, whole_episodes
 from opdlight.doctor.findings import Finding, Verdict, as_json, merge_findings, table, worst
+from opdlight.doctor.fitting import check_memory, on_gpu
 from opdlight.doctor.limits import check_context, check_support
-from opdlight.doctor.memory import check_memory, on_gpu
 from opdlight.doctor.patient import Pair, Patient
 from opdlight.doctor.precision import check_precision
 from opdlight.doctor.scores import check_determinism, check_identical
@@ -98,7 +98,10 @@ def patient_of(
         optimizer=str(cfg.optimizer.get("_target_", "")),
         learning_rate=cfg.optimizer.get("lr", cfg.model.learning_rate),
         dtype=cfg.model.dtype,
+        compute_dtype=cfg.model.compute_dtype,
         micro_batch_tokens=cfg.micro_batch_tokens,
+        teacher_placement=cfg.teacher_placement,
+        staleness=cfg.staleness,
         temperature=cfg.sampling.temperature,
         top_p=cfg.sampling.top_p,
         stop=instantiate(cfg.sampling).resolve(student.tokenizer).stop,
@@ -118,7 +121,7 @@ def examine_config(cfg: DictConfig) -> dict[str, int]:
         for name, teacher in track(list(mixture.teachers.items()), "loading the teachers"):
             found += attempt("teacher", f"{teacher} ({name})", partial(_teach, teachers, mixture, name, cfg))
         patient = patient_of(cfg, mixture, student, loss, teachers)
-        if on_gpu(patient):
+        if on_gpu(patient.trainer):
             for model in (student, *teachers.values()):
                 if isinstance(model, nn.Module):  # a server's teacher has no weights here
                     model.to("cuda")
@@ -143,7 +146,7 @@ def examine_quickly(cfg: DictConfig, mixture: TaskMixture, module: OnPolicyDisti
     Nothing changes: no gradient is left, the loss keeps no state, and the random streams are as before.
 
     Raises:
-        ConfigError: if a check fails, with its evidence and how to train all the same.
+        ConfigError: if a check fails, and how to train all the same; the evidence has been printed.
     """
     if not cfg.doctor:
         return
@@ -154,8 +157,11 @@ def examine_quickly(cfg: DictConfig, mixture: TaskMixture, module: OnPolicyDisti
     for finding in bad:
         say(f"doctor: {finding}", style="yellow")
     if worst(found) is Verdict.FAIL:
-        reasons = " ".join(str(f) for f in bad if f.verdict is Verdict.FAIL)
-        raise ConfigError(f"The doctor found what would spoil the run: {reasons} To train all the same: doctor=false")
+        fails = sum(f.verdict is Verdict.FAIL for f in bad)  # each has a line of its own above
+        raise ConfigError(
+            f"The doctor found what would spoil the run ({fails} fail{'s' if fails > 1 else ''} above, with what "
+            "repairs it). To train all the same: doctor=false"
+        )
     say(f"doctor: {len(found) - len(bad)} checks passed")
 
 
@@ -187,8 +193,10 @@ def _answers(cfg: DictConfig, patient: Patient) -> list[Finding]:
 
     def play() -> list[Finding]:
         student, start = patient.student, partial(instantiate, cfg.engine, model=cfg.model.student.model)
-        threads, template = cfg.rollout.env_threads, student.chat_template
-        with open_collector(start, student.tokenizer, patient.tasks, threads, template) as collector:
+        envs = {"env_threads": cfg.rollout.env_threads, "env_workers": cfg.rollout.env_workers}
+        with open_collector(
+            start, student.tokenizer, patient.tasks, chat_template=student.chat_template, **envs
+        ) as collector:
             episodes = whole_episodes(collector)
             return [
                 f

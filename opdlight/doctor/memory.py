@@ -1,131 +1,127 @@
-"""Check: an estimate of the memory that a run needs, against the memory that is available.
+"""The memory that a run needs, by formulas on shapes, as a table: part by part, for each process.
 
-Letters: P parameters, P_t trained ones, b bytes per number of `model.dtype`, T = micro_batch_tokens, L layers, d hidden
+Letters: P parameters and P_t trained ones, b bytes of a stored number, c bytes in `model.compute_dtype`, R processes
+that divide the student (1 without FSDP), T the tokens of the largest micro-batch (`micro_batch_tokens`, or the longest
+row where that is longer), L layers of at most p parameters, e parameters outside of them (embedding and head), d hidden
 size, f width of the MLP, V rows of the head, K support size.
 
-    weights      P b
-    gradients    P_t b'                      b' = 4 under LoRA (adapters stay in float32), else b
-    optimizer    s P_t b'                    s = 2 for Adam's moments, 1 for others, such as SGD with momentum
-    teachers     Σ P_teacher b               and P b for a reference
-    engine       P b_e + its key/value cache of its own dtype; on a GPU: gpu_memory_utilization × the GPU's memory
-    activations  T L (10 d + 4 f) b          measured on Llamas: 0.84 to 1.03 times that; with checkpointing
-                                             T L d b + T (10 d + 4 f) b for one layer
-    logits       4 T K · 4 bytes on a support, 4 T V · 4 on the full vocabulary, and 256 V · 4 · 3 for one chunk
+    weights      P b / R                     float32 weights are their own master weights
+    optimizer    s P_t b / R                 s = 2 for Adam's moments, 1 for others, such as SGD with momentum
+    gradients    P_t b / R                   twice under DDP, which sums them in buckets
+    gathered     FSDP: (e + 2 p) c, and their gradients before they are divided, (e + p) (c + 4); autocast: a cast copy,
+                 of a layer where layers are recomputed, else of all; and the head's gradient summed in float32, 4 V d
+    teachers     Σ P_teacher c; sharded: / R, and (e + 2 p) c of one; offloaded: (e + 2 p) c of one, and the shares in
+                 the CPU's memory; offloaded without FSDP: whole copies while the student trains
+    engine       P c_e + its key/value cache of its own dtype; on a GPU: gpu_memory_utilization × the GPU's memory, and
+                 nothing while it sleeps
+    activations  T L (10 d + 4 f) c          what autograd keeps of Llama-like layers with flash attention; with
+                                             checkpointing T L d c + T (10 d + 4 f) c for one layer
+    logits       4 T K · 4 bytes on a support, 4 T V · 4 on the full vocabulary if a loss needs whole trajectories on
+                 it, and 256 V · 4 · 3 for one chunk
 
-Fragmentation, the libraries (about 1 GiB) and the environments need more on top.
+Fragmentation, the libraries (1 to 2 GiB on a GPU) and the environments need more on top. `tests/doctor/test_memory.py`
+compares P, p, e and the activations with torch on the meta device.
 """
 
-import inspect
-import os
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-
-from opdlight.config.checks import locate
-from opdlight.doctor.findings import Finding, Verdict, override
-from opdlight.doctor.patient import Patient
-from opdlight.losses import SupportKind
+from opdlight.doctor.sizes import Layout, ModelSize
 from opdlight.models.lm_head import CHUNK
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
-TIGHT = 0.8  # a larger share of the available memory is a warning
-CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-def on_gpu(patient: Patient) -> bool:
-    """Whether the trainer will use a GPU."""
-    return patient.trainer.get("accelerator", "auto") in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What of a run its memory depends on."""
+
+    student: ModelSize
+    teachers: Sequence[ModelSize]  # those with weights here, and the student as its own reference
+    layout: Layout
+    compute: int  # bytes of a number in forward passes
+    tokens: int  # of the largest micro-batch
+    longest: int  # of a row, which no micro-batch divides
+    compared: int  # logits of a position that the loss compares
+    moments: int = 2  # numbers that the optimizer keeps of each trained one
+    placement: str = "replicated"  # of the teachers
+    engine: float = 0.0  # bytes of the engine while it is awake
+    sleeps: bool = False  # it gives them back while the student trains
+    may_sleep: bool = False  # it could
+    gpu: bool = False
 
 
-def capacity(gpu: bool) -> int:
-    """Memory of the GPU, or of this machine within the limit of its container, in bytes."""
-    if gpu:
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in CGROUPS:
-        if file.is_file() and (text := file.read_text().strip()).isdigit():
-            sizes.append(int(text))
-    return min(sizes)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The bytes of one part, in one process."""
+
+    name: str
+    training: float = 0.0  # on the device, while the student trains
+    rollout: float = 0.0  # on the device, while the engine generates
+    cpu: float = 0.0  # in the CPU's memory beside a GPU
+    certain: bool = True  # activations and logits are not: real rows are shorter than the longest
 
 
-def estimate(patient: Patient, gpu: bool, available: int) -> dict[str, float]:
-    """Part → bytes, by the formulas above; `available` are the bytes of the machine."""
-    student, needs = patient.student, patient.loss.needs
-    config = student.model.config.get_text_config()
-    b, tokens = BYTES[patient.dtype], patient.micro_batch_tokens
-    weights = sum(p.numel() * p.element_size() for p in student.parameters())
-    trained = sum(p.numel() * p.element_size() for p in student.trainable_parameters())
-    moments = 2 if "adam" in patient.optimizer.lower() else 1
-    teachers = sum(_bytes(p.teacher.model) for p in patient.pairs)
-    layers, d = int(config.num_hidden_layers), int(config.hidden_size)
-    layer = tokens * (10 * d + 4 * int(getattr(config, "intermediate_size", None) or 4 * d)) * b
-    kept = tokens * layers * d * b + layer if student.model.is_gradient_checkpointing else layers * layer
-    width = student.head().width
-    compared = {None: 0, SupportKind.FULL_VOCABULARY: width}.get(needs.support, needs.k)
-    return {
-        "weights": weights,
-        "gradients": trained,
-        "optimizer": moments * trained,
-        "teachers": teachers + (weights if needs.reference else 0),
-        "engine": _engine(patient, gpu, available),
-        "activations": kept,
-        "logits": 4 * tokens * compared * 4 + CHUNK * width * 4 * 3,
-    }
+def estimate(plan: Plan) -> list[Part]:
+    """The parts of a process's memory, by the formulas above."""
+    student, shards, c = plan.student, plan.layout.shards, plan.compute
+    weights, trained = student.stored / shards, student.trained / shards
+    moments = plan.moments * trained
+    layer = plan.tokens * (10 * student.hidden + 4 * student.intermediate) * c
+    inputs = plan.tokens * student.layers * student.hidden * c
+    logits = 4 * plan.tokens * plan.compared * 4 + CHUNK * student.width * 4 * 3
+    awake = 0.0 if plan.sleeps else plan.engine
+    return [
+        Part(name="weights", training=weights, rollout=weights),
+        Part(name="optimizer", training=moments, rollout=moments),
+        Part(name="gradients", training=plan.layout.copies * trained),
+        Part(name="gathered", training=_gathered(plan)),
+        _teachers(plan),
+        Part(name="engine", training=awake, rollout=plan.engine),
+        Part(
+            name="activations",
+            training=inputs + layer if student.checkpointed else student.layers * layer,
+            certain=False,
+        ),
+        Part(name="logits", training=logits, certain=False),
+        # each process reads whole models, before they are divided or go to its GPU
+        Part(name="loading", cpu=student.stored + sum(t.stored for t in plan.teachers) if plan.gpu else 0.0),
+    ]
 
 
-def check_memory(patient: Patient) -> list[Finding]:
-    """Compare the estimate with this machine; activations and logits, which are uncertain, can only cause a warning."""
-    gpu = on_gpu(patient)
-    available = capacity(gpu)
-    parts = estimate(patient, gpu, available)
-    devices = patient.trainer.get("devices", 1)
-    copies = devices if not gpu and isinstance(devices, int) and devices > 1 else 1  # processes on this machine
-    total = copies * sum(parts.values())
-    certain = total - copies * (parts["activations"] + parts["logits"])
-    evidence = (
-        f"{total / GIB:.2f} of {available / GIB:.1f} GiB on {'the GPU' if gpu else 'this machine'}: "
-        + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
-        + (f"; × {copies} processes" if copies > 1 else "")
+def _gathered(plan: Plan) -> float:
+    """Weights that are put together or cast for a moment, and gradients that are not summed or divided yet."""
+    student, c = plan.student, plan.compute
+    head = 4.0 * student.width * student.hidden if student.head_trained else 0.0
+    if plan.layout.divided:
+        trained = (student.rest + student.layer) * (c + 4.0) if student.head_trained else 0.0
+        return (student.rest + 2 * student.layer) * c + trained + head
+    if student.head_trained and student.stored > student.parameters * c:  # autocast; under LoRA the base is stored so
+        cast = student.layer if student.checkpointed else student.parameters - student.rest
+        return (cast + student.width * student.hidden) * c + head
+    return head
+
+
+def _teachers(plan: Plan) -> Part:
+    whole = float(sum(t.stored for t in plan.teachers))
+    if plan.placement == "offloaded" and not plan.layout.divided and plan.gpu:
+        return Part(name="teachers", training=whole, cpu=whole)  # copies on the GPU while the student trains
+    if plan.placement == "replicated" or not plan.layout.divided:
+        return Part(name="teachers", training=whole, rollout=whole)
+    one = max(((t.rest + 2 * t.layer) * t.stored / t.parameters for t in plan.teachers), default=0.0)
+    share = whole / plan.layout.shards
+    if plan.placement == "offloaded":
+        on_gpu = Part(name="teachers", training=one, cpu=share)
+        return on_gpu if plan.gpu else Part(name="teachers", training=one + share, rollout=share)
+    return Part(name="teachers", training=share + one, rollout=share)
+
+
+def totals(parts: Sequence[Part]) -> Part:
+    """The sum of all parts; `loading` is over when the other things in the CPU's memory come."""
+    return Part(
+        name="all",
+        training=sum(p.training for p in parts),
+        rollout=sum(p.rollout for p in parts),
+        cpu=max(sum(p.cpu for p in parts if p.name != "loading"), sum(p.cpu for p in parts if p.name == "loading")),
     )
-
-    def found(verdict: Verdict, evidence: str, repair: str = "") -> list[Finding]:
-        return [Finding(check="memory", verdict=verdict, evidence=evidence, repair=repair)]
-
-    if patient.trainer.get("strategy", "auto") != "auto":
-        return found(Verdict.PASS, f"{evidence}; before `trainer.strategy` divides it")
-    lora = "+model.student.lora.r=8" if not patient.student.has_adapter else "model=<a smaller model>"
-    if certain > available:
-        return found(Verdict.FAIL, f"weights, optimizer and engine alone do not fit; {evidence}", lora)
-    if total > TIGHT * available:
-        fixed = copies * sum(estimate(replace(patient, micro_batch_tokens=0), gpu, available).values())
-        tokens = int(patient.micro_batch_tokens * (TIGHT * available - fixed) / (total - fixed))
-        if tokens >= 64:  # fewer do not hold a row
-            return found(Verdict.WARN, f"tight; {evidence}", override("micro_batch_tokens", tokens))
-        return found(Verdict.WARN, f"tight; {evidence}", lora)
-    return found(Verdict.PASS, evidence)
-
-
-def _bytes(model: torch.nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_meta)  # meta: on a server
-
-
-def _engine(patient: Patient, gpu: bool, available: int) -> float:
-    """Weights and caches of the engines on this machine; missing settings are the defaults of the engine's class."""
-    pool, node = patient.engine, patient.one_engine
-    if pool.get("num_gpus") or pool.get("address"):  # the pool runs elsewhere
-        return 0.0
-    defaults: Mapping[str, inspect.Parameter] = {}
-    if "_target_" in node:
-        defaults = inspect.signature(locate("engine._target_", node["_target_"])).parameters
-    setting = {n: p.default for n, p in defaults.items() if isinstance(p.default, int | float)} | dict(node)
-    width = BYTES[node.get("dtype", patient.dtype)]
-    numbers = sum(
-        p.numel() for name, p in patient.student.named_parameters() if "lora_" not in name
-    )  # adapters are merged
-    each = numbers * width + float(setting.get("kv_cache_gib", 0.0)) * GIB
-    if gpu:
-        each = float(setting.get("gpu_memory_utilization", 0.0)) * available
-    return float(pool.get("actors", 1) * each)

@@ -94,8 +94,11 @@ class Patient:
         trainer: the trainer's config node.
         optimizer: dotted name of the optimizer.
         learning_rate: its largest.
-        dtype: of weights.
+        dtype: storage of what is trained.
+        compute_dtype: of forward passes.
         micro_batch_tokens: padded tokens of one forward and backward.
+        teacher_placement: where the weights of the teachers are.
+        staleness: 1 if the engine generates while the student trains.
         temperature: of the rollout policy.
         top_p: of the rollout policy.
         stop: ids that end a completion, beside those that the student's folder names.
@@ -113,7 +116,10 @@ class Patient:
     optimizer: str = "torch.optim.AdamW"
     learning_rate: float = 1e-3
     dtype: str = "float32"
+    compute_dtype: str = "float32"
     micro_batch_tokens: int = 1024
+    teacher_placement: str = "replicated"
+    staleness: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     stop: Sequence[int] = ()

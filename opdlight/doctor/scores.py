@@ -22,6 +22,7 @@ POSITIONS = 24  # loss positions of a row
 AGAIN = 1e-4  # largest difference in nats between two forwards of the same batch
 PADDED = {"float32": 1e-3, "bfloat16": 0.3}  # the same beside other rows: sums run in another order
 ZERO = {"float32": 1e-3, "bfloat16": 5e-2}  # a gradient below this share of that of log π(y) counts as 0
+FLOAT32 = f"{override('model.dtype', 'float32')} {override('model.compute_dtype', 'float32')}"
 SMALL_LOSS = {"float32": 1e-4, "bfloat16": 1e-2}  # nats
 
 
@@ -86,10 +87,10 @@ def check_determinism(patient: Patient, pair: Pair) -> list[Finding]:
         verdict = Verdict.FAIL
         evidence += ": the teacher draws random numbers (dropout?)"
         repair = f"{pair.key}=<a model that answers the same twice>"
-    elif not padded <= PADDED[patient.dtype]:
-        verdict = Verdict.FAIL if padded > 10 * PADDED[patient.dtype] else Verdict.WARN
+    elif not padded <= PADDED[patient.compute_dtype]:
+        verdict = Verdict.FAIL if padded > 10 * PADDED[patient.compute_dtype] else Verdict.WARN
         evidence += ": the answer depends on what stands beside a row"
-        repair = override("model.dtype", "float32") if patient.dtype != "float32" else f"{pair.key}=<another model>"
+        repair = FLOAT32 if patient.compute_dtype != "float32" else f"{pair.key}=<another model>"
     return [Finding(check="teacher determinism", about=pair.name, verdict=verdict, evidence=evidence, repair=repair)]
 
 
@@ -128,7 +129,7 @@ def check_identical(patient: Patient) -> list[Finding]:
     value, gradient = own_loss(patient)
     reason = at_the_teacher(patient.loss)
     measured = f"loss {value:.1e} nats, gradient {gradient:.1e} of that of log π(y)"
-    zero = value <= SMALL_LOSS[patient.dtype] and gradient <= ZERO[patient.dtype]
+    zero = value <= SMALL_LOSS[patient.compute_dtype] and gradient <= ZERO[patient.compute_dtype]
 
     def found(verdict: Verdict, evidence: str, repair: str = "") -> list[Finding]:
         return [Finding(check="student as its teacher", verdict=verdict, evidence=evidence, repair=repair)]
@@ -136,7 +137,7 @@ def check_identical(patient: Patient) -> list[Finding]:
     if not reason:
         if zero:
             return found(Verdict.PASS, f"{measured}; theory says 0")
-        dtype = override("model.dtype", "float32") if patient.dtype != "float32" else "loss=topk_rkl"
+        dtype = FLOAT32 if patient.compute_dtype != "float32" else "loss=topk_rkl"
         return found(Verdict.FAIL, f"{measured}; theory says 0, so the two sides are not computed alike", dtype)
     truncated = isinstance(patient.loss, SupportMatching) and patient.loss.outside == "ignore"
     repair = override("loss.outside", "renormalise") if truncated else ""

@@ -73,7 +73,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     closing, opened = Closing(), ExitStack()
     try:
         start = partial(instantiate, cfg.engine, model=model)
-        collector = opened.enter_context(open_collector(start, tokenizer, tasks, cfg.env_threads, chat_template))
+        collecting = open_collector(start, tokenizer, tasks, cfg.env_threads, chat_template, cfg.env_workers)
+        collector = opened.enter_context(collecting)
         found = evaluate_tasks(collector, tasks, sampling, seed=cfg.seed)
     finally:
         with closing.part("stop the environments and the engine"):

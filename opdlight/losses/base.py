@@ -62,9 +62,9 @@ class Needs:
             `batch.sampled_logprobs`.
         group_advantage: the loss reads the environment's reward against that of the same group:
             `batch.group_advantage`.
-        whole_trajectories: the loss of a token depends on other rows of its trajectory, as a discounted return does: a
-            micro-batch has all of them. False lets the rows of a long trajectory go to different micro-batches and
-            ranks.
+        whole_trajectories: the loss of a token depends on other tokens of its trajectory, as a discounted return does,
+            so a micro-batch has all of them. False lets the rows of a long trajectory go to different micro-batches and
+            ranks; on the full vocabulary the loss is then called on a few positions at a time, so that no [N, V] exist.
 
     Raises:
         ValueError: if `support` is no `SupportKind`; its values as strings are taken, too.

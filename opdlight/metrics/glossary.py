@@ -59,7 +59,7 @@ GLOSSARY: dict[str, Entry] = {
         "sum over the trajectories of all ranks",
         "0, or very few compared with rollout/loss_tokens",
     ),
-    "rollout/loss_tokens": Entry("loss positions of this rank", "tokens", "sum", "steady"),
+    "rollout/loss_tokens": Entry("loss positions of the step", "tokens", "sum over all ranks", "steady"),
     "env/{name}/{task}": Entry("a counter of the environment", "count", "mean over trajectories", "see the task"),
     "val/success/{task}": Entry("solved held-out episodes", "share", "mean over episodes of their samples", "rises"),
     "val/reward/{task}": Entry("reward on held-out episodes", "reward", "mean over episodes of their samples", "rises"),
@@ -119,7 +119,7 @@ GLOSSARY: dict[str, Entry] = {
     "optimizer/gradient_variance": Entry(
         "trace of the covariance of the step's gradient",
         "norm²",
-        "between micro-batches (two at least), 65,536 weights",
+        "between micro-batches (two at least), 65,536 weights; the i-th ones of all ranks count as one micro-batch",
         "below grad_norm²",
     ),
     "optimizer/gradient_snr": Entry(
@@ -147,18 +147,52 @@ GLOSSARY: dict[str, Entry] = {
         "0",
     ),
     "server/resent/engine": Entry("completions that were requested again after a restart", "completions", "total", "0"),
+    "publish/bytes": Entry(
+        "size of the weights that the first rank's engine was sent last, in the engine's dtype, each weight once",
+        "bytes",
+        "exact",
+        "2 bytes a weight in bfloat16; steady",
+    ),
+    "publish/seconds": Entry(
+        "wall time of that: the engine wakes up, weights are gathered, sent and loaded",
+        "seconds",
+        "last publication",
+        "far below time/rollout",
+    ),
     "optimizer/out_of_memory": Entry(
         "how often micro_batch_tokens was halved after running out of memory", "times", "exact", "0"
     ),
     "checkpoint/failed": Entry("checkpoints that could not be written", "count", "exact", "0"),
-    "time/{part}": Entry("wall time of a part of the step", "seconds", "this step", "rollout dominates"),
+    "time/{part}": Entry("wall time of a part of the step", "seconds", "mean over ranks", "rollout dominates"),
     "throughput/rollout": Entry(
         "generated tokens per second of the rollout; with staleness: 1 of the wait for it",
         "tokens/s",
-        "this step",
+        "all ranks' tokens by the slowest one's time",
         "steady",
     ),
-    "throughput/train": Entry("loss tokens per second of everything else", "tokens/s", "this step", "steady"),
+    "throughput/train": Entry(
+        "loss tokens per second of everything else", "tokens/s", "all ranks' tokens by their mean time", "steady"
+    ),
+    "throughput/mfu": Entry(
+        "model FLOPs utilisation of everything but the rollout: what the layers of student (forward, backward) and "
+        "teacher (forward) cost, by what the GPUs could do in that time",
+        "share",
+        "6 a weight and token (2 for a teacher) and 12 (4) layers × heads × head width a pair of tokens; without LM "
+        "head, recomputation and probe. Not on a CPU or a GPU that Lightning does not know, nor with experts",
+        "0.2 to 0.5 with long rows",
+    ),
+    "throughput/rank_imbalance": Entry(
+        "tokens that the models ran on the busiest rank by the mean of all ranks", "1", "padding included", "below 1.1"
+    ),
+    "memory/gpu": Entry(
+        "most memory that tensors took on a GPU in this step, the engine's included where it runs in the process",
+        "GiB",
+        "the fullest rank, torch's allocator",
+        "below the GPU's",
+    ),
+    "memory/host": Entry(
+        "most memory that a process has taken since its start", "GiB", "the largest rank, resident", "levels off"
+    ),
 }
 
 

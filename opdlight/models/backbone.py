@@ -3,19 +3,30 @@
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opdlight.errors import CheckpointError, ConfigError
+from opdlight.models.attention import runnable
 from opdlight.models.lm_head import LMHead
+from opdlight.models.packing import packed_inputs
+from opdlight.models.wide_product import wide
 from opdlight.types import TokenBatch
 
 SAMPLE_TOKENS = 8
+AS_STORED = MixedPrecisionPolicy()
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest logit of the sample
 
 
-def divide(root: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, *, offload: bool = False) -> None:
+def divide(
+    root: nn.Module,
+    model: PreTrainedModel,
+    mesh: DeviceMesh,
+    precision: MixedPrecisionPolicy = AS_STORED,
+    *,
+    offload: bool = False,
+) -> None:
     """Divide the weights of `model` inside `root` over the ranks of `mesh` (FSDP2): layer by layer, then the rest.
 
     The rest holds embedding and head. They stay gathered after `root.forward`, until the backward pass has ended or
@@ -24,15 +35,16 @@ def divide(root: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, *, offload
     Args:
         root: the module whose `forward` runs the model.
         model: inside `root`.
-        mesh: of one dimension.
+        mesh: of one dimension; or of two, along the first of which the shares are repeated (HSDP).
+        precision: dtypes of gathered weights and of the sum of gradients over the ranks.
         offload: each rank's share is in the CPU's memory while it is not used.
     """
     policy = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
     layers = set(model._no_split_modules or ())
     for module in model.modules():
         if type(module).__name__ in layers:
-            fully_shard(module, mesh=mesh, offload_policy=policy)
-    fully_shard(root, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
+            fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=policy)
+    fully_shard(root, mesh=mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=policy)
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
@@ -55,20 +67,33 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
 
 
 def hidden_at(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
-    """The decoder's last hidden states, after the final norm, at the loss positions: [N, d]."""
+    """The decoder's last hidden states, after the final norm, at the loss positions: [N, d].
+
+    Rows that are to be packed but need no padding run as they are: that leaves attention without a mask, which is
+    faster. Both ways give the same up to roundings.
+    """
     decoder = model.get_decoder()
-    output = decoder(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask.long(),
-        position_ids=batch.position_ids,
-        use_cache=False,
-    )
+    with runnable(model, batch.input_ids.device):
+        if batch.packed and not bool(batch.attention_mask.all()):
+            inputs, at = packed_inputs(batch)
+            packed: Tensor = decoder(**inputs, use_cache=False).last_hidden_state
+            return packed[0, at]
+        output = decoder(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask.long(),
+            position_ids=batch.position_ids,
+            use_cache=False,
+        )
     hidden: Tensor = output.last_hidden_state
     return hidden[batch.row_index, batch.col_index]
 
 
-def head_of(model: PreTrainedModel) -> LMHead:
+def head_of(model: PreTrainedModel, dtype: torch.dtype | None = None) -> LMHead:
     """The model's head, with the scale and soft-cap that its config names; see `check_head`.
+
+    Args:
+        model: whose output embedding it is.
+        dtype: of the weight in products, copied once; None: as it is stored.
 
     Raises:
         CheckpointError: if it is no `torch.nn.Linear`.
@@ -87,7 +112,11 @@ def head_of(model: PreTrainedModel) -> LMHead:
         if getattr(config, name, None):
             scale = float(getattr(config, name))
     softcap = getattr(config, "final_logit_softcapping", None)
-    return LMHead(weight=output.weight, bias=output.bias, scale=scale, softcap=softcap)
+    bias = None if output.bias is None else wide(output.bias)  # its gradients, too, are summed in float32
+    if dtype is None:
+        return LMHead(weight=output.weight, bias=bias, scale=scale, softcap=softcap)
+    copied = output.weight.detach().to(dtype)
+    return LMHead(weight=copied, bias=bias, scale=scale, softcap=softcap, gradient_to=output.weight)
 
 
 @torch.no_grad()
@@ -99,8 +128,9 @@ def check_head(model: PreTrainedModel) -> None:
     """
     head = head_of(model)
     ids = (torch.arange(SAMPLE_TOKENS, device=head.weight.device) * 7 % head.width)[None]
-    theirs = model(input_ids=ids, use_cache=False).logits[0]
-    ours = head.logits(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
+    with runnable(model, ids.device):
+        theirs = model(input_ids=ids, use_cache=False).logits[0]
+        ours = head.logits(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
     if theirs.shape != ours.shape:
         raise CheckpointError(
             f"{type(model).__name__} has {theirs.shape[-1]} logits, but its head {ours.shape[-1]} rows."

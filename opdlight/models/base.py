@@ -25,6 +25,7 @@ class ScoreRequest:
     top_p: float = 1.0  # of the rollouts; for a loss whose `needs.top_p` is set
     probe_at: Tensor | None = None  # [n] loss positions that callbacks probe, ascending; None: they probe none
     probe_k: int = 0  # size of both models' top-K there
+    support_later: bool = False  # a teacher may give `TeacherScores.support_at` instead of `support`, and should
     student_ids: Tensor | None = None  # [N, K] the student's top-K, where it chooses the support
     probe_student_ids: Tensor | None = None  # [n, K] the student's top-K at the probed positions, best first
 

@@ -1,8 +1,9 @@
 """The LM head: the only file that makes tensors of width V.
 
 Letters: N positions, d hidden size, V rows of the head (padding included), K support size, U distinct ids of a batch.
-Precision: products are taken in the dtype of the hidden states, as the model itself does; everything after the product
-(scale, soft-cap, temperature, log-sum-exp) and every sum of gradients over positions is in float32 or wider.
+Precision: hidden states and weight are multiplied in the dtype of the hidden states, as the model itself does. The sums
+of these products, everything after them (scale, soft-cap, temperature, log-sum-exp) and every sum of gradients over
+positions, chunks and functions is in float32 or wider.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from opdlight.errors import ConfigError
-from opdlight.models.support_product import SupportProduct, wide
+from opdlight.models.support_product import SupportProduct
+from opdlight.models.wide_product import HeadProduct, SummedInFloat32, wide, wide_dtype
 from opdlight.types import ProbeScores, SharedVocabulary
 
 CHUNK = 256  # positions whose V logits exist at the same time in the full-width functions
@@ -28,11 +30,24 @@ class LMHead:
     bias: Tensor | None = None  # [V]
     scale: float = 1.0
     softcap: float | None = None
+    # [V, d], float32 or wider: where gradients of bfloat16 products go. Left out it is the weight, or `SummedInFloat32`
+    gradient_to: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.gradient_to is None:
+            trained = self.weight.requires_grad and torch.is_grad_enabled()
+            sums = trained and self.weight.dtype is not wide_dtype(self.weight.dtype)
+            object.__setattr__(self, "gradient_to", SummedInFloat32.apply(self.weight) if sums else self.weight)
 
     @property
     def width(self) -> int:
         """V, the number of logits; may exceed what the tokenizer knows."""
         return self.weight.shape[0]
+
+    def copy(self) -> "LMHead":
+        """The same head in memory of its own; without gradient."""
+        bias = None if self.bias is None else self.bias.detach().clone()
+        return LMHead(weight=self.weight.detach().clone(), bias=bias, scale=self.scale, softcap=self.softcap)
 
     def activate(self, product: Tensor) -> Tensor:
         """Raw products (of any shape) → logits."""
@@ -41,8 +56,11 @@ class LMHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """All logits [n, V] of a few positions [n, d], float32 or wider."""
-        bias = None if self.bias is None else self.bias.to(hidden.dtype)
-        return self.activate(wide(linear(hidden, self.weight.to(hidden.dtype), bias)))
+        weight = self.weight.to(hidden.dtype)
+        if hidden.dtype is wide_dtype(hidden.dtype):
+            return self.activate(linear(hidden, weight, None if self.bias is None else self.bias.to(hidden.dtype)))
+        product: Tensor = HeadProduct.apply(hidden, weight, self.gradient_to)
+        return self.activate(product if self.bias is None else product + wide(self.bias))
 
 
 def support_logits(hidden: Tensor, head: LMHead, token_ids: Tensor) -> Tensor:
@@ -59,7 +77,7 @@ def support_logits(hidden: Tensor, head: LMHead, token_ids: Tensor) -> Tensor:
     Returns:
         [N, K], float32 or wider, not divided by the temperature; gradients reach hidden, weight and bias.
     """
-    product: Tensor = SupportProduct.apply(hidden, head.weight, token_ids)
+    product: Tensor = SupportProduct.apply(hidden, head.weight, head.gradient_to, token_ids)
     return head.activate(product if head.bias is None else product + wide(head.bias)[token_ids])
 
 
@@ -77,7 +95,7 @@ def support_values(
         support_ids: [N, K].
         temperature: divides the logits.
         full_vocabulary: the support is the first K ids of the vocabulary at each position. Then all [N, V] logits exist
-            at the same time, with gradient if `hidden` has one.
+            at the same time, with gradient if `hidden` has one; `ChunkedScores` asks for a few positions at a time.
     """
     if full_vocabulary:
         return head.logits(hidden)[:, : support_ids.shape[1]] / temperature

@@ -89,6 +89,16 @@ def load_model(name: str | Path, dtype: str, *, trust_remote_code: bool = False)
         return model
 
 
+def check_compute_dtype(stored: str, compute_dtype: str | None) -> None:
+    """Refuse a forward pass in another dtype than bfloat16, or than the weights have.
+
+    Raises:
+        ConfigError: naming `model.compute_dtype`.
+    """
+    if compute_dtype not in (None, stored, "bfloat16"):
+        raise ConfigError.wrong("model.compute_dtype", expected=f"bfloat16 or {stored}, as stored", got=compute_dtype)
+
+
 @contextmanager
 def _loading(what: str, name: str | Path) -> Iterator[None]:
     """Turn the errors of the libraries, many kinds for a damaged or unknown folder, into CheckpointError."""

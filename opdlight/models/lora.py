@@ -70,9 +70,12 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
 def merged_weights(layer: Any) -> dict[str, Tensor]:
     """The weights of a layer with its adapter merged, by the base layer's names.
 
-    In float32, whatever the base has: rounded to bfloat16 a small adapter would vanish.
+    In float32, whatever the base has: rounded to bfloat16 a small adapter would vanish. Those of a sharded layer stay
+    sharded; all ranks must call this together.
     """
-    merged = copy.deepcopy(layer).float()  # merging in place would change the trained weights
+    # merging in place would change the trained weights; a copy of a sharded one has no storage that deepcopy could copy
+    copies = {id(w): nn.Parameter(w.detach().to(torch.float32, copy=True), False) for w in layer.parameters()}
+    merged = copy.deepcopy(layer, copies)
     merged.merge()
     found: dict[str, Tensor] = merged.get_base_layer().state_dict()
     return found

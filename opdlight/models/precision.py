@@ -1,4 +1,7 @@
-"""What training in bfloat16 loses: its numbers have 8 significant bits, and smaller steps are rounded away."""
+"""What weights stored in bfloat16 lose: they have 8 significant bits, and smaller steps are rounded away.
+
+Forward passes in bfloat16 lose nothing of that: see `Student`, whose weights stay float32.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdlight.errors import ConfigError
 from opdlight.models.student import Student
 
 LEAST = 0.5  # a model hardly trains if one step can move less than this share of its weights
 PART = 1 << 22  # numbers at a time
-BESIDE = "beside `model.student.lora` in bfloat16 (merged weights that are rounded to it lose small adapters)"
 
 
 @torch.no_grad()
@@ -48,22 +49,7 @@ def lost(share: float, learning_rate: float) -> str:
     )
 
 
-def needs_float32_engine(student: Student) -> bool:
-    """True if bfloat16 weights have adapters.
-
-    Merged they are float32 (`lora.merged_weights`); rounded to bfloat16 an adapter of 1e-4 would vanish.
-    """
-    return student.has_adapter and any(weight.dtype is torch.bfloat16 for weight in student.parameters())
-
-
-def engine_dtype(engine: Mapping[str, Any]) -> tuple[str, str]:
-    """The config key of an engine's dtype, also in a pool of engines, and its value; a server has none there."""
-    key, node = ("engine.engine.dtype", engine["engine"]) if "engine" in engine else ("engine.dtype", engine)
-    return key, str(node.get("dtype", "float32"))
-
-
-def check_engine_dtype(student: Student, engine: Mapping[str, Any]) -> None:
-    """Raise ConfigError if the engine that a config describes would round a student's adapters away."""
-    key, dtype = engine_dtype(engine)
-    if needs_float32_engine(student) and dtype != "float32":
-        raise ConfigError.wrong(key, expected=f"float32 {BESIDE}", got=dtype)
+def engine_dtype(engine: Mapping[str, Any]) -> str | None:
+    """The dtype of an engine in its config node, also in that of a pool of engines; None for a server, which knows."""
+    found = engine.get("engine", engine).get("dtype")
+    return None if found is None else str(found)

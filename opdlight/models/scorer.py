@@ -6,9 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from opdlight.losses import Needs
+from opdlight.batch.split import at_positions
+from opdlight.losses import Loss, Needs
 from opdlight.models.base import BatchScorer, ScoreRequest
-from opdlight.models.lm_head import LMHead, log_normaliser, support_values, token_logprobs, top_k
+from opdlight.models.in_chunks import sum_in_chunks
+from opdlight.models.lm_head import CHUNK, LMHead, log_normaliser, support_values, token_logprobs, top_k
 from opdlight.models.probe import ProbeResult, probe_result
 from opdlight.models.student import Student
 from opdlight.system.timer import Timer
@@ -20,6 +22,42 @@ class Scored(NamedTuple):
 
     scores: SupportScores  # for the loss, with the student's graph
     probe: ProbeResult | None  # for the callbacks, detached; None if the request probes nothing
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkedScores:
+    """Scores of which a loss sees a few positions at a time, for a loss on the full vocabulary: [N, V] do not fit.
+
+    Args:
+        hidden: [N, d] the student's, with gradient.
+        head: the student's.
+        batch: with N loss positions.
+        request: what was asked.
+        teacher: with a support that is made when it is asked for.
+    """
+
+    hidden: Tensor
+    head: LMHead
+    batch: TokenBatch
+    request: ScoreRequest
+    teacher: TeacherScores
+
+    def token_sum(self, loss: Loss) -> Tensor:
+        """Σ_t ℓ_t [] of a loss without `needs.whole_trajectories`, with gradient; once."""
+        request, teacher, batch = self.request, self.teacher, self.batch
+
+        def each(hidden: Tensor, head: LMHead, at: Tensor) -> Tensor:
+            scores = student_scores(hidden, head, batch.target_ids[at], request, teacher.at(at))
+            return loss(scores, at_positions(batch, at))
+
+        return sum_in_chunks(each, self.hidden, self.head, CHUNK)
+
+
+class ScoredLater(NamedTuple):
+    """As `Scored`, for a loss that is compared a few positions at a time."""
+
+    scores: ChunkedScores
+    probe: ProbeResult | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +89,21 @@ class Scorer:
         """
         hidden = self.student.hidden(batch) if hidden is None else hidden
         head = self.student.head()
+        request, teacher = self._ask(batch, request, hidden, head)
+        scores = student_scores(hidden, head, batch.target_ids, request, teacher)
+        return Scored(scores, self._probe(batch, request, teacher, hidden, head))
+
+    def score_later(self, batch: TokenBatch, request: ScoreRequest) -> ScoredLater:
+        """What `score` would find, to be compared a few positions at a time."""
+        hidden, head = self.student.hidden(batch), self.student.head()
+        request, teacher = self._ask(batch, replace(request, support_later=True), hidden, head)
+        probe = self._probe(batch, request, teacher, hidden, head)
+        return ScoredLater(ChunkedScores(hidden, head, batch, request, teacher), probe)
+
+    def _ask(
+        self, batch: TokenBatch, request: ScoreRequest, hidden: Tensor, head: LMHead
+    ) -> tuple[ScoreRequest, TeacherScores]:
+        """The request with the student's part, and what teachers and reference say."""
         request = replace(request, student_ids=student_choice(hidden, head, request))
         if request.probe_at is not None:
             with self.timer("watch"):
@@ -62,16 +115,25 @@ class Scorer:
             assert self.reference is not None
             start = ScoreRequest(needs=Needs(sampled=True), shared=request.shared, temperature=request.temperature)
             teacher = replace(teacher, reference=self.reference.score(batch, start).sampled)
-        scores = student_scores(hidden, head, batch.target_ids, request, teacher)
+        return request, teacher
+
+    def _probe(
+        self, batch: TokenBatch, request: ScoreRequest, teacher: TeacherScores, hidden: Tensor, head: LMHead
+    ) -> ProbeResult | None:
         if teacher.probe is None:
-            return Scored(scores, None)
+            return None
         with self.timer("watch"):
-            return Scored(scores, probe_result(batch, request, teacher.probe, hidden.detach(), head))
+            return probe_result(batch, request, teacher.probe, hidden.detach(), head)
 
     @torch.no_grad()
     def student_logprobs(self, batch: TokenBatch, request: ScoreRequest) -> Tensor:
         """Log π(y) [N] of the student as it is now, detached; no teacher is asked."""
         return _sampled(self.student.hidden(batch), self.student.head(), batch.target_ids, request)
+
+
+def in_chunks(request: ScoreRequest, num_tokens: int) -> bool:
+    """Whether to score so many loss positions later, a few at a time, because all logits would not fit."""
+    return request.full_vocabulary and not request.needs.whole_trajectories and num_tokens > CHUNK
 
 
 def student_choice(hidden: Tensor, head: LMHead, request: ScoreRequest) -> Tensor | None:

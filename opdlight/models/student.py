@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers.core_model_loading import revert_weight_conversion
 
 from opdlight.errors import CheckpointError, ConfigError
+from opdlight.models.attention import use_attention
 from opdlight.models.backbone import check_head, checkpoint_layers, divide, head_of, hidden_at
 from opdlight.models.lm_head import LMHead
-from opdlight.models.loading import contradiction, load_model, load_tokenizer, save_model
+from opdlight.models.loading import DTYPES, check_compute_dtype, contradiction, load_model, load_tokenizer, save_model
 from opdlight.models.lora import add_lora, lora_layers, merged_weights
 from opdlight.models.randomness import check_no_dropout
 from opdlight.system.distributed import full_tensor, rank
@@ -31,11 +32,14 @@ class Student(nn.Module):
 
     Args:
         model: folder, `lab/<name>` or Hub name.
-        dtype: of weights and forward pass, "float32" or "bfloat16".
+        dtype: storage of what is trained, "float32" or "bfloat16"; adapters are float32 whatever it is.
+        compute_dtype: of the forward pass; None: as `dtype`. bfloat16 beside float32 weights is autocast, or FSDP2's
+            mixed precision; weights that are frozen under adapters are stored in it.
         lora: arguments of `peft.LoraConfig` (at least `r`); None trains every weight.
         gradient_checkpointing: recompute each layer in the backward pass, for less memory.
         chat_template: arguments of the chat template beside the messages, such as `enable_thinking`.
         trust_remote_code: run the code that the model brings with it (`auto_map`).
+        attn_implementation: of transformers, such as "flash_attention_2" or "flex_attention"; None: its own choice.
 
     Raises:
         ConfigError, CheckpointError: naming what is wrong.
@@ -45,14 +49,20 @@ class Student(nn.Module):
         self,
         model: str,
         dtype: str = "float32",
+        compute_dtype: str | None = None,
         lora: Mapping[str, Any] | None = None,
         gradient_checkpointing: bool = False,
         chat_template: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-        self.model = load_model(model, dtype, trust_remote_code=trust_remote_code)
+        stored = dtype if lora is None else compute_dtype or dtype
+        self.model = load_model(model, stored, trust_remote_code=trust_remote_code)
+        check_compute_dtype(stored, compute_dtype)
+        self.autocast = DTYPES[compute_dtype] if compute_dtype not in (None, stored) else None
+        use_attention(self.model, attn_implementation, compute_dtype or stored)
         check_no_dropout(self.model, model)
         self.base = model
         self.chat_template = dict(chat_template or {})
@@ -68,29 +78,42 @@ class Student(nn.Module):
         return [p for p in self.parameters() if p.requires_grad]
 
     def shard(self, mesh: DeviceMesh) -> None:
-        """Divide the weights over the ranks of `mesh`.
+        """Divide the weights over the ranks of `mesh`. Each share stays as it is stored, float32 master weights.
+
+        What is gathered for a forward pass has the compute dtype; adapters are gathered in float32.
 
         Raises:
-            ConfigError: with LoRA, whose adapters have another dtype than the layers they sit in.
+            ConfigError: with DoRA, whose norms are those of whole weights.
         """
         if isinstance(self, FSDPModule):
             return
-        if self.has_adapter:
-            raise ConfigError.wrong("trainer", expected="cpu, gpu or ddp beside `model.student.lora`", got="fsdp")
-        divide(self, self.model, mesh)
+        config: Any = getattr(self.model, "peft_config", {}).get("default")
+        if getattr(config, "use_dora", False):
+            raise ConfigError.wrong("model.student.lora.use_dora", expected="false beside trainer=fsdp", got=True)
+        divide(self, self.model, mesh, MixedPrecisionPolicy(param_dtype=self.autocast, reduce_dtype=torch.float32))
+
+    def free_gathered(self) -> None:
+        """Free what FSDP keeps gathered of embedding and head after a forward pass that no backward pass followed."""
+        if isinstance(self, FSDPModule):
+            self.reshard()
 
     def forward(self, batch: TokenBatch) -> Tensor:
-        """See `hidden`. FSDP gathers the weights around this call."""
-        return hidden_at(self.model, batch)
+        """See `hidden`. FSDP gathers the weights around this call, in the compute dtype."""
+        if self.autocast is None or isinstance(self, FSDPModule):
+            return hidden_at(self.model, batch)
+        # no cache of casted weights: it would survive neither the optimizer nor recomputed layers, and saves nothing,
+        # because each weight is used once in a forward pass
+        with torch.autocast(batch.input_ids.device.type, self.autocast, cache_enabled=False):
+            return hidden_at(self.model, batch).to(self.autocast)
 
     def hidden(self, batch: TokenBatch) -> Tensor:
-        """Final hidden states [N, d] at the loss positions, with gradient."""
+        """Final hidden states [N, d] at the loss positions, with gradient; in the compute dtype."""
         found: Tensor = self(batch)
         return found
 
     def head(self) -> LMHead:
-        """The LM head as it is now."""
-        return head_of(self.model)
+        """The LM head as it is now, in the compute dtype."""
+        return head_of(self.model, None if isinstance(self, FSDPModule) else self.autocast)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight under its Hugging Face checkpoint name; tied weights come once. Detached.
@@ -137,7 +160,10 @@ class Student(nn.Module):
             raise CheckpointError(f"A student made of {self.base!r} could not be saved: {error}") from error
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Write the LoRA adapter alone in peft's format: a few MB that name `base`; written atomically."""
+        """Write the LoRA adapter alone in peft's format: a few MB that name `base`; written atomically.
+
+        Every rank must call it; the first one writes.
+        """
         from peft import get_peft_model_state_dict
 
         config: Any = copy.copy(self.model.peft_config["default"])
@@ -145,7 +171,10 @@ class Student(nn.Module):
         for name in ("target_modules", "exclude_modules"):  # of a set the order would change from run to run
             if isinstance(chosen := getattr(config, name), set):
                 setattr(config, name, sorted(chosen))
-        weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        found = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        weights = {name: full_tensor(weight) for name, weight in found.items()}
+        if rank() != 0:
+            return
         with replacing_folder(Path(folder)) as temporary:
             config.save_pretrained(temporary)
             # peft saves under the names of its wrapper, which an injected adapter has not

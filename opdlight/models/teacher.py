@@ -8,6 +8,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
 from opdlight.losses import SupportKind, make_support
+from opdlight.models.attention import use_attention
 from opdlight.models.backbone import check_head, divide, head_of, hidden_at
 from opdlight.models.base import ScoreRequest
 from opdlight.models.lm_head import (
@@ -33,13 +34,21 @@ class Teacher(nn.Module):
         model: model or adapter folder, `lab/<name>` or Hub name.
         dtype: "float32" or "bfloat16".
         trust_remote_code: run the code that the model brings with it (`auto_map`).
+        attn_implementation: of transformers, such as "flash_attention_2"; None: its own choice.
     """
 
-    def __init__(self, model: str, dtype: str = "float32", trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        model: str,
+        dtype: str = "float32",
+        trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
+    ) -> None:
         super().__init__()
         self.name = model
         self.tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         self.model = load_model(model, dtype, trust_remote_code=trust_remote_code).eval().requires_grad_(False)
+        use_attention(self.model, attn_implementation, dtype)
         check_head(self.model)
 
     def forward(self, batch: TokenBatch) -> Tensor:
@@ -90,7 +99,10 @@ class Teacher(nn.Module):
         """See `BatchScorer.score`."""
         if not request.asks_teacher:
             return TeacherScores()
-        found = teacher_scores(self(batch), self.head(), batch.target_ids, request)
+        hidden, head = self(batch), self.head()
+        if request.support_later and isinstance(self, FSDPModule):  # it is used after what is gathered has been freed
+            head = head.copy()
+        found = teacher_scores(hidden, head, batch.target_ids, request)
         self._free_gathered()
         return found
 
@@ -129,14 +141,19 @@ def teacher_scores(hidden: Tensor, head: LMHead, target_ids: Tensor, request: Sc
     if normalised and normaliser is None:
         normaliser = log_normaliser(hidden, head, temperature)
 
-    def logits_at(support_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        return support_values(
-            hidden, head, support_ids, temperature, full_vocabulary=request.full_vocabulary
-        ), normaliser
+    @torch.no_grad()
+    def support_at(at: Tensor | slice) -> Support:
+        def values(support_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+            logits = support_values(hidden[at], head, support_ids, temperature, full_vocabulary=request.full_vocabulary)
+            return logits, None if normaliser is None else normaliser[at]
 
-    support: Support | None = None
-    if needs.support is not None:
-        support = make_support(needs, ids, target_ids, shared, logits_at)
+        return make_support(needs, None if ids is None else ids[at], target_ids[at], shared, values)
+
+    asked, later = needs.support is not None, request.support_later
     return TeacherScores(
-        support=support, sampled=token if needs.sampled else None, entropy=teacher_entropy, probe=probe
+        support=support_at(slice(None)) if asked and not later else None,
+        support_at=support_at if asked and later else None,
+        sampled=token if needs.sampled else None,
+        entropy=teacher_entropy,
+        probe=probe,
     )

@@ -87,6 +87,45 @@ CURVES = (
         unit="nats",
         caption="Mean log-ratio of the engine's and the trainer's probability of a token; healthy: below 0.01.",
     ),
+    Curve(
+        title="Speed",
+        key="throughput/rollout",
+        dashed="throughput/train",
+        unit="tokens/s",
+        caption="Tokens generated per second of the rollout (solid) and trained per second of everything else "
+        "(dashed), of all ranks; healthy: steady.",
+    ),
+    Curve(
+        title="Use of the GPUs",
+        key="throughput/mfu",
+        share=True,
+        caption="What the models' layers cost, by what the GPUs could do in the time of all but the rollout (MFU); "
+        "healthy: 20 to 50 % with long rows.",
+    ),
+    Curve(
+        title="Balance of the ranks",
+        key="throughput/rank_imbalance",
+        unit="busiest rank ÷ mean",
+        caption="Tokens that the busiest rank computed, by the mean of all; healthy: below 1.1, or the others wait.",
+    ),
+    Curve(
+        title="Memory of a GPU",
+        key="memory/gpu",
+        unit="GiB",
+        caption="The most memory that tensors took on the fullest GPU in an update; healthy: steady, below the GPU's.",
+    ),
+    Curve(
+        title="Memory of a process",
+        key="memory/host",
+        unit="GiB",
+        caption="The most memory that the largest process has taken so far; healthy: it levels off.",
+    ),
+    Curve(
+        title="Weights to the engine",
+        key="publish/seconds",
+        unit="seconds",
+        caption="How long the weights of an update took to the engine; healthy: steady, short beside the rollout.",
+    ),
 )
 
 

@@ -6,7 +6,7 @@ from opdlight.rollout.engines.ray_pool import RayEngine
 from opdlight.rollout.engines.scripted import ScriptedEngine
 from opdlight.rollout.engines.served import VLLMServerEngine
 from opdlight.rollout.engines.vllm import VLLMEngine
-from opdlight.rollout.opening import make_collector, open_collector, open_engine
+from opdlight.rollout.opening import count_workers, make_collector, open_collector, open_engine
 from opdlight.rollout.rendering import ChatRenderer
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "ScriptedEngine",
     "VLLMEngine",
     "VLLMServerEngine",
+    "count_workers",
     "make_collector",
     "open_collector",
     "open_engine",

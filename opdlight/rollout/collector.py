@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
+from opdlight.envs.answers import Answer
 from opdlight.envs.base import TextEnv
 from opdlight.errors import ConfigError, EngineError, PlainTextError
 from opdlight.rollout.engines.base import Completion, Engine, Request, Sampling
-from opdlight.rollout.env_answers import Answer
 from opdlight.rollout.env_pool import EnvPool
+from opdlight.rollout.env_processes import ProcessPool
+from opdlight.rollout.env_threads import ThreadPool
 from opdlight.rollout.episode import Episode, sampling_seed_of
 from opdlight.rollout.rendering import ChatRenderer
 from opdlight.types import RolloutRequest, Status, Trajectory
@@ -54,7 +56,8 @@ class Collector:
         renderer: turns conversations into token ids.
         make_env: task name → a new environment. Instances are reused for further episodes of the task.
         limits: limits by task.
-        env_threads: number of threads in which environments reset and step.
+        env_threads: number of threads in which environments reset and step, if there are no workers for it.
+        env_workers: number of processes in which they do; `make_env` is pickled for them. 0: in threads.
         max_active: most trajectories that are rolled out at the same time; the others wait.
 
     Raises:
@@ -68,6 +71,7 @@ class Collector:
         make_env: Callable[[str], TextEnv],
         limits: Mapping[str, Limits],
         env_threads: int,
+        env_workers: int = 0,
         max_active: int = 512,
     ) -> None:
         for task, limit in limits.items():
@@ -84,7 +88,10 @@ class Collector:
         self.engine, self.renderer, self.limits, self.max_active = engine, renderer, dict(limits), max_active
         self.last: RolloutStats | None = None  # of the last `collect`
         self._cancelled = False
-        self._envs = EnvPool(make_env, env_threads, {task: limit.env_seconds for task, limit in limits.items()})
+        seconds = {task: limit.env_seconds for task, limit in limits.items()}
+        self._envs: EnvPool = (
+            ProcessPool(make_env, env_workers, seconds) if env_workers else ThreadPool(make_env, env_threads, seconds)
+        )
 
     def prepare(self, requests: Sequence[RolloutRequest]) -> None:
         """Announce requests that will be collected soon, so that environments can prepare them in the background."""
@@ -164,7 +171,7 @@ class Collector:
         self._cancelled = True
 
     def close(self) -> None:
-        """Stop the threads and close the environments, but not the engine."""
+        """Stop the environments and their threads or processes, but not the engine."""
         self._envs.close()
 
     def _answers(self) -> list[tuple[int, Answer]]:
@@ -187,9 +194,8 @@ class Collector:
             return Status.FAILURE if answer.terminated else Status.TRUNCATED_TURNS
         try:
             if episode.conversation is None or episode.completion is None:
-                env = self._envs.env(number)
                 episode.conversation = self.renderer.start(
-                    env.system_prompt, answer.observation, fresh_prompt=env.fresh_prompt
+                    answer.system_prompt, answer.observation, fresh_prompt=answer.fresh_prompt
                 )
             else:
                 episode.conversation.advance(episode.completion, answer.observation)

@@ -1,86 +1,60 @@
-"""Environments in threads: the engine's thread sends actions and receives answers without waiting for slow ones."""
+"""Environments of a rollout: the engine's thread sends actions and receives answers without waiting for slow ones."""
 
 import logging
 import queue
-import threading
-import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from opdlight.envs.base import TextEnv
-from opdlight.errors import ConfigError, EnvError, MissingDependencyError
-from opdlight.rollout.env_answers import Answer, reset, step
+from opdlight.envs.answers import Answer
+from opdlight.errors import EnvError
 
 log = logging.getLogger(__name__)
 POLL = 0.5  # seconds between checks for environments that exceed their time limit
 
 
-@dataclass(slots=True)
-class _Episode:
+@dataclass(slots=True, eq=False)
+class Episode:
+    """An episode that a pool plays."""
+
     task: str
     seed: int
-    env: TextEnv | None  # None until a thread has made it, and after it has raised
+    place: Any = None  # where it is played: the pool's own
 
 
 @dataclass(slots=True, eq=False)
-class _Call:
-    """A reset or a step that a thread runs."""
+class Call:
+    """A reset or a step, until its answer has come."""
 
-    episode: _Episode
+    episode: Episode
     number: int
-    run: Callable[[TextEnv], Answer]
-    started: float | None = None  # time.monotonic() when it began; None while it waits for a thread
-    timed_out: bool = False  # its answer will be ignored
+    action: str | None = None  # None: the reset
 
 
-class EnvPool:
-    """Runs episodes in threads; the caller chooses a number for each. Instances are reused for episodes of a task.
+class EnvPool(ABC):
+    """Plays episodes elsewhere than in the caller's thread; the caller chooses a number for each.
 
-    Only one thread at a time uses an instance, because the caller sends an action only after the answer to the one
-    before. A reset or step that exceeds its task's time limit is abandoned with its thread, which a new one replaces.
+    The caller sends an action only after the answer to the one before, so an environment has one call at a time.
 
     Args:
-        make_env: task name → a new environment.
-        threads: number of threads.
         seconds: task → longest reset or step; a task that is missing has no limit.
-
-    Raises:
-        ConfigError: if `threads` is below 1.
     """
 
-    def __init__(
-        self, make_env: Callable[[str], TextEnv], threads: int, seconds: Mapping[str, float] | None = None
-    ) -> None:
-        if threads < 1:
-            raise ConfigError.wrong("env_threads", expected="an integer ≥ 1", got=threads)
-        self._make_env, self._seconds = make_env, dict(seconds or {})
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._threads: dict[threading.Thread, _Call | None] = {}  # thread → the call that it runs
-        for _ in range(threads):
-            self._start_thread()
-        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="env-prepare")
-        self._prepare_envs: dict[str, TextEnv] = {}  # used by the preparer's thread only
-        self._idle: dict[str, list[TextEnv]] = {}
-        self._episodes: dict[int, _Episode] = {}
-        self._answers: queue.SimpleQueue[tuple[_Call, Answer | BaseException]] = queue.SimpleQueue()
-        self._pending: set[_Call] = set()
+    def __init__(self, seconds: Mapping[str, float] | None = None) -> None:
+        self.seconds = dict(seconds or {})
+        self._episodes: dict[int, Episode] = {}
+        self._received: queue.SimpleQueue[tuple[Call, Answer | BaseException]] = queue.SimpleQueue()
+        self._pending: set[Call] = set()
 
     def reset(self, number: int, task: str, seed: int) -> None:
         """Begin episode `number`; `answers` will return its first observation."""
-        idle = self._idle.get(task)
-        episode = self._episodes[number] = _Episode(task, seed, idle.pop() if idle else None)
-        self._send(episode, number, lambda env: reset(env, seed))
+        self._episodes[number] = Episode(task, seed)
+        self._ask(number, None)
 
     def step(self, number: int, action: str) -> None:
         """Send an action to episode `number`; `answers` will return the environment's response."""
-        self._send(self._episodes[number], number, lambda env: step(env, action))
-
-    def env(self, number: int) -> TextEnv:
-        """The instance of a running episode; it must have answered."""
-        env = self._episodes[number].env
-        assert env is not None
-        return env
+        self._ask(number, action)
 
     def answers(self, *, wait: bool) -> list[tuple[int, Answer]]:
         """The answers that have arrived since the last call, as (episode number, answer); `wait` waits for the first.
@@ -91,20 +65,14 @@ class EnvPool:
         found: list[tuple[int, Answer]] = []
         while True:
             try:
-                ask, answer = self._answers.get(block=wait and not found, timeout=POLL)
+                call, answer = self._received.get(block=wait and not found, timeout=POLL)
             except queue.Empty:
-                found += self._overdue()
+                for overdue in self._overdue():
+                    found += self._take(overdue, Answer(error=self._too_slow(overdue.episode)))
                 if found or not wait:
                     return found
-                continue
-            if ask.timed_out:
-                continue
-            self._pending.remove(ask)
-            if self._episodes.get(ask.number) is not ask.episode:
-                continue  # its episode was abandoned
-            if isinstance(answer, BaseException):
-                raise answer
-            found.append((ask.number, answer))
+            else:
+                found += self._take(call, answer)
 
     @property
     def in_flight(self) -> int:
@@ -112,108 +80,56 @@ class EnvPool:
         return len(self._pending)
 
     def finish(self, number: int) -> None:
-        """End an episode that has answered; its instance can be used for another one."""
-        episode = self._episodes.pop(number)
-        if episode.env is not None:
-            self._idle.setdefault(episode.task, []).append(episode.env)
+        """End an episode that has answered; its environment can be used for another one."""
+        self._free(self._episodes.pop(number))
 
     def abandon(self) -> None:
-        """Drop all running episodes and their instances, which threads may still be using."""
+        """Drop all running episodes and their environments, which may still be at work."""
         self._episodes.clear()
 
+    @abstractmethod
     def prepare(self, task: str, seed: int) -> None:
         """In the background, let an environment of the task prepare the episode with this seed."""
-        self._preparer.submit(self._prepare, task, seed)
 
+    @abstractmethod
     def close(self) -> None:
-        """Stop the threads and close every instance, except one whose call exceeds its time limit."""
-        while not self._calls.empty():
-            self._calls.get()
-        for _ in self._threads:
-            self._calls.put(None)
-        for thread in list(self._threads):
-            while thread.is_alive() and not self._is_overdue(self._threads.get(thread)):
-                thread.join(POLL)
-        self._preparer.shutdown(wait=True, cancel_futures=True)
-        running = [e.env for e in self._episodes.values() if e.env is not None]
-        for env in [*running, *(e for idle in self._idle.values() for e in idle), *self._prepare_envs.values()]:
-            env.close()
-        self._episodes.clear()
-        self._idle.clear()
-        self._prepare_envs.clear()
+        """Close every environment, except one that hangs."""
 
-    def _send(self, episode: _Episode, number: int, ask: Callable[[TextEnv], Answer]) -> None:
-        sent = _Call(episode, number, ask)
-        self._pending.add(sent)
-        self._calls.put(sent)
+    @abstractmethod
+    def _send(self, call: Call) -> None:
+        """Let the call be done; its answer goes to `_received`, with an error that would end every episode as such."""
 
-    def _start_thread(self) -> None:
-        thread = threading.Thread(
-            target=self._work, name="env", daemon=True
-        )  # daemon: a hung environment does not keep the process alive
-        self._threads[thread] = None
-        thread.start()
+    @abstractmethod
+    def _free(self, episode: Episode) -> None:
+        """The environment of an episode may be used for another one."""
 
-    def _work(self) -> None:
-        me = threading.current_thread()
-        while (ask := self._calls.get()) is not None:
-            ask.started = time.monotonic()
-            self._threads[me] = ask
-            try:
-                answer: Answer | BaseException = self._ask(ask.episode, ask.run)
-            except BaseException as error:  # noqa: BLE001  `answers` raises it
-                answer = error
-            if ask.timed_out:
-                return  # another thread has replaced this one
-            self._threads[me] = None
-            self._answers.put((ask, answer))
+    def _overdue(self) -> list[Call]:
+        """The calls that have exceeded their time limit and are given up; none in a pool that answers them itself."""
+        return []
 
-    def _is_overdue(self, ask: _Call | None) -> bool:
-        if ask is None or ask.started is None:
-            return False
-        return time.monotonic() - ask.started > self._seconds.get(ask.episode.task, float("inf"))
+    def _ask(self, number: int, action: str | None) -> None:
+        call = Call(self._episodes[number], number, action)
+        self._pending.add(call)
+        self._send(call)
 
-    def _overdue(self) -> list[tuple[int, Answer]]:
-        """Abandon the calls that exceed their time limit; their episodes end as if the environment had raised."""
-        found = []
-        for thread, ask in list(self._threads.items()):
-            if ask is None or ask not in self._pending or not self._is_overdue(ask):
-                continue
-            ask.timed_out = True
-            self._pending.remove(ask)
-            del self._threads[thread]
-            self._start_thread()
-            task, seed, limit = ask.episode.task, ask.episode.seed, self._seconds[ask.episode.task]
-            error = EnvError(
-                f"The environment of task {task!r} took longer than {limit:g} s in the episode of seed {seed}."
-            )
-            log.error("%s It is abandoned; `task.tasks.%s.env_seconds` is the limit.", error, task)
-            if self._episodes.get(ask.number) is ask.episode:
-                ask.episode.env = None
-                found.append((ask.number, Answer(error=error)))
-        return found
+    def _take(self, call: Call, answer: Answer | BaseException) -> list[tuple[int, Answer]]:
+        """What `answers` returns of a call that is answered; nothing if it has been given up or abandoned."""
+        if call not in self._pending:
+            return []
+        self._pending.remove(call)
+        if self._episodes.get(call.number) is not call.episode:
+            return []
+        if isinstance(answer, BaseException):
+            raise answer
+        if (error := answer.error) is not None:
+            task, seed = call.episode.task, call.episode.seed
+            log.error("Environment of task %r failed in the episode of seed %d.", task, seed, exc_info=error)
+        return [(call.number, answer)]
 
-    def _ask(self, episode: _Episode, ask: Callable[[TextEnv], Answer]) -> Answer:
-        env = episode.env = episode.env or self._make_env(episode.task)
-        try:
-            return ask(env)
-        except (ConfigError, MissingDependencyError):
-            raise
-        except Exception as error:
-            log.error(
-                "Environment of task %r failed in the episode of seed %d.", episode.task, episode.seed, exc_info=error
-            )
-            episode.env = None  # never reused: its state is unknown
-            try:
-                env.close()
-            except Exception as close_error:
-                log.warning("A failed environment of task %r did not close.", episode.task, exc_info=close_error)
-            return Answer(error=error)
-
-    def _prepare(self, task: str, seed: int) -> None:
-        try:
-            if task not in self._prepare_envs:
-                self._prepare_envs[task] = self._make_env(task)
-            self._prepare_envs[task].prepare(seed)
-        except Exception as error:  # preparing is optional: a real error comes again in the reset
-            log.warning("Environment of task %r could not prepare seed %d.", task, seed, exc_info=error)
+    def _too_slow(self, episode: Episode) -> EnvError:
+        """The error of a call that exceeds the time limit of its task."""
+        task, limit = episode.task, self.seconds[episode.task]
+        return EnvError(
+            f"The environment of task {task!r} took longer than {limit:g} s in the episode of seed {episode.seed}. "
+            f"It is abandoned; `task.tasks.{task}.env_seconds` is the limit."
+        )

@@ -1,8 +1,9 @@
 """The trajectories of each step: which this rank rolls out, when, and by which weights."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -24,8 +25,19 @@ class Policy(Protocol):
         """Each weight once, detached."""
 
 
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What sending the weights to this rank's engine took."""
+
+    bytes: float  # of the weights as they were sent, in the engine's dtype
+    seconds: float  # wall time: waking the engine, gathering, sending and loading
+
+
 class RolloutSource:
     """Rolls out this rank's share of each step. One rule for the weights: they are published before any rollout.
+
+    The engine is awake only while it is sent weights and rolls out, and lends its memory to the training in between.
+    With `staleness` 1 it rolls out during the training, too, and never sleeps.
 
     The trajectories of a step are dealt to the ranks one by one, not by groups: no rank is idle where there are fewer
     groups than ranks, and the lengths, which are alike within a group, are spread. The price is that each rank that
@@ -59,6 +71,7 @@ class RolloutSource:
         self.preemption, self.timer = preemption or Preemption(), Timer()
         self.on_progress: Callable[[int, int], None] | None = None
         self.prefetch = Prefetch()
+        self.published: Publication | None = None  # the last one, of an engine that counts its bytes
         self._collector: Collector | None = None
 
     @property
@@ -70,8 +83,9 @@ class RolloutSource:
         return self._collector
 
     def start(self) -> None:
-        """Start the engine now."""
+        """Start the engine now; it sleeps until the first rollout."""
         _ = self.collector
+        self._sleep()
 
     def close(self) -> None:
         """Give up a rollout in the background; stop the environments and the engine."""
@@ -105,10 +119,13 @@ class RolloutSource:
         if self.prefetch:
             with self.timer("rollout"), self._window(rolling_out=True):
                 trajectories = self.prefetch.take()
+                all_gather(None)  # the rollout has ended when the slowest rank has
         else:
             self.publish(policy, version)
             with self.timer("rollout"), self._window(rolling_out=True):
                 trajectories = self._roll_out(share(requests), self.sampling, seed=self.seed + 1 + step)
+                all_gather(None)
+            self._sleep()
         if following is not None and self.staleness:
             self.publish(policy, version)
             coming, seed = share(following), self.seed + 2 + step
@@ -121,15 +138,26 @@ class RolloutSource:
         """This rank's trajectories of held-out episodes of one task, by the newest weights."""
         self.publish(policy, version)
         with self.timer(f"evaluate {requests[0].task}"), self._window(rolling_out=False):
-            return self._roll_out(share(requests), self.evaluation, seed=0)
+            trajectories = self._roll_out(share(requests), self.evaluation, seed=0)
+        self._sleep()
+        return trajectories
 
     def publish(self, policy: Policy, version: int) -> None:
-        """⑤ Send the weights to the engine if it has others, once no rollout runs."""
+        """⑤ Wake the engine and send it the weights if it has others, once no rollout runs."""
         self.prefetch.wait()
         engine = self.collector.engine
+        start, sent = time.perf_counter(), engine.stats().get("update_bytes")
+        engine.wake()
         if engine.policy_version != version:
             with self.timer("publish"):
                 engine.update_weights(policy.named_weights(), version)
+            if sent is not None:
+                bytes_sent = engine.stats()["update_bytes"] - sent
+                self.published = Publication(bytes=bytes_sent, seconds=time.perf_counter() - start)
+
+    def _sleep(self) -> None:
+        if not self.staleness:
+            self.collector.engine.sleep()
 
     def state_dict(self) -> dict[str, Any]:
         """What was rolled out for the next step, by all ranks, as plain values; every rank must call it.

@@ -2,68 +2,33 @@
 
 `checkpoints/step-00000020/` is the run after twenty steps: `weights.safetensors` (what is trained), `state.pt`
 (optimizer, schedule, loops, callbacks; read by torch's weights-only loader) and `manifest.json` (size and SHA-256 of
-both files, and how long the records of the run folder were).
+each file, and how long the records of the run folder were). Where the student is divided over processes, weights and
+optimizer lie in a `shard-….safetensors` of each (`shards.py`). `checkpoint_io.py` writes and reads all of it.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.fabric.plugins import CheckpointIO
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from opdlight.errors import CheckpointError
-from opdlight.system.files import replacing_folder
+from opdlight.run_folder.shards import OPTIMIZERS, read_shapes
+from opdlight.system.console import progress
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged-"  # prefix of the name of a damaged checkpoint
 LAST = "-end"  # suffix of the name of the checkpoint that a run writes when it is over
 FORMAT = 2  # of what a checkpoint holds; a change of it cannot be resumed across
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
-
-
-class CheckpointFolder(CheckpointIO):
-    """How Lightning writes and reads a checkpoint: as a folder, atomically."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write the folder `path`.
-
-        If the disk is full, this prints a message and leaves no folder. It does not raise: Lightning calls it on one
-        rank only, and the others would wait for that rank forever.
-        """
-        folder = Path(path)
-        try:
-            with replacing_folder(folder) as temporary:
-                save_file(_unshared(checkpoint["state_dict"]), temporary / WEIGHTS)
-                torch.save({k: v for k, v in checkpoint.items() if k != "state_dict"}, temporary / STATE)
-                files = {name: _fingerprint(temporary / name) for name in (WEIGHTS, STATE)}
-                records = checkpoint.get("records", {})
-                manifest = {"format": FORMAT, "updates": checkpoint.get("updates"), "records": records, "files": files}
-                (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        except OSError as error:
-            print(f"Checkpoint {folder} could not be written ({error}); the older ones are kept.")
-
-    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Verify and read the checkpoint `path`; its tensors are on the CPU.
-
-        Raises:
-            CheckpointError: if a file is missing or damaged.
-        """
-        folder = Path(path)
-        verify(folder)
-        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-        return {**state, "state_dict": load_file(folder / WEIGHTS)}
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete the folder, its manifest first: without one, a folder that is deleted in part is never loaded."""
-        (Path(path) / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
+PART = 2**24  # bytes that are read at once
+LARGE = 2**31  # bytes; verifying less takes no time worth a line where there is no terminal
+VERIFIED_AT_ONCE = 8  # files
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -81,17 +46,49 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify(folder: Path) -> None:
-    """Compare every file of a checkpoint with the size and the SHA-256 in its manifest.
+def verify(folder: Path, *, contents: bool = True) -> None:
+    """Compare every file of a checkpoint with its manifest: its size and, unless `contents` is False, its SHA-256.
 
     Raises:
         CheckpointError: if a file is missing or differs.
     """
-    for name, expected in read_manifest(folder)["files"].items():
+    files = read_manifest(folder)["files"]
+    for name, expected in files.items():
         if not (folder / name).is_file():
             raise CheckpointError(f"The checkpoint {folder} lacks {name}.")
-        if (found := _fingerprint(folder / name)) != expected:
-            raise CheckpointError(f"The checkpoint {folder} is damaged: expected {name} to be {expected}, got {found}.")
+        if (size := (folder / name).stat().st_size) != expected["bytes"]:
+            raise _damaged(folder, f"{name} to be of {expected['bytes']} bytes", f"{size}")
+    if contents:
+        for name, found in _fingerprints(folder, list(files)).items():
+            if found != files[name]:
+                raise _damaged(folder, f"{name} to be {files[name]}", f"{found}")
+
+
+def _damaged(folder: Path, expected: str, got: str) -> CheckpointError:
+    return CheckpointError(f"The checkpoint {folder} is damaged: expected {expected}, got {got}.")
+
+
+def _fingerprints(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """The fingerprint of each file, of several at a time; SHA-256 takes seconds for each 10 GB."""
+    total = sum((folder / name).stat().st_size for name in names)
+    done, lock, stop = 0, threading.Lock(), threading.Event()
+
+    def count(new: int) -> None:
+        nonlocal done
+        with lock:
+            done += new
+            line.update(done * 100 // total, 100)
+        if stop.is_set():
+            raise InterruptedError
+
+    with (
+        progress(f"verifying {folder.name} (%)", log=total > LARGE) as line,
+        ThreadPoolExecutor(VERIFIED_AT_ONCE) as threads,
+    ):
+        try:
+            return dict(zip(names, threads.map(lambda name: fingerprint(folder / name, count), names), strict=True))
+        finally:
+            stop.set()  # after Ctrl-C nobody waits for the rest
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -114,8 +111,8 @@ def newest(run: Path, *, first: bool = True) -> Path | None:
 
     Args:
         run: the run folder.
-        first: whether this is the first process. It renames newer, damaged checkpoints to `damaged-step-…` and prints
-            a message.
+        first: whether this is the first process. It compares the files' contents; it renames newer, damaged
+            checkpoints to `damaged-step-…` and prints a message. The others compare sizes.
 
     Raises:
         CheckpointError: if all checkpoints are damaged (they are not renamed), or the newest is of another `FORMAT`.
@@ -123,7 +120,7 @@ def newest(run: Path, *, first: bool = True) -> Path | None:
     damaged: dict[Path, CheckpointError] = {}
     for folder in reversed(list_checkpoints(run)):
         try:
-            verify(folder)
+            verify(folder, contents=first)
         except CheckpointError as error:
             damaged[folder] = error
             continue
@@ -153,8 +150,8 @@ def check_fits(checkpoint: Path, module: nn.Module) -> None:
     Raises:
         CheckpointError: naming a weight that is missing, unknown or of another shape.
     """
-    with safe_open(checkpoint / WEIGHTS, "pt") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    shapes = {name: tuple(shape) for name, (shape, _) in read_shapes(checkpoint).items()}
+    found = {name: shape for name, shape in shapes.items() if not name.startswith(f"{OPTIMIZERS}.")}
     expected = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
     trained = {name for name, weight in module.named_parameters() if weight.requires_grad}
     for name in sorted(trained | found.keys()):
@@ -166,17 +163,11 @@ def check_fits(checkpoint: Path, module: nn.Module) -> None:
             )
 
 
-def _unshared(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with copies where tied ones share memory, because safetensors refuses shared memory."""
-    seen: set[int] = set()
-    found = {}
-    for name, weight in weights.items():
-        tensor = weight.detach().contiguous()
-        found[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    return found
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
+def fingerprint(path: Path, on_bytes: Callable[[int], None] = lambda read: None) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file; `on_bytes` is called with the size of each part that was read."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        while part := file.read(PART):
+            digest.update(part)
+            on_bytes(len(part))
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -17,6 +17,7 @@ from opdlight.config.resume import SEARCH_PATH, command_line, quoted
 from opdlight.data.tasks import TaskMixture
 from opdlight.distillation.optim import check_optimizer
 from opdlight.models import Student
+from opdlight.models.packing import resolve_packing
 from opdlight.rollout import ChatRenderer
 from opdlight.run_folder.folder import link_latest, open_run
 from opdlight.run_folder.records import MetricsFile
@@ -64,6 +65,7 @@ def sft(cfg: DictConfig) -> dict[str, float]:
         tasks=tuple(dict.fromkeys(t.task for t in trajectories)),
         shared=SharedVocabulary(student.head().width),
         micro_batch_tokens=cfg.micro_batch_tokens,
+        packed=resolve_packing(cfg.packing, [student.model]),
     )
     module = SupervisedFineTuning(
         student=student,

@@ -5,7 +5,7 @@ It imports nothing slow, so that a command can show progress while it imports to
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -22,8 +22,20 @@ LOG_WIDTH = 160  # columns of a table where there is no terminal
 NARROW = 112  # columns; on a narrower terminal tables put intervals below the figures
 LOG_SECONDS = 20.0  # without a terminal, progress is printed at most this often
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # variables of launchers, in Lightning's order
-_RANK = next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
+NODES = ("NODE_RANK", "GROUP_RANK")  # the number of the node, where that is all that tells its first process
 T = TypeVar("T")
+
+
+def rank_at_start(variables: Mapping[str, str]) -> int:
+    """0 for the first process of the first node, by the environment's variables; another number for any other."""
+    rank = next((int(variables[name]) for name in RANKS if name in variables), 0)
+    return rank or next((int(variables[name]) for name in NODES if name in variables and "RANK" not in variables), 0)
+
+
+_RANK = rank_at_start(os.environ)
+if _RANK > 0:
+    # until Lightning knows the rank, it would take each node's first process for the first one
+    rank_zero_only.rank = _RANK  # type: ignore[attr-defined]
 
 console = Console(width=None if Console().is_terminal else LOG_WIDTH, highlight=False, markup=False)
 _running: list["ProgressLine"] = []

@@ -12,16 +12,32 @@ from torch.distributed.tensor import DTensor
 T = TypeVar("T")
 
 
-def all_gather(value: T) -> list[T]:
+def all_gather(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     """The `value` of every rank, in the order of the ranks; [value] where there is one process.
 
     Collective: every rank must call it. The value is pickled, so tensors in it should be on the CPU.
+
+    Args:
+        value: of this rank.
+        group: a group of all processes, for a thread that must not meet the main one; None is the main one's.
     """
     if world_size() == 1:
         return [value]
     found = [value] * world_size()  # all_gather_object overwrites each entry
-    dist.all_gather_object(found, value)
+    dist.all_gather_object(found, value, group)
     return found
+
+
+def of_first(value: T) -> T:
+    """The first rank's `value`: what it finds on its disk decides, so that all ranks do the same.
+
+    Collective: every rank must call it.
+    """
+    if world_size() == 1:
+        return value
+    found = [value]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def share(items: Sequence[T]) -> list[T]:

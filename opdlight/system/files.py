@@ -36,11 +36,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for written in (*temporary.rglob("*"), temporary):
-            _flush(written)
+            flush(written)
         if path.exists():
             shutil.rmtree(path)
         temporary.rename(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -51,7 +51,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Make the operating system write a file's contents, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 KNOWN = "2.6"  # the release of Lightning that these functions were written for
@@ -71,3 +72,9 @@ def unwrapped(optimizer: Any) -> Optimizer:
 def shard_over_all(strategy: ModelParallelStrategy) -> None:
     """Let the strategy divide a model over all processes of all machines; call it before its environment is set up."""
     strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
+
+
+def set_mesh(strategy: ModelParallelStrategy, mesh: DeviceMesh) -> None:
+    """Let the module of a strategy have this mesh as its `device_mesh`; call it after its environment is set up."""
+    assert strategy.lightning_module is not None
+    strategy.lightning_module._device_mesh = mesh

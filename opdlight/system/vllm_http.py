@@ -61,6 +61,7 @@ class VLLMServer:
             raise ConfigError.wrong(
                 f"{group}.url", expected="like http://host:8000, without user and password", got=got
             )
+        self._address = parsed
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request
         self.url, self.group, self.concurrency, self.retries = url.rstrip("/"), group, concurrency, retries
         self._api_key_env, self._key = api_key_env, os.environ.get(api_key_env, "")
@@ -97,6 +98,12 @@ class VLLMServer:
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
             raise self.wrong_reply("one choice", choices)
         return reply
+
+    def own_address(self) -> str:
+        """The address of this machine on its way to the server."""
+        port = self._address.port or (443 if self._address.scheme == "https" else 80)
+        with socket.create_connection((self._address.host, port), timeout=CONNECT_SECONDS) as connection:
+            return str(connection.getsockname()[0])
 
     def attempt(self, method: str, path: str, body: Any = None) -> Any:
         """The JSON reply to one request, without retries.

@@ -13,10 +13,10 @@ from opdlight.distillation.optim import check_optimizer
 from opdlight.errors import ConfigError
 from opdlight.losses import ImportanceWeighted, Loss
 from opdlight.models import ScoreRequest, Student, Teacher, Teachers
-from opdlight.models.precision import check_engine_dtype
-from opdlight.rollout import Collector, make_collector
+from opdlight.models.packing import resolve_packing
+from opdlight.rollout import Collector, count_workers, make_collector
 from opdlight.rollout.source import RolloutSource
-from opdlight.train.checks import check_chats, check_server_dtype
+from opdlight.train.checks import check_chats
 
 
 def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
@@ -32,7 +32,6 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
         temperature=cfg.sampling.temperature,
     )
     student: Student = instantiate(cfg.model.student)
-    check_engine_dtype(student, cfg.engine)
     check_chats(cfg, mixture, student)
     with ConfigError.instead():  # losses know nothing of config errors
         mask = instantiate(cfg.mask).resolve(student.tokenizer)
@@ -49,13 +48,20 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
     )
     reference = None
     if loss.needs.reference:
-        own = partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code)
+        own = partial(
+            Teacher,
+            dtype=cfg.model.compute_dtype,
+            trust_remote_code=cfg.model.trust_remote_code,
+            attn_implementation=cfg.model.get("attn_implementation"),
+        )
         reference = Teachers(dict.fromkeys(mixture.teachers, cfg.model.student.model), student, own)
+    local = [t.model for each in (teachers, reference) if each for t in each.distinct if isinstance(t, Teacher)]
 
     def collector() -> Collector:
         engine = instantiate(cfg.engine, model=cfg.model.student.model)
-        check_server_dtype(student, engine)
-        return make_collector(engine, student.tokenizer, mixture.tasks, cfg.rollout.env_threads, student.chat_template)
+        workers = count_workers(cfg.rollout.env_workers, cfg.trainer.get("num_nodes") or 1)
+        threads, template = cfg.rollout.env_threads, student.chat_template
+        return make_collector(engine, student.tokenizer, mixture.tasks, threads, template, workers)
 
     return OnPolicyDistillation(
         student=student,
@@ -73,6 +79,7 @@ def build(cfg: DictConfig, mixture: TaskMixture) -> OnPolicyDistillation:
             shared=teachers.shared_vocabulary,
             micro_batch_tokens=cfg.micro_batch_tokens,
             loss_mask=mask.loss_mask,
+            packed=resolve_packing(cfg.packing, [student.model, *local]),
         ),
         optimizer=optimizer,
         schedule=instantiate(cfg.schedule),

@@ -4,23 +4,10 @@ from omegaconf import DictConfig
 
 from opdlight.config import instantiate
 from opdlight.data.tasks import TaskMixture
-from opdlight.errors import CheckpointError, ConfigError
+from opdlight.errors import CheckpointError
 from opdlight.models import Student
 from opdlight.models.loading import load_tokenizer
-from opdlight.models.precision import BESIDE, needs_float32_engine
-from opdlight.rollout import ChatRenderer, Engine, VLLMServerEngine
-
-
-def check_server_dtype(student: Student, engine: Engine) -> None:
-    """Refuse a server that would round a bfloat16 student's adapters away, and leave it alone.
-
-    Raises:
-        ConfigError: naming `engine.url` and the dtype that the server holds.
-    """
-    if isinstance(engine, VLLMServerEngine) and needs_float32_engine(student) and engine.dtype != "float32":
-        held = engine.dtype
-        engine.close()
-        raise ConfigError.wrong("engine.url", expected=f"`vllm serve --dtype float32` {BESIDE}", got=held)
+from opdlight.rollout import ChatRenderer
 
 
 def check_chats(cfg: DictConfig, mixture: TaskMixture, student: Student) -> None:

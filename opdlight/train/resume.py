@@ -3,12 +3,14 @@
 import math
 from pathlib import Path
 
+import lightning as L
 from omegaconf import DictConfig
 
 from opdlight.errors import ConfigError
 from opdlight.run_folder import checkpoints, records
 from opdlight.run_folder.summary import SUMMARY, is_complete
 from opdlight.system.console import is_first_process, say
+from opdlight.system.distributed import all_gather
 
 
 def batches(cfg: DictConfig) -> int:
@@ -40,7 +42,7 @@ def prepare_folder(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> bo
         ConfigError: if a new run would write into a folder that holds checkpoints.
     """
     if not cfg.resume:
-        if checkpoints.list_checkpoints(folder):
+        if is_first_process() and checkpoints.list_checkpoints(folder):
             expected = "a folder without checkpoints, or `resume` it"
             raise ConfigError.wrong("run_dir", expected=expected, got=str(folder))
         say(f"run folder: {folder}")  # before anything slow, so that each of several runs can be watched
@@ -61,3 +63,29 @@ def prepare_folder(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> bo
     else:
         say(f"resuming {folder} at the start: it has no checkpoint yet")
     return True
+
+
+class SameStart(L.Callback):
+    """Ends the run when the processes have met and do not start from the same checkpoint.
+
+    Each has looked for it before there was a group of processes. Otherwise they would wait for one another forever:
+    one of them to evaluate a new run, another to go on.
+
+    Args:
+        run: the run folder.
+        checkpoint: what this process found there.
+    """
+
+    def __init__(self, run: Path, checkpoint: Path | None) -> None:
+        self.run, self.found = run, checkpoint.name if checkpoint else None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Compare."""
+        found = all_gather(self.found)
+        for rank, name in enumerate(found):
+            if name != found[0]:
+                expected = (
+                    f"on a disk that all machines share, so that every process resumes from {found[0] or 'the start'} "
+                    f"as the first one does"
+                )
+                raise ConfigError.wrong("run_dir", expected=expected, got=f"{self.run}; rank {rank} finds {name}")

@@ -5,16 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import lightning as L
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from opdlight.callbacks import Checkpoints, StageProgress, Throughput
 from opdlight.config import instantiate, make_trainer, resume_command
+from opdlight.config.trainer import check_nodes, check_torchrun
 from opdlight.data.requests import OnPolicyData
 from opdlight.data.tasks import TaskMixture
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.doctor.examination import examine_quickly
 from opdlight.metrics.success import Result
 from opdlight.run_folder import checkpoints
+from opdlight.run_folder.checkpoint_io import CheckpointFolder
 from opdlight.run_folder.folder import describe_progress, link_latest, open_run
 from opdlight.run_folder.loggers import close_loggers, open_loggers
 from opdlight.run_folder.summary import Outcome, close_run, read_successes, timed
@@ -24,7 +26,7 @@ from opdlight.system.console import is_first_process, progress, say
 from opdlight.system.lightning_internals import completed_steps
 from opdlight.system.preemption import Preempted, Preemption
 from opdlight.train.build import build
-from opdlight.train.resume import batches, newest_checkpoint, prepare_folder
+from opdlight.train.resume import SameStart, batches, newest_checkpoint, prepare_folder
 from opdlight.train.teachers import evaluate_teachers
 from opdlight.types import Trajectory
 
@@ -51,6 +53,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     started = time.perf_counter()
+    check_nodes(cfg.trainer.get("num_nodes", 1))
+    devices = cfg.trainer.get("devices", "auto")
+    check_torchrun(list(devices) if isinstance(devices, ListConfig) else devices, cfg.trainer.get("num_nodes", 1))
     checkpoint = newest_checkpoint(cfg)  # an error of it comes before this command line is written to the folder
     folder = open_run(cfg)
     if not prepare_folder(cfg, folder, checkpoint):
@@ -72,12 +77,12 @@ def _train(cfg: DictConfig, preemption: Preemption) -> dict[str, float]:
     loggers = open_loggers(cfg, folder, closing, step=checkpoints.steps_of(checkpoint) if checkpoint else None)
     trainer = make_trainer(
         cfg.trainer,
-        callbacks=callbacks,
+        callbacks=[SameStart(folder, checkpoint), *callbacks],
         enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),  # none of Lightning's own instead
         enable_progress_bar=any(isinstance(c, StageProgress) for c in callbacks),
         logger=loggers,
         default_root_dir=str(folder),
-        plugins=[*instantiate(cfg.trainer.get("plugins") or []), checkpoints.CheckpointFolder()],
+        plugins=[*instantiate(cfg.trainer.get("plugins") or []), CheckpointFolder()],
     )
     data = OnPolicyData(
         mixture, updates=batches(cfg), groups=cfg.rollout.groups, group_size=cfg.rollout.group_size, seed=cfg.seed

@@ -27,6 +27,7 @@ def evaluate_teachers(cfg: DictConfig, mixture: TaskMixture) -> dict[str, list[T
         with open_engine(partial(instantiate, cfg.engine, model=model), "starting the teacher's engine") as engine:
             for name in names:  # each has its own arguments of the chat template
                 tasks, template = {name: mixture.tasks[name]}, mixture.tasks[name].teacher_chat_template
-                with closing(make_collector(engine, tokenizer, tasks, cfg.rollout.env_threads, template)) as collector:
+                threads, workers = cfg.rollout.env_threads, cfg.rollout.env_workers
+                with closing(make_collector(engine, tokenizer, tasks, threads, template, workers)) as collector:
                     found |= evaluate_tasks(collector, tasks, sampling, whose="teacher of ")
     return found

@@ -101,6 +101,10 @@ def test_the_slowest_rank_has_at_most_a_tenth_more_than_the_mean(seed: int) -> N
     assert max(sum(sizes[i] for i in mine) for mine in shares) <= 1.1 * mean
 
 
+def test_long_rows_are_dealt_before_short_ones() -> None:
+    assert deal([3, 3, 3, 9], 2) == [[3], [0, 1, 2]]  # as they come it would be 3 + 9 against 3 + 3
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_ranks_compute_nearly_the_same_number_of_tokens(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with the padding of their micro-batches, which nobody deals."""

@@ -99,6 +99,18 @@ def test_progress_without_a_terminal_prints_plain_lines(
     assert capsys.readouterr().out.splitlines() == [f"update 1/3  {figures}", f"update 3/3  {figures}", "evaluate sums"]
 
 
+def test_progress_counts_updates_also_where_a_rollout_makes_several(
+    folders: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bar, trainer, module = StageProgress(), trainer_of(), module_of(folders)
+    module.mini_batches = 2
+    bar.on_train_start(trainer, module)
+    for batch_idx in range(3):
+        bar.on_train_batch_end(trainer, module, {}, None, batch_idx)
+    bar.teardown(trainer, module, "fit")
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["update 2/6", "update 6/6"]
+
+
 @pytest.mark.parametrize(
     ("screen", "figures"),
     [(60, "loss/train 0.250"), (80, "loss/train 0.250"), (160, "loss/train 0.250  rollout/reward/sums 0.500")],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from config_targets import Top
 
-from opdlight.config import compose
+from opdlight.config import TrainConfig, compose
 from opdlight.config.explain import nearest_key
 from opdlight.errors import ConfigError
 
@@ -56,6 +56,13 @@ def test_a_mistake_on_the_command_line_is_one_message(overrides: list[str], mess
         compose("main", Top, overrides, conf=conf)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_a_task_of_the_paper_without_its_models_is_told_which_have_teachers() -> None:
+    with pytest.raises(
+        ConfigError, match=r"no key `model.teachers.math`. Choose one with teachers, such as model=qwen"
+    ):
+        compose("train", TrainConfig, ["task=paper_math"])
 
 
 def test_a_misspelt_parent_is_corrected_before_the_whole_config_is_searched() -> None:

@@ -16,10 +16,10 @@ from opdlight.errors import ConfigError
 from opdlight.rollout import Sampling
 
 WRONG = [
-    ("trainer.precision=bf16-true", "null (the precision of weights and forward pass is `model.dtype`"),
-    ("trainer.precision=bf16-mixed", "null (the precision of weights and forward pass is `model.dtype`"),
-    ("trainer.precision=16-mixed", "null (the precision of weights and forward pass is `model.dtype`"),
-    ("trainer.precision=64", "null (the precision of weights and forward pass is `model.dtype`"),
+    ("trainer.precision=bf16-true", "null (set `model.compute_dtype`"),
+    ("trainer.precision=bf16-mixed", "null (set `model.compute_dtype`"),
+    ("trainer.precision=16-mixed", "null (set `model.compute_dtype`"),
+    ("trainer.precision=64", "null (set `model.compute_dtype`"),
     ("trainer.accumulate_grad_batches=2", "1 (an update is one rollout, cut to `micro_batch_tokens`"),
     ("trainer.gradient_clip_val=0.5", "null (set `max_grad_norm`)"),
     ("trainer.gradient_clip_algorithm=value", "null (gradients are clipped to the 2-norm `max_grad_norm`)"),
@@ -50,6 +50,20 @@ def test_what_the_loop_would_ignore_is_refused_with_the_key_to_use(override: str
     trainer = {"_target_": "lightning.Trainer", key.removeprefix("trainer."): yaml.safe_load(value)}
     with pytest.raises(ConfigError, match=re.escape(f"Expected `{key}` to be {expected}")):
         check_together({"trainer": trainer})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["trainer=fsdp", "engine.tensor_parallel_size=2"], "engine.tensor_parallel_size"),
+        (["trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2", "engine=ray"], "engine.address"),
+        (["trainer=ddp", "trainer.devices=[0,1]", "engine=ray"], "engine.address"),
+    ],
+)
+def test_engines_that_several_processes_cannot_have_are_refused_at_once(overrides: list[str], key: str) -> None:
+    with pytest.raises(ConfigError, match=f"Expected `{key}`"):
+        compose("train", TrainConfig, overrides)
+    compose("train", TrainConfig, [overrides[-1]])  # one process may
 
 
 def test_the_last_rollout_makes_no_more_updates_than_are_wanted() -> None:

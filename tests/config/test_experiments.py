@@ -61,6 +61,13 @@ OWN: dict[str, dict[str, Any]] = {
     "paper_alfworld": HOUSE | {"model.student.model": "Qwen/Qwen2.5-7B-Instruct"},
     "paper_agent_math": MATHS | HOUSE | {"task.schedule": "alternate"},
 }
+SHOP = {
+    "model.student.model": "Qwen/Qwen2.5-1.5B-Instruct",
+    "task.tasks.webshop.env.max_turns": 15,
+    "task.tasks.webshop.env.source": "original",
+    "task.tasks.webshop.env.prompt": "paper",
+}
+OWN["paper_webshop"] = SHOP
 EVALUATED = {"math", "aime24", "aime25", "amc23", "minerva", "olympiadbench"}  # math: MATH-500
 
 
@@ -75,7 +82,7 @@ def test_a_preset_says_what_the_paper_says(name: str) -> None:
     expected = SHARED | OWN[name]
     assert {key: plain(cfg, key) for key in expected} == expected
     tasks = cfg.task.tasks
-    assert {n for n, t in tasks.items() if t.weight} == {n for n in ("math", "alfworld") if n in tasks}
+    assert {n for n, t in tasks.items() if t.weight} == {n for n in ("math", "alfworld", "webshop") if n in tasks}
     assert len({t.weight for t in tasks.values() if t.weight}) == 1  # 200 rollouts each
     if "math" in tasks:
         assert set(tasks) - {"alfworld"} == EVALUATED

@@ -57,6 +57,7 @@ def parts(
     staleness: Literal[0, 1] = 0,
     max_not_finite: int = 5,
     student: Mapping[str, Any] | None = None,
+    groups: int = 2,
     **collate: Any,
 ) -> tuple[OnPolicyDistillation, OnPolicyData, ScriptedEngine]:
     mixture = TaskMixture(
@@ -88,22 +89,26 @@ def parts(
         mini_batches=mini_batches,
         reference=Teachers(dict.fromkeys(mixture.names, folders[0]), trained),
     )
-    return module, OnPolicyData(mixture, updates=3, groups=2, group_size=2, seed=0), engine
+    return module, OnPolicyData(mixture, updates=3, groups=groups, group_size=2, seed=0), engine
 
 
 def fit(
-    module: OnPolicyDistillation, data: OnPolicyData, folder: Path, watch: Sequence[L.Callback] = (), **settings: Any
+    module: OnPolicyDistillation,
+    data: OnPolicyData,
+    folder: Path,
+    watch: Sequence[L.Callback] = (),
+    resume: Path | None = None,
+    **settings: Any,
 ) -> L.Trainer:
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
         callbacks=[TeacherSupportCoverage(), RolloutMetrics(), Throughput(), *watch],
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=str(folder),
-        **{"logger": False, **settings},
+        **{"logger": False, "enable_checkpointing": False, **settings},
     )
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
     return trainer

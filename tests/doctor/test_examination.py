@@ -125,7 +125,7 @@ def test_the_arguments_of_train_are_those_of_the_doctor(overrides: list[str]) ->
     same = compose("train", TrainConfig, [*overrides, "run_dir=."])
     both = (OmegaConf.to_container(c, resolve=True) for c in (cfg, same))
     mine, trains = both
-    assert {k: v for k, v in mine.items() if k not in ("quick", "out")} == trains
+    assert {k: v for k, v in mine.items() if k not in ("quick", "plan_gib", "out")} == trains
 
 
 def test_whole_episodes_come_from_the_configured_engine(tmp_path: Path) -> None:
@@ -241,10 +241,14 @@ def test_a_warning_is_shown_and_does_not_stop(capsys: pytest.CaptureFixture[str]
     assert lines[-1] == "doctor: 10 checks passed"
 
 
-def test_a_fail_stops_the_run_before_its_first_rollout_and_can_be_overruled(tmp_path: Path) -> None:
+def test_a_fail_stops_the_run_before_its_first_rollout_and_can_be_overruled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     overrides = ["task=sums", FAKE, "loss.k=5000", f"run_dir={tmp_path / 'run'}", "trainer.max_steps=1"]
-    with pytest.raises(ConfigError, match=r"Repair: loss\.k=770.*doctor=false"):
+    with pytest.raises(ConfigError, match=r"spoil the run \(2 fails above.*doctor=false") as error:
         train(compose("train", TrainConfig, overrides))
+    assert "loss.k=770" in capsys.readouterr().out  # once, on a line of its own
+    assert "loss.k=770" not in str(error.value)
     assert not list((tmp_path / "run").glob("samples*"))
     cfg, mixture, module = built("loss.k=5000", "doctor=false")
     examine_quickly(cfg, mixture, module)

@@ -1,4 +1,4 @@
-"""Scores, answers and memory: a good patient passes, each broken one is named and repaired."""
+"""Scores, answers and precision: a good patient passes, each broken one is named and repaired."""
 
 import shlex
 from dataclasses import replace
@@ -7,21 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from opdlight.config import CONF, TrainConfig, compose, instantiate
-from opdlight.doctor import memory, scores
+from opdlight.doctor import scores
 from opdlight.doctor.answers import check_answers, first_turns
 from opdlight.doctor.examination import examine
 from opdlight.doctor.findings import Finding, Verdict, override, worst
-from opdlight.doctor.memory import check_memory, estimate
 from opdlight.doctor.patient import Patient
 from opdlight.doctor.precision import check_precision
-from opdlight.doctor.scores import as_batches, at_the_teacher, check_determinism, check_identical, own_loss
+from opdlight.doctor.scores import at_the_teacher, check_determinism, check_identical, own_loss
 from opdlight.errors import ConfigError
 from opdlight.losses import ImportanceWeighted, SampledToken, SpecialTokenMask, SupportMatching
 from opdlight.models import ScoreRequest, Student, Teacher
-from opdlight.types import SharedVocabulary, Status, TeacherScores, TokenBatch, Trajectory, Turn
+from opdlight.types import Status, TeacherScores, TokenBatch, Trajectory, Turn
 from tests.doctor.cases import examined, patient, with_tokens
 from tests.tiny_models import CHATML, tiny_tokenizer
 
@@ -69,14 +67,14 @@ def test_a_teacher_that_answers_the_same_passes(tmp_path: Path) -> None:
 def test_a_teacher_that_wavers_is_found(
     noise: float, width: float, dtype: str, verdict: Verdict, problem: str, tmp_path: Path
 ) -> None:
-    one = patient(tmp_path, dtype=dtype)
+    one = patient(tmp_path, compute_dtype=dtype)
     one = replace(one, teachers={"errand": Wavering(str(tmp_path / "teacher"), noise, width)})
     finding = examined(check_determinism, one)
     assert finding.verdict is verdict
     assert problem in finding.evidence
-    assert (dtype == "bfloat16" and finding.repair == "model.dtype=float32") or finding.repair.startswith(
-        "task.tasks.errand.teacher=" if verdict is not Verdict.PASS else ""
-    )
+    assert (
+        dtype == "bfloat16" and finding.repair == "model.dtype=float32 model.compute_dtype=float32"
+    ) or finding.repair.startswith("task.tasks.errand.teacher=" if verdict is not Verdict.PASS else "")
 
 
 def test_rows_with_ids_beyond_the_teacher_are_a_finding_and_no_crash(tmp_path: Path) -> None:
@@ -224,72 +222,13 @@ def test_greedy_first_turns_are_the_students(tmp_path: Path) -> None:
     assert same.verdict is not Verdict.FAIL
 
 
-def test_memory_adds_up(tmp_path: Path) -> None:
-    one = patient(tmp_path, micro_batch_tokens=100, optimizer="torch.optim.AdamW")
-    numbers = sum(p.numel() for p in one.student.parameters())
-    parts = estimate(one, gpu=False, available=1 << 40)
-    assert parts["weights"] == parts["gradients"] == parts["teachers"] == parts["engine"] == 4 * numbers
-    assert parts["optimizer"] == 8 * numbers
-    assert parts["activations"] == 100 * 2 * (10 * 64 + 4 * 128) * 4
-    assert estimate(replace(one, optimizer="torch.optim.SGD"), False, 0)["optimizer"] == 4 * numbers
-    vllm = {"_target_": "opdlight.rollout.VLLMEngine", "kv_cache_gib": 2}
-    assert estimate(replace(one, engine=vllm), False, 0)["engine"] == 4 * numbers + 2 * 2**30
-    assert estimate(replace(one, engine=vllm), True, 1000)["engine"] == pytest.approx(400)  # the default share
-    pool = {"actors": 3, "num_gpus": 0, "address": None, "engine": vllm}
-    assert estimate(replace(one, engine=pool), False, 0)["engine"] == 3 * (4 * numbers + 2 * 2**30)
-    assert estimate(replace(one, engine=pool), True, 1000)["engine"] == pytest.approx(3 * 400)
-    for elsewhere in ({"num_gpus": 1}, {"address": "auto"}):
-        assert estimate(replace(one, engine=pool | elsewhere), True, 1000)["engine"] == 0
-    full = replace(one, loss=SupportMatching(support="full_vocabulary"))
-    assert estimate(full, False, 0)["logits"] > parts["logits"]
-    one.student.model.gradient_checkpointing_enable()
-    assert estimate(one, False, 0)["activations"] < parts["activations"]
-
-
-def test_the_formula_for_activations_fits_what_autograd_keeps(tmp_path: Path) -> None:
-    one = patient(tmp_path, micro_batch_tokens=124)
-    own = {p.untyped_storage().data_ptr() for p in one.student.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    (batch,) = as_batches([[5] * 200], shared=SharedVocabulary(300), micro_batch_tokens=1000)  # 100 and 24 tokens
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        one.student.hidden(batch)
-    measured = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)
-    assert measured == pytest.approx(estimate(one, False, 0)["activations"], rel=0.1)
-
-
-def test_memory_that_is_there_passes_and_what_is_not_there_is_repaired(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = patient(tmp_path, micro_batch_tokens=10_000)
-    assert check_memory(one)[0].verdict is Verdict.PASS
-    parts = estimate(one, False, 0)
-    whole = sum(parts.values())
-    monkeypatch.setattr(memory, "capacity", lambda gpu: int(whole))
-    (tight,) = check_memory(one)
-    assert tight.verdict is Verdict.WARN
-    fewer = pasted(tight)["cfg"].micro_batch_tokens
-    assert 64 <= fewer < 10_000
-    assert check_memory(replace(one, micro_batch_tokens=fewer))[0].verdict is Verdict.PASS
-    monkeypatch.setattr(memory, "capacity", lambda gpu: int(parts["weights"]))
-    (full,) = check_memory(one)
-    assert (full.verdict, full.repair) == (Verdict.FAIL, "+model.student.lora.r=8")
-    assert pasted(full)["cfg"].model.student.lora.r == 8
-    sharded = replace(one, trainer={"accelerator": "cpu", "strategy": "fsdp"})
-    assert check_memory(sharded)[0].verdict is Verdict.PASS
-    monkeypatch.setattr(memory, "capacity", lambda gpu: int(whole * 2))
-    (twice,) = check_memory(replace(one, trainer={"accelerator": "cpu", "devices": 2}))
-    assert (twice.verdict, "× 2 processes" in twice.evidence) == (Verdict.WARN, True)
-
-
-def test_precision_says_what_a_step_can_move_and_what_the_engine_would_round(tmp_path: Path) -> None:
+def test_precision_says_what_a_step_can_move_and_who_computes_in_what(tmp_path: Path) -> None:
     one = patient(tmp_path)
     (fine,) = check_precision(replace(one, learning_rate=2e-6))
-    assert (fine.verdict, fine.evidence) == (Verdict.PASS, "what is trained is float32")
+    assert (fine.verdict, fine.evidence) == (
+        Verdict.PASS,
+        "what is trained is float32; the student computes in float32",
+    )
     coarse = replace(one, student=Student(str(tmp_path / "student"), dtype="bfloat16"), dtype="bfloat16")
     (hopeless,) = check_precision(replace(coarse, learning_rate=2e-6))
     assert (hopeless.verdict, hopeless.repair) == (Verdict.FAIL, "model.dtype=float32")
@@ -300,12 +239,10 @@ def test_precision_says_what_a_step_can_move_and_what_the_engine_would_round(tmp
     (unknown,) = check_precision(replace(coarse, learning_rate=2e-6, optimizer="torch.optim.SGD"))
     assert unknown.verdict is Verdict.WARN  # its steps are as large as the gradient
     lora = Student(str(tmp_path / "student"), dtype="bfloat16", lora={"r": 2})
-    own: dict[str, Any] = {"dtype": "bfloat16"}
-    for node, key in ((own, "engine.dtype"), ({"engine": own}, "engine.engine.dtype")):
-        (rounded,) = check_precision(replace(coarse, student=lora, engine=node))
-        assert (rounded.verdict, rounded.repair) == (Verdict.FAIL, f"{key}=float32")
-    (right,) = check_precision(replace(coarse, student=lora, engine={"dtype": "float32"}))
-    assert right.verdict is Verdict.PASS
+    for node in ({"dtype": "bfloat16"}, {"engine": {"dtype": "bfloat16"}}):
+        (right,) = check_precision(replace(one, student=lora, compute_dtype="bfloat16", engine=node))
+        assert right.verdict is Verdict.PASS
+        assert right.evidence == "what is trained is float32; the student computes in bfloat16, the engine in bfloat16"
 
 
 def test_a_healthy_patient_passes_everything(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ SMALL = [
     "callbacks.checkpoints.every=2",
 ]  # fmt: skip
 HANGS = 900.0  # seconds after which a test that hangs fails; a busy machine stays below
-ONLY_CLOCKS = ("time/", "throughput/")
+ONLY_CLOCKS = ("time/", "throughput/", "memory/")
 RECORDS = ("trajectories.jsonl", "token_gaps.jsonl", "profile.csv")
 
 processes = multiprocessing.get_context("forkserver")

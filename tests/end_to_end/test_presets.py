@@ -78,10 +78,12 @@ def local(cfg: DictConfig, folder: Path) -> list[str]:
     if "math" in tasks:
         train = "task.tasks.math.env"
         found += [f"{train}.path={folder / 'dapo.parquet'}", f"{train}.split=null", "task.tasks.math.samples=1"]
-    if "alfworld" in tasks:
-        small = {"source": "generated", "max_turns": 2, "receptacles": "[3,5]", "objects": "[2,4]"}
-        found += [f"++task.tasks.alfworld.env.{key}={value}" for key, value in small.items()]
-        found.append("task.tasks.alfworld.episodes=1")
+    if tasks.keys() & {"alfworld", "webshop"}:
+        (name,) = tasks.keys() & {"alfworld", "webshop"}
+        sizes = {"alfworld": {"receptacles": "[3,5]", "objects": "[2,4]"}, "webshop": {"products": 50}}
+        small: dict[str, Any] = {"source": "generated", "max_turns": 2, **sizes[name]}
+        found += [f"++task.tasks.{name}.env.{key}={value}" for key, value in small.items()]
+        found += [f"task.tasks.{name}.episodes=1", "rollout.env_workers=0"]
     return found
 
 

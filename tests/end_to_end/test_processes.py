@@ -1,5 +1,6 @@
 """Two processes do what one does: DDP and FSDP2 on the CPU, through the entry point."""
 
+import json
 import math
 import os
 import re
@@ -7,28 +8,44 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from opdlight.run_folder.checkpoints import list_checkpoints, steps_of
-from tests.end_to_end.runs import HANGS, metrics
+from tests.distillation.ranks import free_port
+from tests.end_to_end.runs import HANGS, ONLY_CLOCKS, metrics
 
 # SGD: AdamW's first steps are sign(gradient), which would hide a wrong scale and blow up roundings of zeros
 FAKE = [
     "task.schedule=mixed", "trainer.max_steps=2", "evaluate_teachers=false",
     "task.tasks.sums.episodes=3", "task.tasks.alfworld.episodes=2", "micro_batch_tokens=600", "rollout.group_size=2",
-    "optimizer._target_=torch.optim.SGD", "~optimizer.betas", "engine._target_=tests.fakes.AnsweringEngine",
+    "callbacks.gradient.places=1000000", "optimizer._target_=torch.optim.SGD", "~optimizer.betas",
+    "engine._target_=tests.fakes.AnsweringEngine",
 ]  # fmt: skip
 
 
-def run(folder: Path, *overrides: str, stop_after: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run to the end, or until SIGTERM comes to the first process when so many steps are in metrics.csv."""
+def run(folder: Path, *overrides: str, stop_after: int = 0, nodes: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run to the end, or until SIGTERM comes to the first process when so many steps are in metrics.csv.
+
+    With several `nodes`, the command is given once for each, as on machines that share a disk.
+    """
     command = [sys.executable, "-m", "opdlight.train", *overrides, f"hydra.run.dir={folder}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     output = subprocess.PIPE
-    with subprocess.Popen(command, stdout=output, stderr=output, text=True, env=environment) as process:
+    with ExitStack() as stack:
+        if nodes > 1:
+            command.append(f"trainer.num_nodes={nodes}")
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        others = [
+            stack.enter_context(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, env=env))
+            for env in ({**environment, "NODE_RANK": str(node)} for node in range(1, nodes))
+        ]
+        environment |= {"NODE_RANK": "0"} if nodes > 1 else {}
+        process = subprocess.Popen(command, stdout=output, stderr=output, text=True, env=environment)
+        stack.enter_context(process)
         while stop_after and process.poll() is None:
             time.sleep(0.1)
             if (folder / "metrics.csv").exists() and len(metrics(folder)) > stop_after:
@@ -36,9 +53,12 @@ def run(folder: Path, *overrides: str, stop_after: int = 0) -> subprocess.Comple
                 break
         try:
             out, error = process.communicate(timeout=HANGS)
+            said = [other.communicate(timeout=HANGS)[0] for other in others]
         except subprocess.TimeoutExpired:
-            process.kill()
+            for started in (process, *others):
+                started.kill()
             raise
+        assert said == [""] * len(others)  # only the first process prints
     return subprocess.CompletedProcess(command, process.returncode, out, error)
 
 
@@ -55,8 +75,11 @@ def assert_same(one: Path, two: Path) -> None:
     rows, others = metrics(one), metrics(two)
     assert len(rows) == len(others) > 2
     for row, other in zip(rows, others, strict=True):
+        # the noise of a gradient needs two micro-batches, and the i-th ones of all ranks are one there
+        logged, too = ({k for k, v in r.items() if v and "optimizer/gradient_" not in k} for r in (row, other))
+        assert (logged ^ too) - {"throughput/rank_imbalance"} == set()  # every figure, whoever of the ranks has it
         for key, value in row.items():
-            if value and not key.startswith(("time/", "throughput/", "optimizer/gradient_")):
+            if value and not key.startswith((*ONLY_CLOCKS, "optimizer/gradient_")):
                 mine, theirs = float(value), float(other[key])
                 if key.startswith("kl/k3/"):  # a mean of exponentials, up to 10⁶ here: as well known as its logarithm
                     mine, theirs = math.log1p(mine), math.log1p(theirs)
@@ -70,28 +93,61 @@ def assert_same(one: Path, two: Path) -> None:
         assert float((weight - theirs[name]).abs().max()) < 1e-6, name
 
 
-# 5 groups: one rank has a trajectory more. 1 group on 4 ranks: two roll out nothing, and learn from rows of the others
+LORA = ["+model.student.lora={r: 4, lora_alpha: 8}", "model.compute_dtype=bfloat16", "optimizer.lr=0.2"]
+
+
+# 5 groups: one rank has a trajectory more. 1 group on 4 ranks: two roll out nothing, and learn from rows of the others;
+# they are on two nodes, which have a student each
 @pytest.mark.parametrize(
-    ("groups", "placement", "trainers", "more"),
+    ("groups", "placement", "trainers", "nodes", "more"),
     [
-        (5, "sharded", ["ddp", "fsdp"], ["rollout.mini_batches=2", "trainer.max_steps=4"]),
-        (1, "offloaded", ["fsdp"], ["task.tasks.alfworld.env.prompt=paper", "loss=sampled_token", "sampling.top_p=1.0",
-                                    "loss.baseline=running_mean"]),
+        (5, "sharded", ["ddp", "fsdp"], 1, ["rollout.mini_batches=2", "trainer.max_steps=4"]),
+        (1, "offloaded", ["fsdp"], 2, ["task.tasks.alfworld.env.prompt=paper", "loss=sampled_token",
+                                       "sampling.top_p=1.0", "loss.baseline=running_mean"]),
+        (1, "offloaded", ["fsdp"], 1, LORA),
     ],
-    ids=["2", "4"],
+    ids=["two", "two nodes", "adapters on bfloat16"],
 )  # fmt: skip
 def test_several_processes_learn_what_one_learns(
-    groups: int, placement: str, trainers: list[str], more: list[str], tmp_path: Path
+    groups: int, placement: str, trainers: list[str], nodes: int, more: list[str], tmp_path: Path
 ) -> None:
     overrides = [*FAKE, f"rollout.groups={groups}", f"teacher_placement={placement}", *more]
     recompute = ["+model.student.gradient_checkpointing=true", "+callbacks.c._target_=tests.fakes.CheckpointedLayers"]
-    devices = f"trainer.devices={2 if groups > 1 else 4}"
+    within = ["trainer.strategy.shard_within=node"] if nodes > 1 else []
     for trainer in ("cpu", *trainers):
-        how = [f"trainer={trainer}", "trainer.accelerator=cpu", *([devices, *recompute] if trainer in trainers else [])]
-        made = run(tmp_path / trainer, *overrides, *how)
+        how = [f"trainer={trainer}", "trainer.accelerator=cpu"]
+        how += ["trainer.devices=2", *within, *recompute] if trainer in trainers else []
+        made = run(tmp_path / trainer, *overrides, *how, nodes=nodes if trainer in trainers else 1)
         assert made.returncode == 0, made.stderr[-3000:]
     for trainer in trainers:
         assert_same(tmp_path / "cpu", tmp_path / trainer)
+        assert_same_records(tmp_path / "cpu", tmp_path / trainer)
+    if more is not LORA:  # there every rank has a single micro-batch
+        assert_same_gradients(*(tmp_path / trainer for trainer in trainers), updates=2 if groups > 1 else 1)
+
+
+def assert_same_records(one: Path, two: Path) -> None:
+    """The recorded trajectories and the profile are of the same episodes, whichever rank rolled them out."""
+    lines, others = (list(map(json.loads, (f / "trajectories.jsonl").read_text().splitlines())) for f in (one, two))
+    for line, other in zip(lines, others, strict=True):
+        for key in ("update", "stage", "task", "seed", "group", "status", "reward", "metrics"):
+            assert line[key] == other[key], key
+    profiles = ((f / "profile.csv").read_text().splitlines() for f in (one, two))
+    for row, other_row in zip(*profiles, strict=True):
+        assert row.split(",")[:6] == other_row.split(",")[:6]  # update, task, axis, start, end, tokens
+
+
+def assert_same_gradients(*folders: Path, updates: int) -> None:
+    """The micro-batches of all ranks are those of the others, however the strategy adds up gradients."""
+    found = [[r for r in metrics(folder) if r["optimizer/gradient_variance"]] for folder in folders]
+    for rows in zip(*found, strict=True):
+        variances, ratios = ([float(r[f"optimizer/gradient_{n}"]) for r in rows] for n in ("variance", "snr"))
+        assert variances == pytest.approx(variances[:1] * len(rows), rel=1e-3) and min(variances) > 0
+        assert ratios == pytest.approx(ratios[:1] * len(rows), rel=1e-3)
+        if updates == 1:  # all weights are followed, so ‖g‖² is known
+            size = (ratios[0] + 1) * variances[0]
+            assert size == pytest.approx(float(rows[0]["optimizer/grad_norm"]) ** 2, rel=1e-3)
+    assert found[0]
 
 
 def test_a_divided_student_goes_on_divided_or_whole(tmp_path: Path) -> None:

@@ -40,12 +40,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "granite": {"model_type": "granite", "logits_scaling": 4.0},
     "cohere": {"model_type": "cohere", "logit_scale": 0.25},
 }
+OTHERS: dict[str, dict[str, Any]] = {  # not every test is for them
+    "gemma3": {"model_type": "gemma3_text", "head_dim": 8},
+    **{name: {"model_type": name} for name in ("bloom", "lfm2", "mamba2", "mistral")},
+}
 
 
 def build(architecture: str, seed: int = 0, width: int = 330, **changes: Any) -> PreTrainedModel:
     """A random float32 model in eval mode; the tokenizer knows fewer tokens than its `width`."""
     torch.manual_seed(seed)
-    settings = {**ARCHITECTURES[architecture], **changes}
+    settings = {**(ARCHITECTURES | OTHERS)[architecture], **changes}
     kind = settings.pop("model_type")
     config = AutoConfig.for_model(kind, vocab_size=width, **{**SMALL, **settings})
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

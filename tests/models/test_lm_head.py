@@ -230,6 +230,59 @@ def test_token_logprobs_are_never_positive_in_bfloat16() -> None:
     assert (token_logprobs(hidden, sharp, best) <= 0).all()
 
 
+def large(frozen: bool = False) -> tuple[Tensor, LMHead]:
+    """Hidden states and a head in bfloat16 with logits of about ±30, where bfloat16 has steps of 1/8."""
+    generator = torch.Generator().manual_seed(3)
+    hidden, weight = (torch.randn(n, 64, generator=generator) * 2 for n in (512, 90))
+    weight = weight.bfloat16().requires_grad_(not frozen)
+    return hidden.bfloat16().requires_grad_(), LMHead(weight=weight)
+
+
+def test_bfloat16_logits_are_not_rounded_to_bfloat16(strategy: str) -> None:
+    hidden, head = large()
+    exact = hidden.double() @ head.weight.double().T
+    assert float(exact.detach().abs().max()) > 16
+    ids = torch.arange(90).expand(512, 90)
+    for got in (head.logits(hidden), support_logits(hidden, head, ids)):
+        assert got.dtype is torch.float32
+        torch.testing.assert_close(got.double(), exact, atol=1e-4, rtol=1e-6)
+
+
+def test_gradients_of_a_bfloat16_head_are_summed_in_float32(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over chunks, parts and functions; what is left is one rounding at the end (and those of each factor)."""
+    monkeypatch.setattr(support_product, "PART_ELEMENTS", 2000)
+    hidden, head = large()
+    ids = torch.arange(90).expand(512, 90)
+    signs = torch.where(torch.arange(512) % 2 == 0, 1.0, 0.5)  # exact in bfloat16
+
+    def total(h: Tensor, of: LMHead) -> Tensor:
+        rows = of.logits(h).double().sum(-1) if h.dtype is torch.float64 else None
+        parts = [of.logits(part).sum(-1) for part in h.split(8)] if rows is None else [2 * rows]
+        if rows is None:
+            parts = [torch.cat(parts) + support_logits(h, of, ids).sum(-1)]
+        return (parts[0] * signs).sum()
+
+    (got,) = torch.autograd.grad(total(hidden, head), [head.weight])
+    fine = head.weight.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(total(hidden.detach().double(), LMHead(weight=fine)), [fine])
+    assert got.dtype is torch.bfloat16
+    assert torch.equal(got, expected.float().bfloat16())
+
+
+def test_a_copied_weight_hands_its_gradient_to_the_float32_one() -> None:
+    """As under autocast: products of the bfloat16 copy, the gradient of the float32 weight unrounded."""
+    hidden, low = large()
+    weight = (low.weight.detach().float() + 1e-4).requires_grad_()
+    head = LMHead(weight=weight.detach().bfloat16(), gradient_to=weight)
+    value = log_normaliser(hidden, head, chunk=7).sum() + support_logits(hidden, head, torch.zeros(512, 1).long()).sum()
+    (got,) = torch.autograd.grad(value, [weight])
+    fine = head.weight.double().requires_grad_()
+    exact = hidden.detach().double() @ fine.T
+    (expected,) = torch.autograd.grad(exact.logsumexp(-1).sum() + exact[:, 0].sum(), [fine])
+    assert got.dtype is torch.float32
+    assert float((got - expected).norm() / expected.norm()) < 2e-3  # of probabilities rounded to bfloat16
+
+
 class Sizes(TorchDispatchMode):
     """Records the shape of every tensor that any operation makes, in forward and backward."""
 

@@ -15,7 +15,7 @@ from opdlight.errors import ConfigError
 from opdlight.models import Student
 from opdlight.models.lm_head import token_logprobs
 from opdlight.models.loading import load_model
-from opdlight.models.precision import bfloat16_share, check_engine_dtype, movable
+from opdlight.models.precision import bfloat16_share, movable
 from tests.models.architectures import full_logits, random_batch, save
 from tests.models.test_lora import LORA, adapted
 
@@ -110,16 +110,3 @@ def test_a_saved_folder_says_that_it_is_float32(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["dtype"] == "float32"
     Student(save(tmp_path / "base2"), dtype="bfloat16").save(tmp_path / "full")  # trained in full: as it is
     assert json.loads((tmp_path / "full" / "config.json").read_text())["dtype"] == "bfloat16"
-
-
-def test_an_engine_that_would_round_adapters_away_is_refused(tmp_path: Path) -> None:
-    folder = save(tmp_path)
-    student = Student(folder, dtype="bfloat16", lora=LORA)
-    for node, key in (
-        ({"dtype": "bfloat16"}, "engine.dtype"),
-        ({"engine": {"dtype": "bfloat16"}}, "engine.engine.dtype"),
-    ):
-        with pytest.raises(ConfigError, match=rf"`{key}` to be float32 beside `model\.student\.lora` in bfloat16"):
-            check_engine_dtype(student, node)
-        check_engine_dtype(Student(folder, lora=LORA), node)  # the user's own choice
-    check_engine_dtype(student, {"dtype": "float32"})

@@ -127,7 +127,7 @@ def test_teachers_without_a_row_are_touched_in_the_same_order_if_they_are_sharde
     events: list[Any] = []
     teachers = several(folders, events)
     if sharded:
-        teachers.shard(None, offload=True)  # type: ignore[arg-type]
+        teachers.place("offloaded", object())  # type: ignore[arg-type]
         assert events == [("shard", n, True) for n in range(3)]
         events.clear()
     batch = random_batch([9, 7], tasks=("c", "a"))
@@ -141,6 +141,9 @@ def test_teachers_without_a_row_are_touched_in_the_same_order_if_they_are_sharde
     scored = [event for event in events if event[0] == "score"]
     assert scored == [("score", 1.0, one.target_ids.tolist())]
     assert len(events) == (3 if sharded else 1)
+    events.clear()
+    teachers.score(one, ScoreRequest(needs=Needs(), shared=teachers.shared_vocabulary))  # another rank may ask
+    assert events == ([("touch", n) for n in range(3)] if sharded else [])
 
 
 def test_answers_are_put_together_position_by_position(folders: list[str]) -> None:

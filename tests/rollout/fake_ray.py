@@ -74,7 +74,7 @@ class Handle:
         if fate == "is out of reach":
             return self.calls.popleft().answer(error=RayError(f"actor {self.number} cannot be reached"))
         call = self.calls[0]
-        arguments = [a.value if isinstance(a, Ref) else a for a in call.arguments]
+        arguments = [a.value if isinstance(a, Ref | Call) else a for a in call.arguments]
         try:
             value = getattr(self.actor, call.method)(*arguments)
         except Died:
@@ -91,13 +91,18 @@ class Handle:
 class FakeRay:
     """What `RayEngine` uses of the module `ray`. `fate(handle, method)` decides about each call that is due."""
 
+    gpus = 0
+
     def __init__(self, fate: Callable[[Handle, str], Fate] = lambda handle, method: "answers", cpus: float = 8) -> None:
         self.fate, self.cpus = fate, cpus
         self.handles: list[Handle] = []
+        self.names: dict[str, Handle] = {}
+        self.puts = 0
         self.initialised = False
         self.rounds = 0
         self.broken = {"auto"}  # addresses that do not answer
         self.address: str | None = None
+        self.util = SimpleNamespace(get_node_ip_address=lambda: "node")
         self.exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
     def is_initialized(self) -> bool:
@@ -112,18 +117,25 @@ class FakeRay:
         self.initialised = False
 
     def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": self.cpus}
+        return {"CPU": self.cpus, "GPU": self.gpus}
 
     available_resources = cluster_resources
 
     def remote(self, actor_class: type) -> Any:
-        def make() -> Handle:
+        def make(name: str) -> Handle:
             self.handles.append(handle := Handle(len(self.handles), actor_class()))
+            self.names[name] = handle
             return handle
 
-        return SimpleNamespace(options=lambda **ignored: SimpleNamespace(remote=make))
+        return SimpleNamespace(options=lambda name, **ignored: SimpleNamespace(remote=lambda: make(name)))
+
+    def get_actor(self, name: str, namespace: str) -> Handle:
+        if not self.names[name].alive:
+            raise ValueError(f"no actor is called {name}")
+        return self.names[name]
 
     def put(self, value: Any) -> Ref:
+        self.puts += 1
         return Ref(value)
 
     def wait(self, calls: Iterable[Call], *, timeout: float, num_returns: int = 1) -> tuple[list[Call], list[Call]]:

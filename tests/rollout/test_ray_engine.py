@@ -15,7 +15,11 @@ import torch
 from opdlight.errors import ConfigError, EngineError, MissingDependencyError
 from opdlight.rollout import Completion, Engine, RayEngine, Request, Sampling
 from opdlight.rollout.engines import ray_pool as ray_engine
+from opdlight.rollout.engines import ray_start
+from opdlight.rollout.engines.base import NO_WEIGHTS
+from opdlight.rollout.engines.ray_weights import NAMESPACE
 from tests.rollout.fake_ray import FakeRay, Fate, Handle
+from tests.rollout.fake_vllm import FakeGPUs
 from tests.rollout.slow_engine import DEADLY, REFUSED, SlowEngine
 
 Answer = tuple[str, list[int], int]
@@ -67,7 +71,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RayEngine, Fa
         fate: Callable[[Handle, str], Fate] = lambda handle, method: "answers", model: str = "any", **arguments: Any
     ) -> tuple[RayEngine, FakeRay]:
         ray = FakeRay(fate)
-        monkeypatch.setattr(ray_engine, "_import_ray", lambda: ray)
+        monkeypatch.setattr(ray_start, "import_ray", lambda: ray)
         return RayEngine(model, SlowEngine, **{"actors": 3, **arguments}), ray
 
     return make
@@ -99,7 +103,7 @@ def test_whoever_dies_whenever_each_request_is_answered_once_and_as_by_one_engin
     stats = pool.stats()
     assert stats["restarts"] == len(ray.handles) - 3 >= 1
     assert stats["resent"] > 0
-    assert set(stats) == {"restarts", "resent", "requests", "steps"}
+    assert set(stats) == {"restarts", "resent", "requests", "steps", "update_bytes"}
 
 
 def test_only_what_died_is_repeated_and_the_counters_of_the_dead_stay(played: Any) -> None:
@@ -200,6 +204,38 @@ def test_refused_weights_change_nothing_anywhere(played: Any) -> None:
     assert answers(pool, []) == alone([request("a", prompt=[1])], 1.0, 3)
 
 
+def test_actors_on_the_trainers_gpu_lend_it_their_memory_and_get_the_weights_again(
+    played: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = FakeGPUs(monkeypatch, count=8, current=5)
+    pool, ray = played()
+    assert gpus.chosen == [5, 5, 5]
+    pool.sleep()
+    ray.handles[1].end()
+    assert pool.policy_version == NO_WEIGHTS
+    with pytest.raises(EngineError, match="no weights"):
+        pool.add_request(request("a", prompt=[1]))
+    pool.wake()  # one has died in its sleep
+    pool.update_weights(weights(2.0), 0)
+    assert answers(pool, requests(9)) == alone(requests(9), 2.0)
+    assert [kind for kind, *_ in ray.handles[0].actor.engine.events][:3] == ["sleep", "wake", "update"]
+    pool.add_request(request("a", prompt=[1]))
+    with pytest.raises(EngineError, match="1 requests are unfinished"):
+        pool.sleep()
+    assert gpus.current == 5
+
+
+def test_actors_with_gpus_of_their_own_never_sleep(played: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = FakeGPUs(monkeypatch, count=8, current=5)
+    monkeypatch.setattr(FakeRay, "gpus", 8)
+    pool, ray = played(num_gpus=1)
+    assert gpus.chosen == []
+    pool.sleep()
+    pool.wake()
+    assert pool.policy_version == 0
+    assert {method for handle in ray.handles for method in handle.asked} == {"start"}
+
+
 def test_bad_requests_are_refused_at_once_or_by_the_engine_in_its_own_words(played: Any) -> None:
     pool, _ = played()
     with pytest.raises(EngineError, match="max_model_len"):
@@ -240,7 +276,7 @@ def test_completions_in_between_make_a_place_sound_again(played: Any) -> None:
 def test_a_first_start_that_fails_is_the_engines_own_error_and_leaves_no_ray(played: Any) -> None:
     made: list[FakeRay] = []
     with pytest.raises(EngineError, match=r"^The model is refused\.$"):
-        played(lambda handle, method: made.append(ray_engine._import_ray()) or "answers", model="refused")
+        played(lambda handle, method: made.append(ray_start.import_ray()) or "answers", model="refused")
     assert not made[0].initialised
     assert not any(handle.alive for handle in made[0].handles)
 
@@ -343,6 +379,11 @@ def test_real_ray_survives_a_kill_and_the_new_process_has_the_new_weights(capfd:
             assert found == alone(asked, 2.0, 5)
             round_number += 1
         assert killed[0] not in places
+        name, ray = pool._members[0].name, pool._ray  # as another process of the trainer finds and loses an actor
+        assert ray.get(ray.get_actor(name, namespace=NAMESPACE).sleep.remote()).max_model_len == pool.max_model_len
+        ray.kill(pool._members[0].actor)
+        with pytest.raises(ValueError, match=name):
+            ray.get_actor(name, namespace=NAMESPACE)
     finally:
         pool.close()
     assert "Traceback" not in "".join(capfd.readouterr())

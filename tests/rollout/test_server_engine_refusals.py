@@ -1,16 +1,13 @@
 """What `VLLMServerEngine` refuses: malformed replies, and servers that cannot serve the student."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from opdlight.errors import ConfigError, EngineError, OpdError, ServerError
-from opdlight.models import Student
 from opdlight.rollout import VLLMServerEngine
-from opdlight.train.checks import check_server_dtype
 from tests.fake_server import FakeServer
 from tests.rollout.served import TOKENIZER, add, finish
 from tests.tiny_models import tiny_llama
@@ -111,15 +108,8 @@ def test_several_processes_are_refused(start: Callable[..., VLLMServerEngine], m
         start()
 
 
-def test_a_server_that_would_round_adapters_away_is_refused(
-    fake: FakeServer, start: Callable[..., VLLMServerEngine], folder: Path
-) -> None:
-    whole, coarse = (Student(str(folder), dtype=dtype, lora={"r": 2}) for dtype in ("float32", "bfloat16"))
+def test_the_dtype_of_a_server_is_asked(fake: FakeServer, start: Callable[..., VLLMServerEngine]) -> None:
     engine = start()
     assert engine.dtype == "float32"
-    check_server_dtype(coarse, engine)
     fake.model.bfloat16()
     assert engine.dtype == "bfloat16"
-    check_server_dtype(whole, engine)
-    with pytest.raises(ConfigError, match=r"`engine\.url` to be `vllm serve --dtype float32` beside .*'bfloat16'"):
-        check_server_dtype(coarse, engine)

@@ -1,12 +1,15 @@
 """Which trajectories a rank rolls out, by which weights, and when a signal may end it."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from opdlight.errors import EngineError
 from opdlight.rollout import Sampling, ScriptedEngine, source
+from opdlight.rollout.engines.base import NO_WEIGHTS
 from opdlight.rollout.source import RolloutSource
 from opdlight.system import distributed
 from opdlight.system.preemption import Preempted
@@ -55,6 +58,7 @@ def test_each_rank_rolls_out_its_share_of_every_group(monkeypatch: pytest.Monkey
     batch = requests(4)
     alone = rolls.train(batch, None, step=0, policy=Weights(), version=0)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(source, "all_gather", lambda mine: [mine, mine])  # both wait for the slower rollout
     for number in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda number=number: number)
         found = rolls.train(batch, None, step=0, policy=Weights(), version=0)
@@ -105,3 +109,85 @@ def test_a_signal_during_publication_ends_the_step_before_its_rollout(made: Any)
     assert stop.value.between_steps
     assert [kind for kind, *_ in engine.events] == ["update"]
     assert rolls.preemption.busy
+
+
+class Forgetful(ScriptedEngine):
+    """Loses its weights in sleep, as an engine on a GPU does."""
+
+    def sleep(self) -> None:
+        super().sleep()
+        self.policy_version = NO_WEIGHTS
+
+
+def short(engine: ScriptedEngine) -> str:
+    """The order of what the engine did: woken, updated to a version, rolling out, asleep, closed."""
+    said = {"wake": "w", "update": "U", "add": "a", "finish": "a", "sleep": "s", "close": "c"}
+    events = (said[str(kind)] + (str(of[0]) if kind == "update" else "") for kind, *of in engine.events)
+    return re.sub("a+", "a", "".join(events))
+
+
+@pytest.mark.parametrize(("engine_class", "before_updates"), [(ScriptedEngine, ""), (Forgetful, "U0")])
+def test_the_engine_is_awake_only_while_it_gets_weights_and_rolls_out(engine_class: Any, before_updates: str) -> None:
+    engine = engine_class(lambda prompt: GO)
+    rolls = RolloutSource(lambda: collector(engine), sampling=Sampling(), seed=3)
+    rolls.start()
+    assert short(engine) == "s"
+    rolls.evaluate(requests(1), policy=Weights(), version=0)  # before any update
+    assert short(engine) == f"sw{before_updates}as"
+    for step in range(2):
+        rolls.train(requests(1), requests(1), step=step, policy=Weights(), version=step)
+        assert engine.events[-1] == ("sleep",)  # now the student trains
+    rolls.evaluate(requests(1), policy=Weights(), version=2)
+    rolls.close()
+    assert short(engine) == f"sw{before_updates}asw{before_updates}aswU1aswU2asc"
+
+
+def test_an_engine_that_rolls_out_during_the_training_never_sleeps() -> None:
+    engine = ScriptedEngine(lambda prompt: GO)
+    rolls = RolloutSource(lambda: collector(engine), sampling=Sampling(), seed=3, staleness=1)
+    rolls.start()
+    rolls.train(requests(1), requests(1), step=0, policy=Weights(), version=0)
+    rolls.train(requests(1), None, step=1, policy=Weights(), version=1)
+    rolls.evaluate(requests(1), policy=Weights(), version=2)
+    rolls.close()
+    assert short(engine) == "aU2ac"
+
+
+def test_after_an_error_in_a_rollout_the_engine_can_be_closed() -> None:
+    broken = True
+
+    def answer(prompt: list[int]) -> list[int]:
+        if broken:
+            raise EngineError("out of memory")
+        return GO
+
+    engine = ScriptedEngine(answer)
+    rolls = RolloutSource(lambda: collector(engine), sampling=Sampling(), seed=3)
+    rolls.start()
+    with pytest.raises(EngineError, match="out of memory"):
+        rolls.train(requests(1), None, step=0, policy=Weights(), version=1)
+    assert short(engine) == "swU1a"  # awake
+    rolls.close()
+    assert short(engine) == "swU1ac"
+
+
+def test_a_publication_says_its_bytes_and_seconds() -> None:
+    class Counting(ScriptedEngine):
+        def stats(self) -> dict[str, float]:
+            return {"update_bytes": 4.0 * sum(int(str(e[1])) for e in self.events if e[0] == "update")}
+
+    rolls = RolloutSource(lambda: collector(Counting(lambda prompt: GO)), sampling=Sampling())
+    rolls.publish(Weights(), 0)
+    assert rolls.published is None  # the engine has these weights
+    for version in (3, 4):
+        rolls.publish(Weights(), version)
+        assert rolls.published is not None
+        assert rolls.published.bytes == 4 * version  # of this one, not of all
+        assert rolls.published.seconds > 0
+    rolls.close()
+
+
+def test_an_engine_that_counts_no_bytes_is_published_to_without_figures(made: Any) -> None:
+    rolls, _ = made
+    rolls.publish(Weights(), 1)
+    assert rolls.published is None

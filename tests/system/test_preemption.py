@@ -14,7 +14,8 @@ import torch
 from opdlight.callbacks import Checkpoints
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.losses import ImportanceWeighted, SupportMatching
-from opdlight.run_folder.checkpoints import CheckpointFolder, list_checkpoints
+from opdlight.run_folder.checkpoint_io import CheckpointFolder
+from opdlight.run_folder.checkpoints import list_checkpoints
 from opdlight.system.preemption import Preempted, Preemption
 from tests.distillation.one_update import parts
 

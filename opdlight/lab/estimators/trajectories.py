@@ -37,7 +37,8 @@ def roll_out(cfg: DictConfig, mixture: TaskMixture, student: Student) -> dict[st
     start = partial(instantiate, cfg.engine, model=cfg.model.student.model)
     sampling = Sampling(temperature=1.0, top_p=1.0)
     found = {}
-    with open_collector(start, student.tokenizer, mixture.tasks, cfg.env_threads, student.chat_template) as collector:
+    tokenizer, template = student.tokenizer, student.chat_template
+    with open_collector(start, tokenizer, mixture.tasks, cfg.env_threads, template, cfg.env_workers) as collector:
         for name in mixture.teachers:
             requests = held_out(name, replace(mixture.tasks[name], episodes=cfg.episodes, samples=1))
             with progress(f"rolling out {name}", len(requests)) as bar:
@@ -53,7 +54,7 @@ def measure_tasks(cfg: DictConfig, losses: Mapping[str, Loss]) -> list[Real]:
     teachers = Teachers(
         mixture.teachers,
         student,
-        partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code),
+        partial(Teacher, dtype=cfg.model.compute_dtype, trust_remote_code=cfg.model.trust_remote_code),
     )
     trajectories = roll_out(cfg, mixture, student)
     collate = Collate(

@@ -112,11 +112,11 @@ def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Colle
     }
     for title, make in losses.items():
         for masked in (False, True):
-            student = Student(str(folder), cfg.model.dtype)
+            student = Student(str(folder), cfg.model.dtype, cfg.model.compute_dtype)
             teachers = Teachers(
                 mixture.teachers,
                 student,
-                partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code),
+                partial(Teacher, dtype=cfg.model.compute_dtype, trust_remote_code=cfg.model.trust_remote_code),
             )
             collector.engine.update_weights(student.named_weights(), 0)
             module = OnPolicyDistillation(

@@ -72,7 +72,7 @@ def taught_student(cfg: DictConfig, dropped: Sequence[str], name: str, task: Tas
     start = folder.with_name(f"{folder.name}-untaught")
     write_other_student(cfg, dropped, start)
     chat_template = instantiate(cfg.model.student.get("chat_template") or {})
-    student = Student(str(start), cfg.model.dtype, chat_template=chat_template)
+    student = Student(str(start), cfg.model.dtype, cfg.model.compute_dtype, chat_template=chat_template)
     renderer = ChatRenderer(student.tokenizer, student.chat_template)
     special = cfg.special
     seeds = [episode_seed(cfg.seed, name, "failure modes", i) for i in range(special.demonstrations)]

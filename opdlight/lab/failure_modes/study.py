@@ -55,7 +55,8 @@ def _collecting(
     cfg: DictConfig, model: str, student: Student, tasks: Mapping[str, Task]
 ) -> AbstractContextManager[Collector]:
     start = partial(instantiate, cfg.engine, model=model)
-    return open_collector(start, student.tokenizer, tasks, cfg.env_threads, student.chat_template)
+    template = student.chat_template
+    return open_collector(start, student.tokenizer, tasks, cfg.env_threads, template, cfg.env_workers)
 
 
 def study(cfg: DictConfig) -> dict[str, float]:
@@ -72,7 +73,7 @@ def study(cfg: DictConfig) -> dict[str, float]:
     teachers = Teachers(
         mixture.teachers,
         student,
-        partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code),
+        partial(Teacher, dtype=cfg.model.compute_dtype, trust_remote_code=cfg.model.trust_remote_code),
     )
     policies = {"top-p 1": 1.0, f"top-p {cfg.top_p:g}": cfg.top_p}
     with progress("rolling out"), _collecting(cfg, cfg.model.student.model, student, mixture.tasks) as collector:
@@ -142,9 +143,8 @@ def _special(cfg: DictConfig, mixture: TaskMixture, number: int, title: str, fol
     model = folder / f"other-student-{number + 1}"
     with progress(f"{title}: teaching the student"):
         student = taught_student(cfg, other.dropped, name, alone.tasks[name], model)
-    teachers = Teachers(
-        alone.teachers, student, partial(Teacher, dtype=cfg.model.dtype, trust_remote_code=cfg.model.trust_remote_code)
-    )
+    own = partial(Teacher, dtype=cfg.model.compute_dtype, trust_remote_code=cfg.model.trust_remote_code)
+    teachers = Teachers(alone.teachers, student, own)
     mask: SpecialTokenMask = instantiate(other.mask).resolve(student.tokenizer)
     status = f"{title}: rolling out and distilling"
     with progress(status), _collecting(cfg, str(model), student, alone.tasks) as collector:

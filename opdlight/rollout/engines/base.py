@@ -10,6 +10,8 @@ from torch import Tensor
 from opdlight.bounds import Bounds, NonNegativeFloat, NonNegativeInt
 from opdlight.errors import ConfigError, EngineError
 
+NO_WEIGHTS = -1  # the `policy_version` of an engine that has lost its weights in sleep
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -109,9 +111,13 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Generates completions. Every `step` advances all running requests, so a request can be added at any time."""
+    """Generates completions. Every `step` advances all running requests, so a request can be added at any time.
 
-    policy_version: int
+    An engine starts awake. It sleeps while the student trains and is woken before weights or requests come; one that
+    has no memory to lend does nothing in `sleep` and `wake`.
+    """
+
+    policy_version: int  # number of updates that its weights have had; NO_WEIGHTS if it lost them in sleep
     max_model_len: int
 
     def add_request(self, request: Request) -> None:
@@ -124,10 +130,25 @@ class Engine(Protocol):
         """True while a request is queued or running."""
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Load weights, named as in a checkpoint; raises EngineError if they do not fit or requests are unfinished."""
+        """Load weights, named as in a checkpoint; raises EngineError if they do not fit or requests are unfinished.
+
+        With several trainer processes every rank must call it: the weights of a sharded student are gathered in it.
+        """
+
+    def sleep(self) -> None:
+        """Free the memory that the trainer can use; raises EngineError while requests are unfinished.
+
+        Weights may be lost; `policy_version` is NO_WEIGHTS then. Sleeping twice is harmless, closing in sleep, too.
+        """
+
+    def wake(self) -> None:
+        """Take back the memory that `update_weights` needs, and where no weights are lost all of it.
+
+        An engine that is awake stays as it is.
+        """
 
     def stats(self) -> dict[str, float]:
-        """Counters since the engine was started."""
+        """Counters since the engine was started; `update_bytes` is the size of all weights that it was sent."""
 
     def close(self) -> None:
-        """Free the model and its cache."""
+        """Free the model and its cache, awake or asleep."""

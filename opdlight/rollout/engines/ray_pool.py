@@ -1,36 +1,33 @@
 """A pool of engines in processes of their own, Ray actors on one machine or several, that acts as one engine.
 
-This is the only file that imports ray, and only when a pool starts. An actor runs its calls one after the other; the
-pool keeps two calls pending at each busy actor, so that it starts the second while the reply to the first is on its
-way. An actor that dies is replaced, and its unfinished requests are sent to others.
+An actor runs its calls one after the other; the pool keeps two calls pending at each busy actor, so that it starts the
+second while the reply to the first is on its way. An actor that dies is replaced, and its unfinished requests are sent
+to others.
 """
 
 import logging
-import os
-import random
-import signal
-import socket
-import threading
+import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from opdlight.bounds import NonNegativeFloat, PositiveInt
-from opdlight.errors import ConfigError, EngineError, MissingDependencyError
+from opdlight.errors import ConfigError, EngineError
 from opdlight.models.loading import resolve_model
-from opdlight.rollout.engines.base import Completion, Engine, Request
-from opdlight.rollout.engines.ray_actor import POLL_SECONDS, EngineActor, Report, packed
+from opdlight.rollout.engines import ray_start
+from opdlight.rollout.engines.base import NO_WEIGHTS, Completion, Engine, Request
+from opdlight.rollout.engines.ray_actor import POLL_SECONDS, EngineActor, Report
+from opdlight.rollout.engines.ray_nccl import Nccl
+from opdlight.rollout.engines.ray_weights import NAMESPACE, Died, ObjectStore
+from opdlight.rollout.engines.vllm import VLLMEngine
 
 log = logging.getLogger(__name__)
-_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would send the working directory to every node
-}
 _START_SECONDS = 1800.0  # longest time for an actor to be scheduled and to load its model
 _MOST_DEATHS = 3  # of an actor and its replacements in a row without a completion, or with the same request
 _BLOCK = 32  # tokens; the prefix cache is modelled in blocks of this size
@@ -41,19 +38,20 @@ _PREFILL = 256  # uncached prompt tokens that count as much load as one running 
 class _Member:
     """An actor as the pool sees it."""
 
+    name: str  # by which Ray knows the actor
     actor: Any
     calls: deque[Any]  # references to pending replies, oldest first
     deaths: int  # of the actors that it replaces, in a row without a completion
     since: float  # time.monotonic() when it was started
     report: Report | None = None  # the last reply; None until it has started
-    weights: Any = None  # reference to the weights that it was last sent
+    weights: object = None  # what it has loaded: `RayEngine._weights` of that time
     running: set[str] = field(default_factory=set)  # ids of its unfinished requests
     queued: list[Request] = field(default_factory=list)  # those of them that it has not been sent yet
     cached: set[int] = field(default_factory=set)  # hashes of the prompt blocks in its prefix cache
 
 
 class RayEngine:
-    """A pool of engines as Ray actors: requests are spread by load, weights travel once to each node.
+    """A pool of engines as Ray actors: requests are spread by load, weights are copied once to each node.
 
     A request goes to the actor with the least load: its number of unfinished requests, plus one for every 256 prompt
     tokens that are not in its prefix cache, so that a long conversation stays with its actor. An error of an engine is
@@ -61,21 +59,25 @@ class RayEngine:
     repeated by other actors: no completion is returned twice, and one with a seed is the same.
 
     Every machine needs opdlight, the environment's packages, and `model` under the same path (a shared folder or a Hub
-    name). Each process of `trainer=ddp` or `fsdp` has its own pool: let them share one Ray cluster with `address=auto`
-    and with resources for processes × actors, because with null each process starts a Ray that assumes the whole
-    machine. Ray does not know which GPUs the trainer uses: start it with CUDA_VISIBLE_DEVICES set to the others.
+    name). Each process of `trainer=ddp` or `fsdp` has a pool of its own. They share the Ray cluster at `address`, which
+    needs resources for processes × actors, and the first process sends the weights to the actors of all pools. Ray does
+    not know which GPUs the trainer uses: start it with CUDA_VISIBLE_DEVICES set to the others.
 
     Args:
         model: folder or Hub name, passed to `engine`.
         engine: makes the engine of an actor from `model`.
         actors: number of actors.
         address: address of a running Ray cluster, or `auto` for the one of this machine; null starts Ray on this
-            machine until `close`.
+            machine until `close`, which only a trainer of one process may.
         num_cpus: CPUs of each actor, and its threads.
-        num_gpus: GPUs of each actor; with 0 it shares the trainer's.
+        num_gpus: GPUs of each actor; with 0 it shares the one of this process, and sleeps while the student trains.
+        transfer: how weights travel: by `nccl`, from the trainer's GPU to those of the actors (whole ones of their own,
+            and vLLM as `engine`), or by Ray's `object_store`; `auto` is NCCL where that is possible. With NCCL an actor
+            that dies is replaced by one that works from the next publication on; if a pool has no other, or it dies
+            during a publication, the run ends.
 
     Raises:
-        ConfigError: if there is no cluster at `address`, or this machine has too few resources.
+        ConfigError: if there is no cluster at `address`, this machine has too few resources, or NCCL is not possible.
         EngineError: also by the methods, if an actor cannot be started or actors keep dying.
     """
 
@@ -88,23 +90,31 @@ class RayEngine:
         address: str | None = None,
         num_cpus: NonNegativeFloat = 1,
         num_gpus: NonNegativeFloat = 0,
+        transfer: Literal["auto", "object_store", "nccl"] = "auto",
     ) -> None:
         self.policy_version = 0
+        # the trainer's, if the actors share it: then they lend it their memory between rollouts
+        self._gpu = torch.cuda.current_device() if num_gpus == 0 and torch.cuda.is_available() else None
         self._make_engine, self._model = engine, resolve_model(model)
-        self._weights: Any = None  # reference to the current weights; None: those of the model's folder
+        self._weights: object = None  # stands for the current weights; None: those of the model's folder
+        self._bytes = 0  # of all weights so far, each counted once
+        self._started = 0  # actors so far
         self._waiting: deque[str] = deque()  # ids of requests without an actor
         self._requests: dict[str, Request] = {}  # all unfinished ones, by id
         self._deaths: Counter[str] = Counter()  # request id → actors that died while it was unfinished
         self._past: Counter[str] = Counter(restarts=0, resent=0)  # with the counters of the actors that died
         self._members: list[_Member] = []
-        self._ray = _import_ray()
+        self._ray = ray_start.import_ray()
+        self._name = f"opdlight-{secrets.token_hex(4)}"
+        self._transfer = self._make_transfer(transfer, num_gpus)
         self._owns_ray = not self._ray.is_initialized()
         if self._owns_ray:
-            self._start_ray(address)
+            ray_start.start_ray(self._ray, address)
         try:
             self._check_resources(actors, {"CPU": num_cpus, "GPU": num_gpus}, final=address is None)
             options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": "SPREAD"}
-            self._actor_class = self._ray.remote(EngineActor).options(**options)
+            self._actor_class = self._ray.remote(EngineActor)
+            self._options = {**options, "namespace": NAMESPACE}
             self._members += [self._new_member(deaths=0) for _ in range(actors)]
             while starting := [m for m in self._members if m.report is None]:
                 self._check_start_time(starting)
@@ -112,11 +122,16 @@ class RayEngine:
         except BaseException:
             self.close()
             raise
-        self.max_model_len = min(m.report.max_model_len for m in self._members if m.report is not None)
+        reports = [m.report for m in self._members if m.report is not None]
+        if isinstance(self._transfer, Nccl):
+            self._transfer.shapes = reports[0].shapes or {}
+        self.max_model_len, self._dtype = min(r.max_model_len for r in reports), reports[0].dtype
 
     def add_request(self, request: Request) -> None:
         """Queue a request. What only an actor's engine can detect, such as an unknown token id, is raised by `step`."""
         request.check(self.max_model_len)
+        if self.policy_version == NO_WEIGHTS:
+            raise EngineError(f"Request {request.request_id} came while the engine had no weights.")
         if request.request_id in self._requests:
             raise EngineError(f"Request {request.request_id} is already running.")
         self._requests[request.request_id] = request
@@ -124,12 +139,18 @@ class RayEngine:
 
     def step(self) -> list[Completion]:
         """The completions since the last call; waits up to `POLL_SECONDS` for one."""
-        ready = [m for m in self._members if m.report is not None]
+        ready = [m for m in self._members if m.report is not None and self._can_have_weights(m)]
         while ready and self._waiting:
             self._assign(self._requests[self._waiting.popleft()], ready)
         if self._requests and not ready:
+            if not self._transfer.keeps:
+                raise EngineError("All actors that had the weights have died. Resume the run from its last checkpoint.")
             self._check_start_time(self._members)
         return self._receive(POLL_SECONDS)
+
+    def _can_have_weights(self, member: _Member) -> bool:
+        """Has this actor the current weights, or can it get them?"""
+        return self._transfer.keeps or member.weights is self._weights
 
     def has_unfinished(self) -> bool:
         """True while a request is queued or running."""
@@ -143,22 +164,51 @@ class RayEngine:
         """
         if self._requests:
             raise EngineError(f"Weights cannot change while {len(self._requests)} requests are unfinished.")
-        new = self._ray.put({name: packed(weight) for name, weight in weights})
-        refusal: EngineError | None = None
+        for member in [m for m in self._members if m.report is not None]:
+            self._take_all(member)
+        started = {m.name: m for m in self._members if m.report is not None}
+        actors = {name: member.actor for name, member in started.items()}
+        outcomes, size = self._transfer.send(weights, policy_version, actors, self._dtype)
+        new, refusals = object(), []
+        for name, outcome in outcomes.items():
+            if isinstance(outcome, EngineError):
+                refusals.append(outcome)
+            elif name not in started:
+                continue  # of another process
+            elif isinstance(outcome, Died):
+                self._replace(started[name], outcome.why)
+            else:
+                started[name].report, started[name].weights = outcome, new
+                started[name].cached.clear()
+        if refusals:
+            raise refusals[0]
+        self._weights, self.policy_version = new, policy_version
+        self._bytes += size
+
+    def sleep(self) -> None:
+        """Free the memory of actors that share the trainer's GPUs (`num_gpus` 0); others have theirs for themselves."""
+        if self._requests:
+            raise EngineError(f"The engine cannot sleep while {len(self._requests)} requests are unfinished.")
+        if self._gpu is not None:
+            self._tell("sleep")
+            self.policy_version = NO_WEIGHTS  # on every rank alike, whatever an actor that just starts has
+
+    def wake(self) -> None:
+        """Let these actors take their memory back."""
+        if self._gpu is not None:
+            self._tell("wake")
+
+    def _tell(self, method: str) -> None:
+        """Call a method of all actors that have started."""
         started = [m for m in self._members if m.report is not None]
         for member in started:
-            member.calls.append(member.actor.load.remote(new, policy_version))
-            member.weights = new
-            member.cached.clear()
+            member.calls.append(getattr(member.actor, method).remote())
         for member in started:
-            while member.calls:
-                try:
-                    self._take(member)
-                except EngineError as error:
-                    refusal, member.weights = error, self._weights
-        if refusal is not None:
-            raise refusal
-        self._weights, self.policy_version = new, policy_version
+            self._take_all(member)
+
+    def _take_all(self, member: _Member) -> None:
+        while member.calls:
+            self._take(member)
 
     def stats(self) -> dict[str, float]:
         """Sums of the actors' counters, up to their last report for those that died; restarts and repeated requests."""
@@ -166,6 +216,7 @@ class RayEngine:
         for member in self._members:
             if member.report is not None:
                 total.update(member.report.stats)
+        total["update_bytes"] = self._bytes
         return {name: float(value) for name, value in total.items()}
 
     def close(self) -> None:
@@ -175,28 +226,29 @@ class RayEngine:
         for member in self._members:
             self._ray.kill(member.actor)
         self._members.clear()
+        self._transfer.close()
         if self._owns_ray:
             self._ray.shutdown()
             self._owns_ray = False
 
-    def _start_ray(self, address: str | None) -> None:
-        options = {} if address else {"include_dashboard": False}
-        host, _, port = (address or "").rpartition(":")
-        try:
-            if port.isdigit():  # ray.init would try an unreachable address for minutes
-                socket.create_connection((host, int(port)), timeout=10).close()
-            with _process_state_restored():
-                self._ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
-        except OSError as error:
-            if address is None:
-                raise
-            expected = "of a Ray cluster that runs (`ray start --head` starts one), or null"
-            raise ConfigError.wrong("engine.address", expected=f"{expected} ({error})", got=address) from error
+    def _make_transfer(self, transfer: str, num_gpus: float) -> ObjectStore | Nccl:
+        possible = torch.cuda.is_available() and num_gpus >= 1 and float(num_gpus).is_integer()
+        possible = possible and getattr(self._make_engine, "func", self._make_engine) is VLLMEngine
+        if transfer == "nccl" and not possible:
+            expected = "object_store, unless the trainer has a GPU, and each actor VLLMEngine and GPUs (`num_gpus` ≥ 1)"
+            raise ConfigError.wrong("engine.transfer", expected=expected, got=transfer)
+        if transfer == "object_store" or not possible:
+            return ObjectStore(self._ray, self._name)
+        log.info("Weights go to the rollout actors over NCCL; engine.transfer=object_store sends them through Ray.")
+        self._make_engine = partial(self._make_engine, weight_transfer="nccl")
+        return Nccl(self._ray, gpus=int(num_gpus))
 
     def _new_member(self, deaths: int) -> _Member:
-        actor = self._actor_class.remote()
-        calls = deque([actor.start.remote(self._make_engine, self._model)])
-        return _Member(actor=actor, calls=calls, deaths=deaths, since=time.monotonic())
+        self._started += 1
+        name = f"{self._name}-{self._started}"
+        actor = self._actor_class.options(name=name, **self._options).remote()
+        calls = deque([actor.start.remote(self._make_engine, self._model, self._gpu)])
+        return _Member(name=name, actor=actor, calls=calls, deaths=deaths, since=time.monotonic())
 
     def _assign(self, request: Request, ready: list[_Member]) -> None:
         """Assign a request to the actor with the least load; see the class."""
@@ -210,8 +262,9 @@ class RayEngine:
         """Send an actor new weights if it lacks them, and keep two calls pending while it has requests."""
         if member.report is None:
             return
-        if member.weights is not self._weights:  # it was starting when they came
-            member.calls.append(member.actor.load.remote(self._weights, self.policy_version))
+        if member.weights is not self._weights and isinstance(self._transfer, ObjectStore):
+            # it was starting when they came
+            member.calls.append(member.actor.load.remote(self._transfer.current(), self.policy_version))
             member.weights = self._weights
         while member.running and len(member.calls) < 2:
             member.calls.append(member.actor.advance.remote(member.queued))
@@ -241,7 +294,7 @@ class RayEngine:
         except errors.RayTaskError as error:
             raise error.cause from error
         except errors.RayError as error:
-            self._replace(member, error)
+            self._replace(member, str(error))
             return []
         for completion in report.completions:
             member.running.remove(completion.request_id)
@@ -249,7 +302,7 @@ class RayEngine:
             member.deaths = 0
         return report.completions
 
-    def _replace(self, member: _Member, error: Exception) -> None:
+    def _replace(self, member: _Member, why: str) -> None:
         """Replace an actor that has died by a new one; its requests go to the front of the queue."""
         self._ray.kill(member.actor)  # it may only be unreachable
         member.calls.clear()
@@ -264,8 +317,8 @@ class RayEngine:
             raise EngineError(
                 f"Rollout actors keep dying: {_MOST_DEATHS} in a row without a completion or with the same request, "
                 f"the last one {place}. Actors write to /tmp/ray/session_latest/logs on their machine; engine=vllm "
-                f"runs an engine in this process. Ray says: {error}"
-            ) from error
+                f"runs an engine in this process. Ray says: {why}"
+            )
         log.warning("A rollout actor died %s; it is replaced, and %d requests are repeated.", place, len(sent))
         self._waiting.extendleft(reversed([r for r in self._requests if r in member.running]))
         self._members[self._members.index(member)] = self._new_member(member.deaths + 1)
@@ -295,26 +348,3 @@ def _block_ends(prompt_ids: list[int]) -> Iterator[int]:
     for start in range(0, len(prompt_ids) - _BLOCK + 1, _BLOCK):
         running = hash((running, *prompt_ids[start : start + _BLOCK]))
         yield running
-
-
-def _import_ray() -> Any:
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    try:
-        with _process_state_restored():
-            import ray
-    except ImportError as error:
-        raise MissingDependencyError.extra("The Ray engine", "ray") from error
-    return ray
-
-
-@contextmanager
-def _process_state_restored() -> Iterator[None]:
-    """Restore what starting Ray changes in this process: Python's random state and the handler of SIGTERM."""
-    stream, handler = random.getstate(), signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        random.setstate(stream)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)

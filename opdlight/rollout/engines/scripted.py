@@ -17,7 +17,8 @@ class ScriptedEngine:
         steps: request → number of decoding steps that it takes (at least 1).
         max_model_len: longest context in tokens.
 
-    `events` holds ("add", request id), ("finish", request id), ("update", version) and ("close",).
+    `events` holds ("add", request id), ("finish", request id), ("update", version), ("sleep",), ("wake",) and
+    ("close",). It keeps its weights in sleep.
     """
 
     def __init__(
@@ -33,11 +34,14 @@ class ScriptedEngine:
         self.requests: list[Request] = []  # every request ever added
         self.weights: dict[str, Tensor] = {}  # of the last update
         self.steps_taken = 0
+        self._asleep = False
         self._running: dict[str, tuple[Request, int]] = {}  # request id → request, steps left
 
     def add_request(self, request: Request) -> None:
         """Queue a request."""
         request.check(self.max_model_len)
+        if self._asleep:
+            raise EngineError(f"Request {request.request_id} came while the engine slept.")
         if request.request_id in self._running:
             raise EngineError(f"Request {request.request_id} is already running.")
         self.events.append(("add", request.request_id))
@@ -77,9 +81,25 @@ class ScriptedEngine:
         """Keep the weights and the version."""
         if self._running:
             raise EngineError(f"Weights cannot change while {len(self._running)} requests are unfinished.")
+        if self._asleep:
+            raise EngineError("Weights cannot be loaded while the engine sleeps: wake it first.")
         self.weights = dict(weights)
         self.policy_version = policy_version
         self.events.append(("update", policy_version))
+
+    def sleep(self) -> None:
+        """Serve nothing until `wake`."""
+        if self._running:
+            raise EngineError(f"The engine cannot sleep while {len(self._running)} requests are unfinished.")
+        if not self._asleep:
+            self.events.append(("sleep",))
+        self._asleep = True
+
+    def wake(self) -> None:
+        """Serve again."""
+        if self._asleep:
+            self.events.append(("wake",))
+        self._asleep = False
 
     def stats(self) -> dict[str, float]:
         """Requests served and steps taken."""

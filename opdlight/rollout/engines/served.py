@@ -1,4 +1,4 @@
-"""A student behind `vllm serve`: requests over HTTP, weights through a folder that both sides see.
+"""A student behind `vllm serve`: requests over HTTP, weights over NCCL or through a folder that both sides see.
 
 The server labels every completion with the version of the weights that sampled it, and only completions of the version
 `policy_version` are returned. A server that was restarted has lost weights and version: it is sent the weights again,
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from opdlight.bounds import NonNegativeInt, PositiveFloat, PositiveInt
-from opdlight.errors import ConfigError, EngineError
+from opdlight.errors import ConfigError, EngineError, ServerError
 from opdlight.models.loading import engine_folder
 from opdlight.rollout.engines.base import Completion, Request, Sampling
 from opdlight.rollout.engines.model_folder import named_weights, stop_token_ids
@@ -32,6 +32,7 @@ _COUNTERS = (
     "generated_tokens",
     "steps",
     "seconds",
+    "update_bytes",
     "update_seconds",
     "restarts",
     "resent",
@@ -47,7 +48,9 @@ class VLLMServerEngine:
         model: folder or Hub name of the student as it starts; of a LoRA adapter, which is merged.
         max_model_len: longest context in tokens; the server's may be longer.
         url: address of the server.
-        weights_folder: folder for the weights; the server must see it under the same path.
+        weights_folder: folder for the weights; the server must see it under the same path. Not used if the server was
+            started with `--weight-transfer-config '{"backend": "nccl"}'` and this process has a GPU: then the weights
+            go from GPU to GPU, no copy is kept, and a restart of the server ends the run.
         concurrency: most requests that run at the same time.
         timeout: seconds until an attempt counts as failed; a completion or a reload must not take longer.
         retries: further attempts after one that failed; the pauses before 8 of them take about two minutes.
@@ -89,7 +92,8 @@ class VLLMServerEngine:
         trust = {"trust_remote_code": trust_remote_code}
         with engine_folder(model, "float32", **trust) as source:
             self._stop_ids = stop_token_ids(source, **trust)
-            self._weights = ServedWeights(self._server, source, weights_folder, **trust)
+            dtype, nccl = getattr(torch, self.dtype), self._takes_nccl() and torch.cuda.is_available()
+            self._weights = ServedWeights(self._server, source, weights_folder, dtype=dtype, nccl=nccl, **trust)
             first = AutoModelForCausalLM.from_pretrained(source, dtype="auto", **trust).eval()
         self._weights.update(named_weights(first), 0)  # the server may hold those of an earlier run
         self._check_logprobs(first)
@@ -206,7 +210,7 @@ class VLLMServerEngine:
         return bool(self._in_flight or self._waiting)
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Write the weights, named as in a checkpoint, let the server load them, and check that it has.
+        """Send the weights, named as in a checkpoint, let the server load them, and check that it has.
 
         Raises:
             EngineError: while requests are unfinished, or if names or shapes differ from the model's; nothing changes
@@ -216,9 +220,15 @@ class VLLMServerEngine:
             count = len(self._in_flight) + len(self._waiting)
             raise EngineError(f"Weights cannot change while {count} requests are unfinished.")
         start = time.perf_counter()
-        self._weights.update(weights, policy_version)
+        self._stats["update_bytes"] += self._weights.update(weights, policy_version)
         self.policy_version = policy_version
         self._stats["update_seconds"] += time.perf_counter() - start
+
+    def sleep(self) -> None:
+        """Nothing: the server's GPUs are not the trainer's."""
+
+    def wake(self) -> None:
+        """Nothing."""
 
     def _check_model(self) -> str:
         """The name of the served model; ConfigError if its context is shorter than `max_model_len`."""
@@ -254,11 +264,31 @@ class VLLMServerEngine:
     @property
     def dtype(self) -> str:
         """The dtype of the server's weights, such as bfloat16."""
-        reply = self._server.get("/server_info?config_format=json")
+        config = self._config()
         try:
-            return str(reply["vllm_config"]["model_config"]["dtype"]).removeprefix("torch.")
+            return str(config["model_config"]["dtype"]).removeprefix("torch.")
         except (KeyError, TypeError) as error:
-            raise self._server.wrong_reply("its dtype (vllm_config.model_config.dtype)", reply) from error
+            raise self._server.wrong_reply("its dtype (vllm_config.model_config.dtype)", config) from error
+
+    def _takes_nccl(self) -> bool:
+        """Was the server started with `--weight-transfer-config '{"backend": "nccl"}'`?"""
+        transfer = self._config().get("weight_transfer_config")
+        return isinstance(transfer, dict) and transfer.get("backend") == "nccl"
+
+    def _config(self) -> dict[str, Any]:
+        """What the server says of itself, which it does in development mode only."""
+        try:
+            reply = self._server.get("/server_info?config_format=json")
+        except ServerError as error:
+            if error.status != 404:
+                raise
+            raise EngineError(
+                f"{error} Start the server with VLLM_SERVER_DEV_MODE=1: otherwise it cannot load weights."
+            ) from error
+        config = reply.get("vllm_config") if isinstance(reply, dict) else None
+        if not isinstance(config, dict):
+            raise self._server.wrong_reply("its configuration (vllm_config)", reply)
+        return config
 
     def stats(self) -> dict[str, float]:
         """Totals since the start: requests, tokens, steps, seconds, restarts of the server and repeated requests."""
@@ -267,5 +297,5 @@ class VLLMServerEngine:
     def close(self) -> None:
         """Abort all requests and delete the written weights; the server keeps running."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._server.close()
         self._weights.remove()
+        self._server.close()

@@ -1,18 +1,24 @@
 """What an environment returns, checked: text that can be encoded, finite numbers, and success at the end."""
 
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from opdlight.envs.base import TextEnv
-from opdlight.errors import EnvError
+from opdlight.errors import ConfigError, EnvError, MissingDependencyError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An environment's answer to a reset or an action."""
+    """An environment's answer to a reset or an action; plain values, which another process can send."""
 
     observation: str = ""
+    system_prompt: str | None = None  # of a reset: the conversation begins with it
+    fresh_prompt: bool = False  # of a reset: each observation is a complete prompt
     reward: float = 0.0
     terminated: bool = False
     truncated: bool = False
@@ -24,9 +30,8 @@ class Answer:
 def reset(env: TextEnv, seed: int) -> Answer:
     """Reset an environment; raises EnvError if what it returns breaks its contract."""
     observation = _text(env.reset(seed=seed)[0])
-    if env.system_prompt is not None:
-        _text(env.system_prompt, "system prompt")
-    return Answer(observation=observation)
+    system_prompt = None if env.system_prompt is None else _text(env.system_prompt, "system prompt")
+    return Answer(observation=observation, system_prompt=system_prompt, fresh_prompt=bool(env.fresh_prompt))
 
 
 def step(env: TextEnv, action: str) -> Answer:
@@ -45,6 +50,24 @@ def step(env: TextEnv, action: str) -> Answer:
             for name, value in info.get("metrics", {}).items()
         },
     )
+
+
+def attempt(env: TextEnv, call: Callable[[TextEnv], Answer]) -> Answer:
+    """`call(env)`. An error of the environment becomes `Answer.error`, and it is closed: its state is unknown.
+
+    Raises:
+        ConfigError, MissingDependencyError: as the environment did: they would end every episode.
+    """
+    try:
+        return call(env)
+    except (ConfigError, MissingDependencyError):
+        raise
+    except Exception as error:  # noqa: BLE001  environments may fail in any way
+        try:
+            env.close()
+        except Exception as close_error:
+            log.warning("A failed environment (%s) did not close.", type(env).__name__, exc_info=close_error)
+        return Answer(error=error)
 
 
 def _text(text: Any, what: str = "observation") -> str:
