@@ -14,11 +14,12 @@ from opdlight.run_folder.checkpoints import list_checkpoints, steps_of
 from tests.end_to_end.runs import SMALL, metrics, processes, start
 
 SCRIPT = """
-import time
+import os, time
 from opdlight.system.interrupt import Interrupted, stop_on_ctrl_c
 with stop_on_ctrl_c():
     try:
-        print("ready", flush=True)  # who reads this may interrupt: it is heard from here on
+        # who reads this may interrupt: it is heard from here on, and no lock of print is held that the answer needs
+        os.write(1, b"ready\\n")
         time.sleep(600)
     except Interrupted:
         print("cleaning", flush=True)  # after the line that it stops
