@@ -64,6 +64,7 @@ class PromptTemplate:
         for name in sorted(set(required) - used):
             raise ConfigError.wrong(key, expected=f"a template that uses the slot {name!r}", got=sorted(used))
         self._template, self._key = _JINJA.from_string(text), key
+        self.examples, self.required = examples, required
         for example in examples:
             try:
                 self.render(**example)
@@ -101,6 +102,19 @@ class PromptTemplate:
             return self._template.render(**values)
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise EnvError(f"`{self._key}` cannot be filled: {error}") from error
+
+
+def turn_template(own: PromptTemplate, prompt: str, path: str | None) -> PromptTemplate:
+    """The template for the turns of an environment with a `paper` prompt: its `own`, or that in the file `path`.
+
+    Raises:
+        ConfigError: naming `prompt`, if a file is given beside another prompt, and those of `PromptTemplate.read`.
+    """
+    if path is None:
+        return own
+    if prompt != "paper":
+        raise ConfigError.wrong("prompt", expected="'paper' beside `prompt_template`", got=prompt)
+    return PromptTemplate.read(path, own.examples, required=own.required)
 
 
 def _line(text: str, number: int) -> str:

@@ -10,9 +10,9 @@ from opdlight.envs.alfworld.experts import EXPERTS, Expert
 from opdlight.envs.alfworld.game import NOTHING_HAPPENS, Game, Play
 from opdlight.envs.alfworld.generator import Design, generate, possible_rooms
 from opdlight.envs.alfworld.originals import SPLITS, find_games, read_game
-from opdlight.envs.alfworld.prompts import BANNER, CONVERSATION, EXAMPLES, PAPER, REQUIRED
+from opdlight.envs.alfworld.prompts import BANNER, CONVERSATION, PAPER
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, read_action, unknown_name
-from opdlight.envs.templates import PromptTemplate, Step
+from opdlight.envs.templates import Step, turn_template
 from opdlight.errors import ConfigError
 
 
@@ -69,11 +69,7 @@ class ALFWorldEnv(TextEnv):
             self.training_episodes, self.held_out_episodes = train, held_out
         self.expert = expert
         self.max_turns = max_turns
-        if prompt_template is not None and prompt != "paper":
-            raise ConfigError.wrong("prompt", expected="'paper' beside `prompt_template`", got=prompt)
-        self._template = (
-            PAPER if prompt_template is None else PromptTemplate.read(prompt_template, EXAMPLES, required=REQUIRED)
-        )
+        self._template = turn_template(PAPER, prompt, prompt_template)
         self.fresh_prompt = prompt == "paper"
         self.system_prompt = None if self.fresh_prompt else CONVERSATION
 

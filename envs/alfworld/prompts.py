@@ -7,14 +7,12 @@ CONVERSATION = (
     "clean O with X, heat O with X, cool O with X, examine O, inventory or look."
 )
 BANNER = "-= Welcome to TextWorld, ALFRED! =-\n\n"
-REQUIRED = ("observation",)
-LATER = {
+LATER = {  # the slots of a template, in the third turn
     "task": "examine the mug with the desklamp",
     "history": [Step(1, "You see a desk 1.", "go to desk 1"), Step(2, "On the desk 1, you see a mug 1.", "look")],
     "observation": "Nothing happens.",
     "admissible_actions": ["look", "take mug 1 from desk 1"],
 }
-EXAMPLES = ({**LATER, "history": []}, LATER)  # the slots of a template, in the first turn and in the third
 # one turn as a complete prompt: the task, the last two steps, what is seen, what can be done
 PAPER = PromptTemplate(
     r"""
@@ -31,6 +29,6 @@ Your admissible actions are:
 
 First reason step by step about the situation, within <think> </think> tags. Then choose one admissible action and write it within <action> </action> tags.
 """.removeprefix("\n"),  # noqa: E501
-    EXAMPLES,
-    required=REQUIRED,
+    ({**LATER, "history": []}, LATER),
+    required=["observation"],
 )

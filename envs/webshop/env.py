@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from opdlight.bounds import PositiveInt, Seed
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, read_action, unknown_name
-from opdlight.envs.templates import PromptTemplate, Step
+from opdlight.envs.templates import Step, turn_template
 from opdlight.envs.webshop.catalogue import Catalogue
 from opdlight.envs.webshop.expert import Expert
 from opdlight.envs.webshop.generator import generate
@@ -16,10 +16,8 @@ from opdlight.envs.webshop.nouns import NounRule, nouns_by
 from opdlight.envs.webshop.originals import built_folder
 from opdlight.envs.webshop.prompts import (
     CONVERSATION,
-    EXAMPLES,
     LONGEST,
     PAPER,
-    REQUIRED,
     UNAVAILABLE,
     admissible_actions,
     conversation_page,
@@ -74,11 +72,7 @@ class WebShopEnv(TextEnv):
                 raise unknown_name(key, str(value), known)
         if max_turns < 1:
             raise ConfigError.wrong("max_turns", expected="a positive number of turns", got=max_turns)
-        if prompt_template is not None and prompt != "paper":
-            raise ConfigError.wrong("prompt", expected="'paper' beside `prompt_template`", got=prompt)
-        self._template = (
-            PAPER if prompt_template is None else PromptTemplate.read(prompt_template, EXAMPLES, required=REQUIRED)
-        )
+        self._template = turn_template(PAPER, prompt, prompt_template)
         self.nouns = nouns_by(nouns)
         self.catalogue = _catalogue(source, data, products, catalogue_seed, goals)
         count = len(self.catalogue.picks)

@@ -11,14 +11,12 @@ CONVERSATION = (
 )
 UNAVAILABLE = "That is not possible here.\n"
 LONGEST = 13_000  # characters of a prompt; a longer one is given without its history, as verl-agent does
-REQUIRED = ("observation",)
-LATER = {
+LATER = {  # the slots of a template, in the third turn
     "task": "Find me long sleeve shirts with color: red, and price lower than 40.00 dollars",
     "history": [Step(1, "'Search'", "search[red shirt]"), Step(2, "'Back to Search' [SEP] 'Next >'", "click[next >]")],
     "observation": "'Back to Search' [SEP] 'Page 2 (Total results: 9)' [SEP] '< Prev' [SEP] 'Next >'",
     "admissible_actions": ["click[back to search]", "click[< prev]", "click[next >]"],
 }
-EXAMPLES = ({**LATER, "history": []}, LATER)  # the slots of a template, in the first turn and in the third
 # one turn as a complete prompt: the task, the last two steps, the page, what can be done
 PAPER = PromptTemplate(
     r"""
@@ -36,8 +34,8 @@ Your admissible actions are:
 
 First reason step by step about the situation, within <think> </think> tags. Then choose one admissible action and write it within <action> </action> tags.
 """.removeprefix("\n"),  # noqa: E501
-    EXAMPLES,
-    required=REQUIRED,
+    ({**LATER, "history": []}, LATER),
+    required=["observation"],
 )
 
 

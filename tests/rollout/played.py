@@ -96,11 +96,8 @@ class Make:
         return Played(self.fault, self.folder)
 
 
-class CannotArrive:
+class CannotArrive(Make):
     """Raises when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return ConfigError.wrong, ("a", "b")  # too few arguments
-
-    def __call__(self, task: str) -> TextEnv:
-        raise NotImplementedError
