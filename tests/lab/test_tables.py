@@ -45,6 +45,15 @@ def test_the_interval_of_a_seed_effect_alone_is_student_t_over_seeds() -> None:
     assert math.isnan(crossed_mean(torch.ones(1, 40)).low)  # one seed says nothing about seeds
 
 
+def test_the_variance_of_the_mean_is_that_of_seeds_and_of_episodes_together() -> None:
+    # additive: MS_s = 4 · 7 = 28, MS_e = 3 · 20/3 = 20, MS_r = 0, degrees of freedom 48² / (28²/2 + 20²/3) = 4.4
+    both = crossed_mean(torch.tensor([[0.0], [1.0], [5.0]]) + torch.tensor([0.0, 2.0, 4.0, 6.0]))
+    assert both.high - both.value == pytest.approx(2.776 * math.sqrt(48 / 12), rel=1e-3)
+    # MS_s = 32, MS_e = 0, MS_r = 8/3: the estimate for episodes is negative, so seeds alone count, with 1 degree
+    seeds = crossed_mean(torch.tensor([[1.0, -1.0, 1.0, -1.0], [3.0, 5.0, 3.0, 5.0]]))
+    assert seeds.high - seeds.value == pytest.approx(12.706 * math.sqrt(32 / 8), rel=1e-3)
+
+
 def curve(success: list[list[float]], tokens: list[float] | None = None) -> Curve:
     steps = [10 * i for i in range(len(success))]
     return Curve(steps=steps, tokens=tokens or [100.0 * s for s in steps], success=torch.tensor(success).double())
