@@ -11,7 +11,7 @@ import argparse
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -81,10 +81,10 @@ PASSES = {  # each starts from the one before
 }
 
 
-def tasks() -> TaskMixture:
-    """The tasks of the main job, as configured."""
+def tasks(name: str) -> TaskMixture:
+    """The tasks of `conf/task/<name>.yaml`."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return instantiate(compose("train", ["task=agent_math"]).task)
+        return instantiate(compose("train", [f"task={name}"]).task)
 
 
 def drop_carries(reply: str, rng: random.Random, share: float) -> str:
@@ -116,13 +116,9 @@ def sloppy_sums(demonstrations: list[Demonstration], share: float, seed: int) ->
         yield Demonstration(task=d.task, seed=d.seed, steps=steps, system_prompt=d.system_prompt)
 
 
-def document(demonstration: Demonstration, tokenizer: PreTrainedTokenizerFast) -> Demonstration:
-    """The whole transcript as one reply, so that every token of it is learnt."""
-    opening = [{"role": "system", "content": demonstration.system_prompt}] if demonstration.system_prompt else []
-    turns = [(("user", step.observation), ("assistant", step.reply)) for step in demonstration.steps]
-    messages = opening + [{"role": role, "content": text} for turn in turns for role, text in turn]
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    return Demonstration(task=demonstration.task, seed=demonstration.seed, steps=[Step(observation="", reply=text)])
+def documents(demonstrations: list[Demonstration]) -> list[Demonstration]:
+    """The same episodes, to be learnt as whole transcripts."""
+    return [replace(d, whole=True) for d in demonstrations]
 
 
 def build_tokenizer(files: list[Path], folder: Path, size: int) -> PreTrainedTokenizerFast:
@@ -175,7 +171,7 @@ def blank_model(tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int) -> 
 
 def demonstrations(work: Path, scale: float, workers: int) -> None:
     """Play the experts, with some of ALFWorld's actions at random."""
-    mixture = tasks()
+    mixture = tasks("agent_math")
     for name, task, episodes, seed, detours in DEMONSTRATIONS:
         if (work / name).exists():
             continue
@@ -186,7 +182,7 @@ def demonstrations(work: Path, scale: float, workers: int) -> None:
         write_demonstrations(work / name, track(found, name, total=episodes))
 
 
-def mixtures(work: Path, tokenizer: PreTrainedTokenizerFast, scale: float) -> None:
+def mixtures(work: Path, scale: float) -> None:
     """What the passes learn from, beside the experts' games and sums as they are."""
     sums, games, more, clumsy, last, wild = (read_demonstrations(work / name) for name, *_ in DEMONSTRATIONS)
     sloppy = list(sloppy_sums(sums, share=0.6, seed=1))
@@ -199,7 +195,7 @@ def mixtures(work: Path, tokenizer: PreTrainedTokenizerFast, scale: float) -> No
         ("mediocre-documents.jsonl", first(games, 14_000) + first(sloppy, 5_000)),
         ("clumsy-documents.jsonl", clumsy + first(sloppy, 4_000, after=5_000)),
     ):
-        write_demonstrations(work / name, (document(d, tokenizer) for d in chosen))
+        write_demonstrations(work / name, documents(chosen))
     write_demonstrations(work / "both.jsonl", first(sums, 12_000) + first(games, 12_000, after=4_000))
     write_demonstrations(work / "more-of-both.jsonl", first(sums, 9_000, after=12_000) + first(more, 9_000))
     rest = first(games, 4_000) + first(more, 3_000, after=9_000) + last
@@ -208,10 +204,9 @@ def mixtures(work: Path, tokenizer: PreTrainedTokenizerFast, scale: float) -> No
     write_demonstrations(work / "bad-replies.jsonl", bad + list(sloppy_sums(first(sums, 8_000), share=0.8, seed=7)))
 
 
-def train(name: str, work: Path, scale: float) -> None:
+def train(name: str, start: Path, passes: Sequence[Pass], work: Path, scale: float) -> None:
     """The passes of one model, each a run of opdlight.sft that starts from the pass before."""
-    start = work / STARTS[name]
-    for number, (file, updates, batch, rate, seed) in enumerate(PASSES[name], 1):
+    for number, (file, updates, batch, rate, seed) in enumerate(passes, 1):
         out = work / f"{name}-{number}"
         arguments = [
             f"model.student.model={start}",
@@ -228,22 +223,24 @@ def train(name: str, work: Path, scale: float) -> None:
         start = out / "student"
 
 
-def bundle(work: Path, target: Path) -> None:
-    """Write the finished models in bfloat16, with their tokenizers."""
-    for name, passes in PASSES.items():
-        source = work / f"{name}-{len(passes)}" / "student"
+def target(args: argparse.Namespace) -> Path:
+    """Where finished models go: a trial must not replace good ones."""
+    return ASSETS if args.scale == 1 else args.work / "bundle"
+
+
+def bundle(finished: dict[str, Path], target: Path) -> None:
+    """Write models in bfloat16, with their tokenizers."""
+    for name, source in finished.items():
         LlamaForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(target / name)
         PreTrainedTokenizerFast.from_pretrained(source).save_pretrained(target / name)
         for file in (target / name).iterdir():
             file.chmod(0o644)
 
 
-def main() -> None:
-    """Run the stages named on the command line."""
-    stages = ["demonstrations", "tokenizer", *PASSES, "bundle"]
-    parser = argument_parser(__doc__)
+def parsed(parser: argparse.ArgumentParser, stages: list[str], folder: str) -> argparse.Namespace:
+    """The arguments of a recipe, checked."""
     parser.add_argument("stages", nargs="*", default=stages, help=f"which stages to run, of {', '.join(stages)}")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "lab", help="where intermediate results stay")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / folder, help="where intermediate results stay")
     parser.add_argument("--workers", type=int, default=2, help="processes that play demonstrations")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="factor on demonstrations and updates; 0.01 to try out"
@@ -254,27 +251,40 @@ def main() -> None:
             parser.error(f"expected stages among {', '.join(stages)}, but got {stage!r}")
     if not (args.scale > 0 and args.workers > 0):
         parser.error("expected --scale and --workers to be above 0")
+    args.work = args.work.absolute()
+    return args
+
+
+def run(args: argparse.Namespace, run_stage: Callable[[str, argparse.Namespace], None]) -> None:
+    """The stages, in the order given."""
+    args.work.mkdir(parents=True, exist_ok=True)
     try:
-        run(args)
+        for stage in args.stages:
+            run_stage(stage, args)
     except OpdError as error:
         raise SystemExit(f"error: {error} (the stages before make what a stage needs)") from error
 
 
-def run(args: argparse.Namespace) -> None:
-    """The stages, in the order given."""
-    work: Path = args.work.absolute()
-    work.mkdir(parents=True, exist_ok=True)
-    for stage in args.stages:
-        if stage == "demonstrations":
-            demonstrations(work, args.scale, args.workers)
-        elif stage == "tokenizer":
-            tokenizer = build_tokenizer([work / "sums.jsonl", work / "games.jsonl"], work / "tokenizer", 768)
-            blank_model(tokenizer, work / "blank", seed=1)
-            mixtures(work, tokenizer, args.scale)
-        elif stage in PASSES:
-            train(stage, work, args.scale)
-        else:
-            bundle(work, ASSETS if args.scale == 1 else work / "bundle")  # a trial must not replace good models
+def main() -> None:
+    """Run the stages named on the command line."""
+    stages = ["demonstrations", "tokenizer", *PASSES, "bundle"]
+    run(parsed(argument_parser(__doc__), stages, "lab"), run_stage)
+
+
+def run_stage(stage: str, args: argparse.Namespace) -> None:
+    """One stage of the recipe."""
+    work: Path = args.work
+    if stage == "demonstrations":
+        demonstrations(work, args.scale, args.workers)
+    elif stage == "tokenizer":
+        tokenizer = build_tokenizer([work / "sums.jsonl", work / "games.jsonl"], work / "tokenizer", 768)
+        blank_model(tokenizer, work / "blank", seed=1)
+        mixtures(work, args.scale)
+    elif stage in PASSES:
+        train(stage, work / STARTS[stage], PASSES[stage], work, args.scale)
+    else:
+        finished = {name: work / f"{name}-{len(passes)}" / "student" for name, passes in PASSES.items()}
+        bundle(finished, target(args))
 
 
 if __name__ == "__main__":

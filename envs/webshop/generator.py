@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from opdlight.envs.webshop.products import HumanInstruction, Product, parse_price
 from opdlight.envs.webshop.wares import BRANDS, CHOICES, KINDS, Kind
 
-_LETTERS = "0123456789BCDFGHJKLMNPQRSTVWXZ"
+# product numbers that a small model can copy: B0 and four of these
+_SYLLABLES = [consonant + vowel for consonant in "BDFGKLMNPRSTVZ" for vowel in "AEIOU"]
 _TITLES = ("{brand} {name}, {one}, {two}", "{brand} {one} {name} with {two}", "{one} {name} by {brand} - {two}")
 _DESCRIPTIONS = (
     "Our {name} is made for every day. You get {two} and {one} at a fair price.",
@@ -26,7 +27,7 @@ def generate(count: int, seed: int) -> list[Product]:
     stream = random.Random(f"webshop/{seed}")
     asins = dict[str, None]()
     while len(asins) < count:
-        asins["B0" + "".join(stream.choices(_LETTERS, k=8))] = None
+        asins["B0" + "".join(stream.choices(_SYLLABLES, k=4))] = None
     kinds = [KINDS[number % len(KINDS)] for number in range(count)]
     stream.shuffle(kinds)
     return [_product(asin, kind, stream) for asin, kind in zip(asins, kinds, strict=True)]

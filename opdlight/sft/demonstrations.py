@@ -35,7 +35,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
-    """One episode of an expert."""
+    """One episode of an expert; with `whole`, every token of it is worth learning, observations and detours too."""
 
     task: str
     seed: int
@@ -43,6 +43,7 @@ class Demonstration:
     system_prompt: str | None = None
     fresh_prompt: bool = False
     success: bool = True
+    whole: bool = False
 
 
 def demonstrate(name: str, task: Task, seed: int, detours: float) -> Demonstration:
@@ -198,18 +199,14 @@ def tokens(demonstration: Demonstration, renderer: ChatRenderer, end: int | None
         completion = Completion(
             request_id="", token_ids=ids, logprobs=[0.0] * len(ids), finish_reason="stop", policy_version=0
         )
-        if step.learn:
-            turns.append(
-                Turn(
-                    prompt_ids=conversation.prompt_ids,
-                    completion_ids=ids,
-                    sampled_logprobs=completion.logprobs,
-                    finish_reason="stop",
-                    policy_version=0,
-                    reward=0.0,
-                )
-            )
-        if number + 1 < len(steps):
+        more = number + 1 < len(steps)
+        if demonstration.whole:
+            everything = [*conversation.prompt_ids, *ids]
+            if demonstration.fresh_prompt or not more:
+                turns.append(_turn(everything[:1], everything[1:]))
+        elif step.learn:
+            turns.append(_turn(conversation.prompt_ids, ids))
+        if more:
             conversation.advance(completion, steps[number + 1].observation)
     return Trajectory(
         task=demonstration.task,
@@ -218,4 +215,15 @@ def tokens(demonstration: Demonstration, renderer: ChatRenderer, end: int | None
         turns=turns,
         reward=float(demonstration.success),
         status=Status.SUCCESS if demonstration.success else Status.FAILURE,
+    )
+
+
+def _turn(prompt_ids: list[int], completion_ids: list[int]) -> Turn:
+    return Turn(
+        prompt_ids=prompt_ids,
+        completion_ids=completion_ids,
+        sampled_logprobs=[0.0] * len(completion_ids),
+        finish_reason="stop",
+        policy_version=0,
+        reward=0.0,
     )

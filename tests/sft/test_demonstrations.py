@@ -1,5 +1,6 @@
 """Demonstrations: detours, tokens, files."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,23 @@ def test_tokens_train_on_the_replies_that_are_worth_it_and_see_the_rest() -> Non
         ]
     )
     assert everything == expected + "<think>no</think>right<|im_end|>"
+
+
+def test_whole_transcripts_train_on_every_token_but_the_first() -> None:
+    renderer = ChatRenderer(tiny_tokenizer())
+    steps = [Step(observation="start", reply="left", learn=False), Step(observation="at 1", reply="right")]
+    collate = Collate(tasks=("c",), shared=SharedVocabulary(10**6), micro_batch_tokens=10**6)
+    one = Demonstration(task="c", seed=0, steps=steps, whole=True)
+    (batch,) = collate([tokens(one, renderer)])
+    assert batch.target_ids.tolist() == batch.input_ids[0, 1:].tolist()
+    conversation = [("user", "start"), ("assistant", "left"), ("user", "at 1")]
+    expected = renderer.render([{"role": role, "content": text} for role, text in conversation])
+    assert renderer.tokenizer.decode(batch.input_ids[0]) == expected + "right<|im_end|>"
+    rows = tokens(replace(one, fresh_prompt=True), renderer)
+    assert [renderer.tokenizer.decode(turn.completion_ids)[-5 - len("<|im_end|>") :] for turn in rows.turns] == [
+        "\nleft<|im_end|>",
+        "right<|im_end|>",
+    ]
 
 
 def test_fresh_prompts_make_a_row_a_turn() -> None:
