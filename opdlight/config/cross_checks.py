@@ -88,11 +88,13 @@ def _check_context(mixture: Any, engine: Any) -> None:
         engine: node of the engine; one of the user's own may name no `max_model_len`.
     """
     key = "engine"
-    while isinstance(engine, Mapping) and isinstance(engine.get("engine"), Mapping):  # of a pool
-        key, engine = f"{key}.engine", engine["engine"]
+    if isinstance(engine, Mapping) and isinstance(engine.get("engine"), Mapping):  # of a pool
+        key, engine = "engine.engine", engine["engine"]
     context = engine.get("max_model_len") if isinstance(engine, Mapping) else None
     tasks = mixture.get("tasks") if isinstance(mixture, Mapping) else None
-    for name, task in (tasks or {}).items() if isinstance(context, int) else ():
+    if not isinstance(context, int) or not tasks:
+        return
+    for name, task in tasks.items():
         longest = _argument(task, "trajectory_tokens") if isinstance(task, Mapping) else None
         if isinstance(longest, int) and longest > context:
             expected = f"at most `{key}.max_model_len` = {context} (`model.max_model_len` sets it)"
