@@ -22,6 +22,19 @@ GLOSSARY: dict[str, Entry] = {
     "rollout/reward/{task}": Entry("environment reward", "reward", "mean over trajectories", "rises"),
     "rollout/success/{task}": Entry("solved episodes", "share", "mean over trajectories", "rises"),
     "rollout/turns/{task}": Entry("turns of an episode", "turns", "mean over trajectories", "agents: falls"),
+    "rollout/admissible_actions/{task}": Entry(
+        "actions that were possible where they were taken, of tasks that count actions",
+        "share",
+        "mean over the actions that the environment has judged",
+        "rises",
+    ),
+    "rollout/wasted_actions/{task}": Entry(
+        "actions that did nothing: unparsable (none could be read), inadmissible (not possible there), or ineffective "
+        "(possible, but it changed nothing and told nothing new; only of environments that can tell)",
+        "share",
+        "mean over the actions that the environment has judged",
+        "falls",
+    ),
     "rollout/success": Entry("status: solved", "share", "all trajectories of the batch", "rises"),
     "rollout/failure": Entry("status: ended unsolved", "share", "all trajectories", "falls"),
     "rollout/truncated_turns": Entry("status: cut by the turn limit", "share", "all trajectories", "falls"),
@@ -66,6 +79,12 @@ GLOSSARY: dict[str, Entry] = {
     "env/{name}/{task}": Entry("a counter of the environment", "count", "mean over trajectories", "see the task"),
     "val/success/{task}": Entry("solved held-out episodes", "share", "mean over episodes of their samples", "rises"),
     "val/reward/{task}": Entry("reward on held-out episodes", "reward", "mean over episodes of their samples", "rises"),
+    "val/admissible_actions/{task}": Entry(
+        "rollout/admissible_actions on held-out episodes", "share", "mean over the actions of all episodes", "rises"
+    ),
+    "val/wasted_actions/{task}": Entry(
+        "rollout/wasted_actions on held-out episodes", "share", "mean over the actions of all episodes", "falls"
+    ),
     "coverage/teacher_mass/{task}": Entry(
         "teacher probability on its support", "share", "sampled positions", "over 0.95"
     ),
