@@ -19,9 +19,6 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from preset_memory import SHAPES, config
-
 from opdlight.callbacks import Throughput
 from opdlight.config import TrainConfig, compose, instantiate, make_trainer
 from opdlight.data.requests import OnPolicyData
@@ -33,6 +30,7 @@ from opdlight.models.loading import load_tokenizer, resolve_model
 from opdlight.rollout import ScriptedEngine
 from opdlight.system.arguments import argument_parser
 from opdlight.train.build import build
+from tools.preset_memory import SHAPES, config
 
 WAYS = {
     "padded": [],
@@ -95,7 +93,7 @@ def measure(args: argparse.Namespace, student: str, teacher: str, more: list[str
         overrides = [
             "task=sums", f"trainer={'gpu' if gpu else 'cpu'}", f"trainer.max_steps={args.updates}",
             f"run_dir={folder}", f"model.student.model={student}", f"task.tasks.sums.teacher={teacher}",
-            "engine._target_=bench_shapes.RandomAnswers", f"engine.max_num_seqs={args.length}",
+            "engine._target_=tools.bench_shapes.RandomAnswers", f"engine.max_num_seqs={args.length}",
             f"model.max_model_len={args.length + 512}", f"task.tasks.sums.turn_tokens={args.length}",
             f"task.tasks.sums.trajectory_tokens={args.length + 512}", f"rollout.groups={args.groups}",
             f"micro_batch_tokens={args.micro_batch_tokens}", *more, "+trainer.limit_val_batches=0",

@@ -112,11 +112,10 @@ def test_the_cold_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 @pytest.mark.parametrize("way", ["padded", "packed", "checkpointed", "full vocabulary"])
-def test_the_doctor_counts_the_memory_of_a_step(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_counts_the_memory_of_a_step(way: str, tmp_path: Path) -> None:
     """A student and a teacher of the shape of Qwen2.5-0.5B; the allocator's peak beside the formulas."""
     import runpy
 
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     tool: dict[str, Any] = runpy.run_path(str(ROOT / "tools" / "bench_shapes.py"))
     args = Namespace(device="cuda", updates=3, length=512, groups=24, micro_batch_tokens=8192, parts=False)
     model = tool["write_model"]("0.5B", tmp_path, "cuda")
