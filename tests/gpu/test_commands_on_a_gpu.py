@@ -117,7 +117,7 @@ def test_the_doctor_counts_the_memory_of_a_step(way: str, tmp_path: Path) -> Non
     import runpy
 
     tool: dict[str, Any] = runpy.run_path(str(ROOT / "tools" / "bench_shapes.py"))
-    args = Namespace(device="cuda", updates=3, length=512, groups=24, micro_batch_tokens=8192, parts=False)
+    args = Namespace(device="cuda", updates=3, length=512, groups=16, micro_batch_tokens=4096, parts=False)
     model = tool["write_model"]("0.5B", tmp_path, "cuda")
     keep, counted = tool["measure"](args, model, model, tool["WAYS"][way])
     peak = max(step["memory/gpu"] for step in keep.steps)

@@ -132,16 +132,17 @@ STYLES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("style", list(STYLES))
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_packed_rows_are_padded_rows(style: str, implementation: str) -> None:
-    packed_is_padded(style, implementation)
+    packed_is_padded(style, implementation, tolerance=1e-5)
 
 
-@pytest.mark.parametrize("style", list(STYLES))
+@pytest.mark.filterwarnings("default")  # the compiler has some to give
+@pytest.mark.parametrize("style", ["qwen2", "windows"])
 def test_packed_rows_are_padded_rows_with_flex_attention(style: str) -> None:
     """Its kernel is compiled for the card."""
-    packed_is_padded(style, "flex_attention")
+    packed_is_padded(style, "flex_attention", tolerance=1e-4)
 
 
-def packed_is_padded(style: str, implementation: str) -> None:
+def packed_is_padded(style: str, implementation: str, tolerance: float) -> None:
     name, changes = STYLES[style]
     padded = random_batch(LENGTHS, seed=3)
     exact, slope = hidden_and_gradient(build(name, **changes), padded)
@@ -151,8 +152,8 @@ def packed_is_padded(style: str, implementation: str) -> None:
     assert resolve_packing("auto", [model]) == (implementation == "flex_attention")
     for packed in (False, True):
         got, gradient = hidden_and_gradient(model, replace(padded, packed=packed).to(CUDA))
-        assert apart(got, exact) < 1e-5, packed
-        assert apart(gradient, slope) < 1e-4, packed
+        assert apart(got, exact) < tolerance, packed
+        assert apart(gradient, slope) < 10 * tolerance, packed
     low = model.to(BF16)
     states = [hidden_and_gradient(low, replace(padded, packed=packed).to(CUDA)) for packed in (False, True)]
     assert apart(states[1][0], states[0][0]) < 0.02
