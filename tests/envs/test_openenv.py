@@ -331,7 +331,8 @@ def test_a_run_with_the_lab_models(real: str, tmp_path: Path) -> None:
     overrides = [
         "task=openenv", f"{key}.env.url={real}/guess", f"{key}.teacher=lab/teacher-alfworld", f"{key}.episodes=2",
         f"{key}.trajectory_tokens=600", f"{key}.env.max_turns=3", "engine._target_=tests.fakes.AnsweringEngine",
-        "rollout.groups=2", "rollout.group_size=2", "trainer.max_steps=2", "evaluate_teachers=false", f"run_dir={tmp_path / 'run'}",
+        "rollout.groups=2", "rollout.group_size=2", "trainer.max_steps=2",
+        "evaluate_teachers=false", f"run_dir={tmp_path / 'run'}",
     ]  # fmt: skip
     train(compose("train", TrainConfig, overrides))
     for line in (tmp_path / "run" / "trajectories.jsonl").read_text().splitlines():
