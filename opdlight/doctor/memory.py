@@ -93,7 +93,7 @@ def estimate(plan: Plan) -> list[Part]:
 
 
 def _autocast(plan: Plan) -> bool:
-    """Whether the student's weights are cast in each forward pass; under LoRA the base is stored in the compute dtype."""
+    """Whether a forward pass casts the student's weights; under LoRA the base is stored in the compute dtype."""
     student = plan.student
     return not plan.layout.divided and student.head_trained and student.stored > student.parameters * plan.compute
 
