@@ -1,9 +1,10 @@
 """Gymnasium's ToyText games in words: FrozenLake, CliffWalking and Taxi, the lightest tasks of several turns."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from opdlight.bounds import Bounds
-from opdlight.envs.base import TextEnv, read_action, unknown_name
+from opdlight.envs.base import About, TextEnv, read_action, unknown_name
 from opdlight.envs.toy_games import GAMES
 from opdlight.errors import ConfigError, NoExpertError
 
@@ -17,6 +18,8 @@ class ToyTextEnv(TextEnv):
     Maps and starts repeat where there are few, such as the 300 starts of "Taxi-v4".
     `is_slippery` lets the ice or the cliff move the player sideways; the shortest-path expert needs it off.
     """
+
+    source, licence = "generated", "MIT"
 
     def __init__(
         self,
@@ -63,6 +66,11 @@ class ToyTextEnv(TextEnv):
         if terminated or truncated:
             info["success"] = success
         return text, float(success), terminated, truncated, info
+
+    @classmethod
+    def about(cls, *, is_slippery: bool = False, **arguments: Any) -> About:
+        """Without an expert where it is slippery."""
+        return replace(super().about(**arguments), expert=not is_slippery)
 
     def expert_action(self) -> str:
         """The first move of a shortest path to the goal."""

@@ -1,6 +1,7 @@
 """ALFWorld as a text environment."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -9,9 +10,9 @@ from opdlight.envs.alfworld import wheel
 from opdlight.envs.alfworld.experts import EXPERTS, Expert
 from opdlight.envs.alfworld.game import NOTHING_HAPPENS, Game, Play
 from opdlight.envs.alfworld.generator import Design, generate, possible_rooms
-from opdlight.envs.alfworld.originals import SPLITS, find_games, read_game
+from opdlight.envs.alfworld.originals import SPLITS, find_games, read_game, split_folder
 from opdlight.envs.alfworld.prompts import BANNER, CONVERSATION, PAPER
-from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, read_action, unknown_name
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, About, TextEnv, read_action, unknown_name
 from opdlight.envs.templates import Step, turn_template
 from opdlight.errors import ConfigError
 
@@ -30,6 +31,9 @@ class ALFWorldEnv(TextEnv):
     `admissible_actions`, a list.
     The reward is 1 when the task is solved. An action that cannot be read or carried out costs a step.
     """
+
+    licence = "MIT; planner GPLv3"
+    packages = {"alfworld": "alfworld", "textworld": "alfworld"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -107,6 +111,23 @@ class ALFWorldEnv(TextEnv):
     def prepare(self, seed: int) -> None:
         """Make the game of a seed ahead; every env of the process shares it."""
         _game(self.design, self._split(seed), seed)
+
+    @classmethod
+    def about(
+        cls,
+        *,
+        source: str = "generated",
+        split: str = "train",
+        held_out_split: str = "valid_seen",
+        **arguments: Any,
+    ) -> About:
+        """Generated or original games; of these, whether their folders are there."""
+        usual = super().about(**arguments)
+        if source == "generated":
+            return replace(usual, source="generated", finite=False)
+        there = all(split_folder(name).is_dir() for name in (split, held_out_split))
+        missing = usual.missing if there else (*usual.missing, "games in $ALFWORLD_DATA")
+        return replace(usual, source="original files", finite=True, missing=missing)
 
     def expert_action(self) -> str:
         """What the expert does next, in the form that the prompt asks for."""
