@@ -1,9 +1,10 @@
 """Answers of a model as actions of a Gymnasium action space, and back."""
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from enum import EnumMeta
-from typing import Any, Protocol
+from enum import EnumType
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -15,15 +16,17 @@ from opdlight.errors import ConfigError
 KEY = "adapter.actions"
 
 
-class Actions(Protocol):
+class Actions(ABC):
     """How the actions of a space are said."""
 
     rule: str  # what to do, after "Every turn, "
-    names: tuple[str, ...] | None  # all actions where they are few enough to be listed, else None
+    names: tuple[str, ...] | None = None  # all actions, where they are few enough to be listed
 
+    @abstractmethod
     def read(self, text: str) -> Any | None:
         """The action that an answer names; None if it names none."""
 
+    @abstractmethod
     def name(self, action: Any) -> str:
         """The answer that stands for an action."""
 
@@ -71,15 +74,13 @@ def actions_of(env: gymnasium.Env[Any, Any], names: Sequence[Any] | None) -> Act
             raise ConfigError.wrong(KEY, expected=expected, got=names)
         return CombinedActions(space, names)
     raise ConfigError(
-        f"The actions of {who} are {described(space)}, which cannot be said in words: opdlight plays Text, Discrete and "
-        "MultiDiscrete of one dimension. Put a gymnasium.ActionWrapper with one of them around it, or write a TextEnv."
+        f"The actions of {who} are {described(space)}, which cannot be said in words: opdlight plays Text, Discrete "
+        "and MultiDiscrete of one dimension. Put a gymnasium.ActionWrapper around it, or write a TextEnv."
     )
 
 
-class TextActions:
+class TextActions(Actions):
     """Texts: what follows the thinking, without blanks around it, if the space contains it."""
-
-    names = None
 
     def __init__(self, space: spaces.Space[str]) -> None:
         self.space = space
@@ -98,7 +99,7 @@ class TextActions:
         return action
 
 
-class NamedActions:
+class NamedActions(Actions):
     """Actions of a `Discrete` space by name."""
 
     def __init__(self, numbers: dict[str, int], given: Sequence[str | None]) -> None:
@@ -117,10 +118,8 @@ class NamedActions:
         return next(name for name, number in self.numbers.items() if number == int(action))
 
 
-class CombinedActions:
+class CombinedActions(Actions):
     """Actions of a `MultiDiscrete` space: a name for each part, separated by commas."""
-
-    names = None
 
     def __init__(self, space: spaces.MultiDiscrete, names: Sequence[Sequence[str]]) -> None:
         self.parts = [tuple(map(_checked, part)) for part in names]
@@ -161,8 +160,8 @@ def _size(part: object) -> int | None:
 def _enumerated(env: gymnasium.Env[Any, Any], space: spaces.Discrete) -> list[str] | None:
     """The names of the Enum `actions` that an env such as MiniGrid has, in the order of the space; None without one."""
     members = getattr(env, "actions", None)
-    if not isinstance(members, EnumMeta):
+    if not isinstance(members, EnumType):
         return None
-    by_number = {member.value: name.lower().replace("_", " ") for name, member in members.__members__.items()}
+    by_number = {m.value: name.lower().replace("_", " ") for name, m in dict[str, Any](members.__members__).items()}
     numbers = range(int(space.start), int(space.start + space.n))
     return [by_number[n] for n in numbers] if set(numbers) <= set(by_number) else None

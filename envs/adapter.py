@@ -2,7 +2,7 @@
 
 import math
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,12 +123,17 @@ class AdaptedTextEnv(TextEnv):
         terminated = bool(terminated) or info["success"]
         return text, reward, terminated, not terminated, info
 
+    def action_mask(self) -> Sequence[Any] | None:
+        """Which actions of a `Discrete` space are of use now, in order; None if the env does not say."""
+        return self._mask
+
     def admissible(self) -> list[str] | None:
         """The names of the actions that are of use now; None if the env does not say."""
-        if self._mask is None or not isinstance(self.actions, NamedActions):
+        mask = self.action_mask()
+        if mask is None or not isinstance(self.actions, NamedActions):
             return None
-        first = int(self.env.action_space.start)
-        return [name for name, number in self.actions.numbers.items() if self._mask[number - first]]
+        first = int(self.env.action_space.start)  # type: ignore[attr-defined]
+        return [name for name, number in self.actions.numbers.items() if mask[number - first]]
 
     def played(self, action: Any) -> None:
         """Called after each step of the env with the action of its space; for experts of subclasses."""
@@ -200,8 +205,8 @@ def _description(env: gymnasium.Env[Any, Any], who: str, adapter: Adapter) -> De
         return lambda observation, env: observation
     other = f"; if one entry says everything, `adapter.observation_key` ({', '.join(texts)})" if texts else ""
     raise ConfigError(
-        f"{who} observes {described(space)}, which is no text. Add `adapter.observation`, the dotted path of a function "
-        f"(observation, env) → str that puts it into words{other}."
+        f"{who} observes {described(space)}, which is no text. Add `adapter.observation`, the dotted path of a "
+        f"function (observation, env) → str that puts it into words{other}."
     )
 
 

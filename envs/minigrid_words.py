@@ -20,8 +20,8 @@ WHAT_THEY_DO = {
     "go forward": "go to the next cell ahead, if it is free, an open door or a goal. Lava ends the game.",
     "pick up": "take the key, ball or box in the next cell ahead. You can carry one thing.",
     "drop": "put what you carry into the next cell ahead, if it is free.",
-    "toggle": "open or close the door in the next cell ahead; a locked one opens while you carry the key of its colour. "
-    "A box gives way to what is in it.",
+    "toggle": "open or close the door in the next cell ahead; a locked one opens while you carry the key of its "
+    "colour. A box gives way to what is in it.",
     "done": "say that you have finished.",
 }
 
