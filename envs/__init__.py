@@ -12,6 +12,7 @@ for _name, _entry_point in {
     "ALFWorld": "opdlight.envs.alfworld.env:ALFWorldEnv",
     "MiniGrid": "opdlight.envs.minigrid_env:MiniGridEnv",
     "WebShop": "opdlight.envs.webshop.env:WebShopEnv",
+    "OpenEnv": "opdlight.envs.openenv.env:OpenEnvEnv",
 }.items():
     gymnasium.register(
         id=f"opdlight/{_name}-v0",

@@ -11,7 +11,8 @@ import numpy as np
 from gymnasium import spaces
 
 from opdlight.bounds import FiniteFloat, PositiveInt
-from opdlight.envs.actions import NamedActions, actions_of, described, is_text
+from opdlight.envs.actions import action_counts
+from opdlight.envs.adapted_actions import NamedActions, actions_of, described, is_text
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, on_side_of, redraw
 from opdlight.errors import ConfigError, EnvError
 
@@ -94,7 +95,7 @@ class AdaptedTextEnv(TextEnv):
                 break
         else:
             expected = f"false: after {REDRAWS} draws every start of seed {seed} belongs to the other side"
-            raise ConfigError.wrong("adapter.separate_starts", expected=expected, got=True)
+            raise ConfigError.wrong("separate_starts", expected=expected, got=True)
         self._turn = 0
         self._mask = info.get("action_mask")
         return self._text, {**info, **self._listed(), "metrics": {}}
@@ -103,10 +104,9 @@ class AdaptedTextEnv(TextEnv):
         """Play the action that the answer names."""
         self._turn += 1
         chosen = self.actions.read(action)
-        admissible = self.admissible()
-        metrics = {"unparsable_actions": float(chosen is None)}
-        if admissible is not None:
-            metrics["inadmissible_actions"] = float(chosen is not None and self.actions.name(chosen) not in admissible)
+        useful = self.admissible()
+        admissible = useful is None or (chosen is not None and self.actions.name(chosen) in useful)
+        counts = action_counts(parsed=chosen is not None, admissible=admissible)
         reward, terminated, over, info = 0.0, False, False, dict[str, Any]()
         if chosen is None:
             text = f"That is no action: {self.actions.rule}\n{self._text}"
@@ -116,7 +116,7 @@ class AdaptedTextEnv(TextEnv):
             self._mask = info.get("action_mask")
             text = self._text = self._said(observation)
             self.played(chosen)
-        info = {**info, **self._listed(), "metrics": {**info.get("metrics", {}), **metrics}}
+        info = {**info, **self._listed(), "metrics": {**info.get("metrics", {}), **counts}}
         if not over and self._turn < self.max_turns:
             return text, reward, False, False, info
         info["success"] = self._solved(reward, bool(terminated), info)

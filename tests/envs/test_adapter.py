@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import RecordEpisodeStatistics
 
 from opdlight.data.tasks import Task, TaskMixture
-from opdlight.envs.actions import actions_of
+from opdlight.envs.adapted_actions import actions_of
 from opdlight.envs.adapter import AdaptedTextEnv, Adapter
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv
 from opdlight.envs.conformance import check_text_env
@@ -110,6 +110,8 @@ def nothing(observation: Any, env: gymnasium.Env[Any, Any]) -> None:
 
 
 HERE = __name__
+ADMISSIBLE = {"admissible_actions": 1.0, "inadmissible_actions": 0.0, "unparsable_actions": 0.0}
+UNPARSABLE = {"admissible_actions": 0.0, "inadmissible_actions": 0.0, "unparsable_actions": 1.0}
 LAKE: dict[str, Any] = {"actions": ["left", "down", "right", "up"], "observation": f"{HERE}.cell"}
 DIALS: dict[str, Any] = {"actions": [["low", "mid", "high"], ["off", "on"]], "observation": f"{HERE}.aim"}
 
@@ -149,8 +151,8 @@ def test_a_text_environment_needs_its_id_only() -> None:
     first, _ = env.reset(seed=0)
     word = first.removeprefix("say ")
     assert env.step("Ünd?")[0].startswith("That is no action: answer with 1 to 10 of these characters:  abc")
-    assert env.step("x" * 11)[4]["metrics"] == {"unparsable_actions": 1.0}
-    assert env.step("<think>never closed")[4]["metrics"] == {"unparsable_actions": 1.0}
+    assert env.step("x" * 11)[4]["metrics"] == UNPARSABLE
+    assert env.step("<think>never closed")[4]["metrics"] == UNPARSABLE
     text, reward, terminated, truncated, info = env.step(f"<think>hm</think>\n {word} ")
     assert (text, reward, terminated, truncated, info["success"]) == ("well", 1.0, True, False, True)
     assert env.env.unwrapped.heard == [word]  # type: ignore[attr-defined]
@@ -239,7 +241,7 @@ def test_success(how: dict[str, Any], end: Any, flags: tuple[bool, bool, bool]) 
 
 def test_figures_of_the_environment_are_kept() -> None:
     info = scripted((1.0, False, False, {"metrics": {"steps": 2.0}, "more": 3})).step("pull")[4]
-    assert (info["metrics"], info["more"]) == ({"steps": 2.0, "unparsable_actions": 0.0}, 3)
+    assert (info["metrics"], info["more"]) == ({"steps": 2.0, **ADMISSIBLE}, 3)
 
 
 def test_an_action_mask_says_what_is_admissible() -> None:
@@ -254,7 +256,7 @@ def test_an_action_mask_says_what_is_admissible() -> None:
             *_, info = env.step(str(name))
             assert info["metrics"]["inadmissible_actions"] == (name not in allowed)
             assert (env.env.unwrapped.s == before) == (name not in allowed)  # type: ignore[attr-defined]
-        assert env.step("fly")[4]["metrics"] == {"unparsable_actions": 1.0, "inadmissible_actions": 0.0}
+        assert env.step("fly")[4]["metrics"] == UNPARSABLE
     with pytest.raises(EnvError, match="no expert"):
         demonstrate("taxi", Task(env={"id": "Taxi-v4", "adapter": adapter}, teacher="t"), 0, 0.0)
 
@@ -275,7 +277,7 @@ def test_training_and_held_out_starts_are_apart_if_asked_for() -> None:
     training, held_out = starts(0, True), starts(FIRST_HELD_OUT_SEED, True)
     assert (len(training | held_out), training & held_out) == (6, set())
     lake = make_text_env("FrozenLake-v1", adapter={**LAKE, "separate_starts": True})
-    with pytest.raises(ConfigError, match=r"`adapter\.separate_starts` to be false: after 200 draws"):
+    with pytest.raises(ConfigError, match=r"`separate_starts` to be false: after 200 draws"):
         [lake.reset(seed=seed) for seed in (0, FIRST_HELD_OUT_SEED)]
 
 
