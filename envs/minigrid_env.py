@@ -1,7 +1,6 @@
 """MiniGrid's and BabyAI's levels as text environments."""
 
 import os
-from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,7 +20,7 @@ class MiniGridEnv(AdaptedTextEnv):
     for a collision). `max_turns` is the step limit of the level too, in place of its own.
     `separate_starts`: training and held-out episodes never begin with the same observation; for a level of one start,
     such as "MiniGrid-Empty-8x8-v0", nothing can be held out and it has to be false.
-    BabyAI's levels have an expert, the bot of the package, and count actions that change nothing as inadmissible.
+    BabyAI's levels have an expert, the bot of the package, and count the actions that change nothing as ineffective.
     """
 
     source = "generated"
@@ -58,13 +57,13 @@ class MiniGridEnv(AdaptedTextEnv):
         self._bot: Any = None  # until an expert is asked for: it searches for a way at every step
         return super().reset(seed=seed, options=options)
 
-    def action_mask(self) -> Sequence[bool] | None:
-        """Which actions can change something; only BabyAI's levels say so."""
+    def ineffective(self, action: Any | None) -> bool | None:
+        """Whether an action changes nothing, as a step against a wall; None for levels that are not BabyAI's."""
         if not self.is_babyai:
             return None
         from opdlight.envs.minigrid_words import effective
 
-        return effective(self.env.unwrapped)
+        return action is not None and not effective(self.env.unwrapped)[action]
 
     def played(self, action: Any) -> None:
         """Let the bot see the step."""
