@@ -1,7 +1,10 @@
 """The glossary: what every logged key means, its unit, its estimator, and what is healthy."""
 
+import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +233,9 @@ def describe(key: str) -> Entry | None:
 
 
 def search(words: Sequence[str]) -> dict[str, Entry]:
-    """The entries whose key or meaning contains every one of `words`, ignoring case; a logged key finds its entry.
+    """The entries that contain every one of `words` in key or description; a logged key finds its entry.
+
+    Case is ignored, and `_`, `-` and a blank are one character: `micro_batch` finds "micro-batches".
 
     >>> list(search(["mass", "student"])), list(search(["rollout/reward/sums"]))
     (['coverage/student_mass/{task}'], ['rollout/reward/{task}'])
@@ -238,5 +243,24 @@ def search(words: Sequence[str]) -> dict[str, Entry]:
     return {
         key: entry
         for key, entry in GLOSSARY.items()
-        if all(w.lower() in f"{key} {entry.meaning}".lower() or describe(w) is entry for w in words)
+        if all(_plain(word) in _text(key, entry) or describe(word) is entry for word in words)
     }
+
+
+def similar(text: str) -> list[str]:
+    """Words of the glossary that look like one of `text`, the nearest first.
+
+    >>> similar("packing"), similar("mini_batch")
+    (['padding'], ['batch', 'batches'])
+    """
+    known = {w for key, entry in GLOSSARY.items() for w in re.findall(r"\w{3,}", _text(key, entry))}
+    near = (difflib.get_close_matches(word, sorted(known), n=2, cutoff=0.7) for word in _plain(text).split())
+    return list(dict.fromkeys(chain.from_iterable(near)))
+
+
+def _text(key: str, entry: Entry) -> str:
+    return _plain(f"{key} {entry.meaning} {entry.unit} {entry.estimator} {entry.healthy}")
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\s_-]+", " ", text.lower())
