@@ -15,7 +15,8 @@ LAKE = (
 
 
 def test_babyai_and_an_adapted_environment_train(tmp_path: Path) -> None:
-    babyai = [f"task.tasks.babyai.{key}" for key in ("teacher=lab/teacher-sums", "episodes=1", "trajectory_tokens=1024")]
+    limits = ("teacher=lab/teacher-sums", "episodes=1", "trajectory_tokens=1024")
+    babyai = [f"task.tasks.babyai.{limit}" for limit in limits]
     fake = ["engine._target_=tests.fakes.AnsweringEngine", "evaluate_teachers=false", "trainer.max_steps=2"]
     run = ["task=babyai", *babyai, LAKE, *fake, "rollout.groups=2", f"run_dir={tmp_path / 'run'}"]
     assert train(compose("train", TrainConfig, run)) == {"success/babyai": 0.0, "success/lake": 0.0}
