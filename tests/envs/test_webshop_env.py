@@ -260,7 +260,7 @@ def test_the_shipped_task() -> None:
     mixture = instantiate(cfg.task)
     mixture.check_envs()
     env = mixture.tasks["webshop"].make_env()
-    assert (env.max_turns, env.fresh_prompt, env.held_out_episodes) == (15, False, 500)
+    assert (env.max_turns, env.fresh_prompt, env.held_out_episodes) == (15, False, 225)
     first, info = env.reset(seed=0)
     assert info["admissible_commands"] == [] and "You are at the search bar." in first
     info = env.step("search[shoes]")[-1]
