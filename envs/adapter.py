@@ -2,7 +2,7 @@
 
 import math
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from gymnasium import spaces
 from opdlight.bounds import FiniteFloat, PositiveInt
 from opdlight.envs.actions import action_counts
 from opdlight.envs.adapted_actions import NamedActions, actions_of, described, is_text
-from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, on_side_of, redraw
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, on_side_of, read_action, redraw
 from opdlight.errors import ConfigError, EnvError
 
 DEFAULT_MAX_TURNS = 100
@@ -104,9 +104,12 @@ class AdaptedTextEnv(TextEnv):
         """Play the action that the answer names."""
         self._turn += 1
         chosen = self.actions.read(action)
-        useful = self.admissible()
-        admissible = useful is None or (chosen is not None and self.actions.name(chosen) in useful)
-        counts = action_counts(parsed=chosen is not None, admissible=admissible)
+        listed = self.admissible()
+        counts = action_counts(
+            parsed=chosen is not None or read_action(action) is not None,
+            admissible=chosen is not None and (listed is None or self.actions.name(chosen) in listed),
+            ineffective=self.ineffective(chosen),
+        )
         reward, terminated, over, info = 0.0, False, False, dict[str, Any]()
         if chosen is None:
             text = f"That is no action: {self.actions.rule}\n{self._text}"
@@ -123,20 +126,19 @@ class AdaptedTextEnv(TextEnv):
         terminated = bool(terminated) or info["success"]
         return text, reward, terminated, not terminated, info
 
-    def action_mask(self) -> Sequence[Any] | None:
-        """Which actions of a `Discrete` space are of use now, in order; None if the env does not say."""
-        return self._mask
-
     def admissible(self) -> list[str] | None:
-        """The names of the actions that are of use now; None if the env does not say."""
-        mask = self.action_mask()
-        if mask is None or not isinstance(self.actions, NamedActions):
+        """The names of the actions that are possible now; None if the env does not say."""
+        if self._mask is None or not isinstance(self.actions, NamedActions):
             return None
         first = int(self.env.action_space.start)  # type: ignore[attr-defined]
-        return [name for name, number in self.actions.numbers.items() if mask[number - first]]
+        return [name for name, number in self.actions.numbers.items() if self._mask[number - first]]
+
+    def ineffective(self, action: Any | None) -> bool | None:
+        """Whether an action (None: an answer that names none) is going to change nothing; None if that is not known."""
+        return None
 
     def played(self, action: Any) -> None:
-        """Called after each step of the env with the action of its space; for experts of subclasses."""
+        """Called after each step of the env with the action of its space, for experts."""
 
     def close(self) -> None:
         """Close the env."""

@@ -1,7 +1,7 @@
 """MiniGrid's and BabyAI's levels as text environments."""
 
 import os
-from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,7 +9,7 @@ import gymnasium
 
 from opdlight.bounds import PositiveInt
 from opdlight.envs.adapter import AdaptedTextEnv, Adapter
-from opdlight.envs.base import unknown_name
+from opdlight.envs.base import About, unknown_name
 from opdlight.errors import ConfigError, MissingDependencyError, NoExpertError
 
 
@@ -21,7 +21,7 @@ class MiniGridEnv(AdaptedTextEnv):
     for a collision). `max_turns` is the step limit of the level too, in place of its own.
     `separate_starts`: training and held-out episodes never begin with the same observation; for a level of one start,
     such as "MiniGrid-Empty-8x8-v0", nothing can be held out and it has to be false.
-    BabyAI's levels have an expert, the bot of the package, and count actions that change nothing as inadmissible.
+    BabyAI's levels have an expert, the bot of the package, and count the actions that change nothing as ineffective.
     """
 
     source = "generated"
@@ -53,18 +53,24 @@ class MiniGridEnv(AdaptedTextEnv):
         )
         super().__init__(env, adapter)
 
+    @classmethod
+    def about(cls, **arguments: Any) -> About:
+        """The bot plays BabyAI's levels only."""
+        babyai = str(arguments.get("level", "BabyAI-")).startswith("BabyAI-")
+        return replace(super().about(**arguments), expert=babyai)
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Build the rooms of the seed."""
         self._bot: Any = None  # until an expert is asked for: it searches for a way at every step
         return super().reset(seed=seed, options=options)
 
-    def action_mask(self) -> Sequence[bool] | None:
-        """Which actions can change something; only BabyAI's levels say so."""
+    def ineffective(self, action: Any | None) -> bool | None:
+        """Whether an action changes nothing, as a step against a wall; None for levels that are not BabyAI's."""
         if not self.is_babyai:
             return None
         from opdlight.envs.minigrid_words import effective
 
-        return effective(self.env.unwrapped)
+        return action is not None and not effective(self.env.unwrapped)[action]
 
     def played(self, action: Any) -> None:
         """Let the bot see the step."""

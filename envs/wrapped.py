@@ -84,10 +84,11 @@ def make_text_env(env_id: str, *, adapter: Mapping[str, Any] | None = None, **ar
         **arguments: of the environment.
 
     Raises:
-        ConfigError: if there is no such environment, it cannot be said in words, or its package is missing.
+        ConfigError: if there is no such environment, it does not take an argument, it cannot be said in words, or its
+            package is missing.
     """
     how = None if adapter is None else Adapter(**adapter)
     try:
         return text_env(gymnasium.make(env_id, disable_env_checker=True, **arguments), how)
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+    except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:  # TypeError: an argument it does not take
         raise ConfigError(f"Cannot make the environment {env_id!r}: {error}") from error

@@ -31,7 +31,8 @@ def check_env(key: str, env: Mapping[str, Any]) -> None:
             import_module(f"{key}.id", name, spec.entry_point.partition(":")[0])
         creator = spec.entry_point if callable(spec.entry_point) else load_env_creator(str(spec.entry_point))
     except (gymnasium.error.Error, ImportError, AttributeError) as error:
-        raise ConfigError(f"Cannot find the environment of `{key}.id`, {name!r}: {error}") from error
+        package = "" if ":" in name else " One that a package or file of yours registers is named module:id."
+        raise ConfigError(f"Cannot find the environment of `{key}.id`, {name!r}: {error}{package}") from error
     given = {k: v for k, v in env.items() if k not in ("id", "max_episode_steps", "adapter")}
     if "adapter" in env:  # opdlight's own
         check_value(f"{key}.adapter", env["adapter"], Adapter | None)

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import RecordEpisodeStatistics
 
 from opdlight.data.tasks import Task, TaskMixture
+from opdlight.envs.actions import action_counts
 from opdlight.envs.adapted_actions import actions_of
 from opdlight.envs.adapter import AdaptedTextEnv, Adapter
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv
@@ -110,8 +111,9 @@ def nothing(observation: Any, env: gymnasium.Env[Any, Any]) -> None:
 
 
 HERE = __name__
-ADMISSIBLE = {"admissible_actions": 1.0, "inadmissible_actions": 0.0, "unparsable_actions": 0.0}
-UNPARSABLE = {"admissible_actions": 0.0, "inadmissible_actions": 0.0, "unparsable_actions": 1.0}
+ADMISSIBLE = action_counts(parsed=True, admissible=True)
+INADMISSIBLE = action_counts(parsed=True, admissible=False)
+UNPARSABLE = action_counts(parsed=False, admissible=False)
 LAKE: dict[str, Any] = {"actions": ["left", "down", "right", "up"], "observation": f"{HERE}.cell"}
 DIALS: dict[str, Any] = {"actions": [["low", "mid", "high"], ["off", "on"]], "observation": f"{HERE}.aim"}
 
@@ -151,7 +153,7 @@ def test_a_text_environment_needs_its_id_only() -> None:
     first, _ = env.reset(seed=0)
     word = first.removeprefix("say ")
     assert env.step("Ünd?")[0].startswith("That is no action: answer with 1 to 10 of these characters:  abc")
-    assert env.step("x" * 11)[4]["metrics"] == UNPARSABLE
+    assert env.step("x" * 11)[4]["metrics"] == INADMISSIBLE
     assert env.step("<think>never closed")[4]["metrics"] == UNPARSABLE
     text, reward, terminated, truncated, info = env.step(f"<think>hm</think>\n {word} ")
     assert (text, reward, terminated, truncated, info["success"]) == ("well", 1.0, True, False, True)
@@ -166,7 +168,7 @@ def test_frozen_lake_is_played_by_name() -> None:
     *before, last = [env.step(answer) for answer in way]
     assert [text.split("are at ")[1].split()[0] for text, *_ in before] == ["4", "4", "8", "9", "10", "14"]
     assert before[1][0] == f"That is no action: {(env.system_prompt or '')[12:]}\nYou are at 4 of Discrete(16)."
-    assert [info["metrics"]["unparsable_actions"] for *_, info in before] == [0, 1, 0, 0, 0, 0]
+    assert [info["metrics"]["inadmissible_actions"] for *_, info in before] == [0, 1, 0, 0, 0, 0]
     assert last[1:4] == (1.0, True, False)
     assert last[4]["success"] is True
 
@@ -256,7 +258,7 @@ def test_an_action_mask_says_what_is_admissible() -> None:
             *_, info = env.step(str(name))
             assert info["metrics"]["inadmissible_actions"] == (name not in allowed)
             assert (env.env.unwrapped.s == before) == (name not in allowed)  # type: ignore[attr-defined]
-        assert env.step("fly")[4]["metrics"] == UNPARSABLE
+        assert env.step("fly")[4]["metrics"] == INADMISSIBLE
     with pytest.raises(EnvError, match="no expert"):
         demonstrate("taxi", Task(env={"id": "Taxi-v4", "adapter": adapter}, teacher="t"), 0, 0.0)
 

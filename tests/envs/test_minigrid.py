@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import opdlight.envs.minigrid_env
-from opdlight.data.tasks import Task
+from opdlight.data.tasks import Task, TaskMixture
 from opdlight.envs.actions import action_counts
 from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.envs.conformance import check_text_env
@@ -58,6 +58,12 @@ def test_a_level_without_opdlight_s_class_needs_the_words_only() -> None:
     check_text_env(lambda: make_text_env("minigrid:BabyAI-GoToObjS4-v0", adapter=adapter))
 
 
+def test_an_argument_that_a_level_does_not_take_is_named() -> None:
+    env = {"id": "minigrid:BabyAI-GoToObj-v0", "room_sizee": 3}
+    with pytest.raises(ConfigError, match=r"`task\.tasks\.a\.env`: Cannot make .*'room_sizee'"):
+        TaskMixture({"a": Task(env=env, teacher="t")}).check_envs()
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_thing_in_view_is_told_where_it_is(level: str) -> None:
     told = 0
@@ -105,7 +111,7 @@ def test_the_ways_are_as_free_as_they_are_told(level: str) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_an_action_is_inadmissible_if_it_changes_nothing(level: str) -> None:
+def test_an_action_is_ineffective_if_it_changes_nothing(level: str) -> None:
     counts = {True: 0, False: 0}
     for seed in range(3):
         random = np.random.default_rng(seed)
@@ -117,10 +123,12 @@ def test_an_action_is_inadmissible_if_it_changes_nothing(level: str) -> None:
             action = env.expert_action() if turn % 2 else str(random.choice(SIX))
             _, _, terminated, truncated, info = env.step(action)
             wasted = (game.hash(), game.carrying) == before
-            assert info["metrics"] == action_counts(parsed=True, admissible=not wasted)
+            assert info["metrics"] == action_counts(parsed=True, admissible=True, ineffective=wasted)
             counts[wasted] += 1
             if terminated or truncated:
                 break
+        assert env.step("dance")[4]["metrics"] == action_counts(parsed=True, admissible=False, ineffective=False)
+        assert env.step(" ")[4]["metrics"] == action_counts(parsed=False, admissible=False, ineffective=False)
     assert min(counts.values()) > 5
 
 
@@ -143,7 +151,7 @@ def test_the_bot_solves_a_level(level: str, turns: int) -> None:
             rewards.append(reward)
             over = terminated or truncated
         assert info["success"] is True
-        assert info["metrics"] == action_counts(parsed=True, admissible=True)
+        assert info["metrics"] == action_counts(parsed=True, admissible=True, ineffective=False)
         assert rewards[:-1] == [0.0] * (len(rewards) - 1)
         assert rewards[-1] == pytest.approx(1 - 0.9 * len(rewards) / turns, abs=1e-12)
 
@@ -176,7 +184,10 @@ def test_levels_of_other_actions_and_without_a_bot() -> None:
     assert env.actions.names == tuple(SIX[:3])
     assert "pick up" not in (env.system_prompt or "")
     _, info = env.reset(seed=0)
-    assert (info["admissible_commands"], env.admissible()) == (SIX[:3], None)
+    assert info["admissible_commands"] == SIX[:3]
+    assert env.step("go forward")[4]["metrics"] == action_counts(parsed=True, admissible=True)
+    assert [MiniGridEnv.about(level=f"{family}-X-v0").expert for family in ("BabyAI", "MiniGrid")] == [True, False]
+    assert MiniGridEnv.about().expert
     with pytest.raises(NoExpertError, match="DynamicObstaclesEnv has no expert"):
         env.expert_action()
     with pytest.raises(ConfigError, match=r"`separate_starts` to be false"):

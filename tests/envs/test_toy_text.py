@@ -233,6 +233,7 @@ def test_the_tool_lets_a_person_play(
     ("arguments", "message"),
     [
         (["opdlight/ToyTxt-v0"], "did you mean 'opdlight/ToyText-v0'"), (["opdlight/ToyText-v0", "gme=3"], "`env.gme`"),
+        (["Taxi-v4"], "Add `adapter.observation`"), (["Taxy-v4"], "one of opdlight/ALFWorld-v0"),
         (["opdlight/ToyText-v0", "game"], "name=value"), (["opdlight/ToyText-v0", "size=true"], "`env.size`"),
         (["opdlight/ToyText-v0", "game=CliffWalking-v1", "is_slippery=true", "--expert"], "shortest path"),
     ],

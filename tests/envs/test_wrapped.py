@@ -110,6 +110,7 @@ def test_the_conformance_check_takes_an_env_in_its_wrappers() -> None:
     [
         ({}, r"`task\.tasks\.a\.env\.id` to be the Gymnasium id"),
         ({"id": "test/Cuont-v0"}, r"environment of `task\.tasks\.a\.env\.id`, 'test/Cuont-v0': .*Count"),
+        ({"id": "Cuont-v0"}, r"`task\.tasks\.a\.env\.id`, 'Cuont-v0': .* registers is named module:id"),
         ({"id": "nowhere:Count-v0"}, r"environment of `task\.tasks\.a\.env\.id`, .*nowhere"),
         ({"id": "CartPole-v1"}, r"`task\.tasks\.a\.env`: CartPoleEnv observes a Box of shape \(4,\), which is no text"),
         ({"id": "test/Count-v0", "adapter": {}}, r"`adapter` to be left out, because Count is a text"),
