@@ -125,7 +125,7 @@ def action_lines(outcome: Mapping[str, Outcome]) -> Iterator[str]:
     for name, o in outcome.items():
         results = {"before": o.before, "after": o.after, "of the teacher": o.teacher}
         for kind in ("admissible", "wasted"):
-            found = {when: r and getattr(r, f"{kind}_actions") for when, r in results.items()}
+            found = {when: getattr(r, f"{kind}_actions", None) for when, r in results.items()}
             shares = ", ".join(f"{100 * share:.1f} % {when}" for when, share in found.items() if share is not None)
             if shares:
                 yield f"{name}: {kind} actions: {shares}"

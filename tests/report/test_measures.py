@@ -172,7 +172,7 @@ def test_share_solved_within_so_many_turns() -> None:
 def test_what_the_environment_has_read(pieces: str, action: str) -> None:
     text = pieces.replace("<|end|>", "<end>").split("|")
     control = [t in ("<think>", "</think>", "<end>") for t in text]
-    assert action_text({"text": text, "control": control, "counts": {}}) == action
+    assert action_text({"text": text, "control": control}) == action
 
 
 def test_the_terminal_gets_a_line_for_each_figure(tmp_path: Path) -> None:
