@@ -118,7 +118,8 @@ class TextEnv(gymnasium.Env[str, str]):
     """A task: observations and actions are strings.
 
     `reset(seed=…)` must make the whole episode a function of the seed and the actions. `step` never raises on a bad
-    action: it costs a step and is counted in `info["metrics"]` (a flat dict of floats, summed over the episode).
+    action: it costs a step and is counted in `info["metrics"]`, a flat dict of floats, summed over the episode. An env
+    of several turns counts every action with `actions.action_counts`.
     When an episode ends, `info["success"]` says whether the task was solved; `terminated` means the task itself ended,
     `truncated` that a limit cut it. Rewards are 0 or 1 at the end unless a task says otherwise.
 

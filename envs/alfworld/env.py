@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from opdlight.bounds import Bounds, PositiveInt
+from opdlight.envs.actions import action_counts
 from opdlight.envs.alfworld import wheel
 from opdlight.envs.alfworld.experts import EXPERTS, Expert
 from opdlight.envs.alfworld.game import NOTHING_HAPPENS, Game, Play
@@ -91,18 +92,23 @@ class ALFWorldEnv(TextEnv):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Carry out the action that the answer names."""
         command = read_action(action, tags=self.fresh_prompt)
-        inadmissible = command is not None and command not in self._play.commands
+        admissible = command in self._play.commands
         feedback = NOTHING_HAPPENS
         if command is not None:
             feedback = self._play.step(command)
             self._expert.observe(command, feedback)
         self._history.append(Step(len(self._history) + 1, self._observation, command or ""))
+        counts = action_counts(
+            parsed=command is not None,
+            admissible=admissible,
+            ineffective=not self._play.changed and feedback == self._observation,
+        )
         self._observation = feedback
         won = self._play.won
         truncated = not won and len(self._history) >= self.max_turns
         info: dict[str, Any] = {
             "admissible_commands": self._play.admissible,
-            "metrics": {"inadmissible_actions": float(inadmissible), "unparsable_actions": float(command is None)},
+            "metrics": counts,
         }
         if won or truncated:
             info["success"] = won

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opdlight.bounds import PositiveInt, Seed
+from opdlight.envs.actions import action_counts
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, About, TextEnv, read_action, unknown_name
 from opdlight.envs.templates import Step, turn_template
 from opdlight.envs.webshop.catalogue import Catalogue
@@ -103,13 +104,12 @@ class WebShopEnv(TextEnv):
         """Do what the answer says."""
         command = read_action(action, tags=self.fresh_prompt)
         parsed = parse_action(command) if command else None
-        before = paper_page(self.session) if self.fresh_prompt else ""
+        before, state = paper_page(self.session) if self.fresh_prompt else "", self.session.state
         done = parsed is not None and self.session.act(parsed[0], self._button(parsed[1]))
         self._history.append(Step(len(self._history) + 1, before, command or ""))
         bought = self._reward() if self.session.page == "done" else None
         metrics = {
-            "inadmissible_actions": float(parsed is not None and not done),
-            "unparsable_actions": float(parsed is None),
+            **action_counts(parsed=parsed is not None, admissible=done, ineffective=self.session.state == state),
             "purchases": float(bought is not None),
             "right_type": float(bought is not None and bought.type_score == 1.0),
             "right_price": float(bought is not None and bought.price_match),

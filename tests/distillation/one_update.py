@@ -16,6 +16,7 @@ from opdlight.data.requests import OnPolicyData
 from opdlight.data.tasks import Task, TaskMixture
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.distillation.schedules import learning_rate
+from opdlight.envs.actions import action_counts
 from opdlight.envs.base import TextEnv
 from opdlight.losses import SupportMatching
 from opdlight.models import Student, Teachers
@@ -40,7 +41,8 @@ class Count(TextEnv):
             raise RuntimeError("the environment broke")
         self.turn += 1
         over = self.turn == 2
-        return "go on", float(over), over, False, {"success": over, "metrics": {"words": 1.0}}
+        counts = action_counts(parsed=True, admissible=over)
+        return "go on", float(over), over, False, {"success": over, "metrics": {"words": 1.0, **counts}}
 
 
 if "test/Steps-v0" not in gymnasium.registry:  # pytest imports this file again to look for doctests

@@ -122,9 +122,11 @@ def test_a_part_that_refuses_its_arguments_is_one_message(
     override: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine = "engine._target_=tests.fakes.AnsweringEngine"
-    monkeypatch.setattr("sys.argv", ["train", "task=sums", *override.split(), engine, f"hydra.run.dir={tmp_path}"])
+    folder = f"hydra.run.dir={tmp_path / 'run'}"
+    monkeypatch.setattr("sys.argv", ["train", "task=sums", *override.split(), engine, folder])
     with pytest.raises(SystemExit, match="2"):
         main()
+    assert not any(tmp_path.iterdir()), "no folder of a run that was refused"
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
