@@ -52,8 +52,8 @@ def compose(
 ) -> DictConfig:
     """Compose conf/<config_name>.yaml with command-line overrides and, given a `schema`, check it; interpolations stay.
 
-    `extra` is one more folder to search for groups and options (Hydra's --config-dir). Without a `config_name` the config
-    has only the groups that overrides add (`+task=sums`).
+    `extra` is one more folder to search for groups and options (Hydra's --config-dir). Without a `config_name` there
+    are only the groups that overrides add (`+task=sums`).
 
     Raises:
         ConfigError: Hydra's own errors in one sentence, and those of `check`.

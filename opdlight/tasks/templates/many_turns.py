@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import gymnasium
 
 from opdlight.bounds import Bounds
+from opdlight.envs.actions import action_counts
 from opdlight.envs.base import TextEnv, on_side_of, read_action
 
 
@@ -36,16 +37,15 @@ class ManyTurns(TextEnv):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """One turn. Whatever the student writes, it must not raise: what is no move costs a turn and is counted."""
         self.turn += 1
-        move = read_action(action)  # after the thinking, in lower case; None if there is none
+        move, before = read_action(action), self.at  # after the thinking, in lower case; None if there is none
         if move in self.moves:
             self.at = min(max(self.at + self.moves[move], 0), self.doors - 1)
         solved = self.at == self.exit
         truncated = not solved and self.turn == self.max_turns
-        metrics = {
-            "unparsable_actions": float(move is None),
-            "inadmissible_actions": float(move is not None and move not in self.moves),
-        }
-        info: dict[str, Any] = {"metrics": metrics, "admissible_commands": list(self.moves)}
+        counts = action_counts(
+            parsed=move is not None, admissible=move in self.moves, ineffective=self.at == before
+        )  # beside these, figures of your own
+        info: dict[str, Any] = {"metrics": counts, "admissible_commands": list(self.moves)}
         if solved or truncated:
             info["success"] = solved
         return self._where(), float(solved), solved, truncated, info
