@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra.utils import instantiate
 
-from opdlight.config import CONF, TrainConfig, compose
+from opdlight.config import CONF, TrainConfig, compose, instantiate
 from opdlight.config.environments import check_env
 from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.envs.wrapped import make_text_env
@@ -40,7 +39,7 @@ def test_the_tests_that_it_writes_pass(written: Path) -> None:
 def test_its_configuration_is_right_and_its_arguments_are_checked(name: str, argument: str, written: Path) -> None:
     changes = [f"task={name}", f"task.tasks.{name}.env.{argument}=20", "run_dir=x"]
     task = compose("train", TrainConfig, changes, extra=Path("conf")).task
-    mixture = instantiate(task, _convert_="all")
+    mixture = instantiate(task)
     mixture.check_envs()
     assert mixture.tasks[name].make_env().unwrapped.__dict__[argument] == 20
     with pytest.raises(ConfigError, match=f"`env.{argument}` to be a whole number ≥ "):
