@@ -11,6 +11,7 @@ for _name, _entry_point in {
     "ToyText": "opdlight.envs.toy_text:ToyTextEnv",
     "ALFWorld": "opdlight.envs.alfworld.env:ALFWorldEnv",
     "WebShop": "opdlight.envs.webshop.env:WebShopEnv",
+    "OpenEnv": "opdlight.envs.openenv.env:OpenEnvEnv",
 }.items():
     gymnasium.register(
         id=f"opdlight/{_name}-v0",

@@ -103,14 +103,13 @@ def fit(
     **settings: Any,
 ) -> L.Trainer:
     trainer = L.Trainer(
-        accelerator="cpu",
         max_epochs=1,
         callbacks=[TeacherSupportCoverage(), RolloutMetrics(), Throughput(), *watch],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=str(folder),
-        **{"logger": False, "enable_checkpointing": False, **settings},
+        **{"accelerator": "cpu", "logger": False, "enable_checkpointing": False, **settings},
     )
     trainer.fit(module, datamodule=data, ckpt_path=resume)
     return trainer
