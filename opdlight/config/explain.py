@@ -115,11 +115,10 @@ def _missing_option(error: MissingConfigException, path: str) -> ConfigError:
     options = sorted(error.options or [])
     if not group:
         return ConfigError(f"There is no config `{option}`{where}.")
+    unknown = f"The group `{group}` has no option {option!r}{where}."
     for folder in ("conf", "."):
-        if (file := Path(folder, group, f"{option}.yaml")).is_file():
-            return ConfigError(
-                f"The group `{group}` has no option {option!r}{where}. For {file}: --config-dir {folder}."
-            )
+        if (file := Path(folder, group, f"{option}.yaml")).is_file():  # the user's, who forgot to add the folder
+            return ConfigError(f"{unknown} For {file}: --config-dir {folder}.")
     near = nearest(option, options)
     guess = f" Did you mean `{group}={near}`?" if near else ""
     choice = f" Options: {', '.join(options)}." if options else ""
