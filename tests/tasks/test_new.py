@@ -44,7 +44,7 @@ def test_its_configuration_is_right_and_its_arguments_are_checked(name: str, arg
     assert mixture.tasks[name].make_env().unwrapped.__dict__[argument] == 20
     with pytest.raises(ConfigError, match=rf"has no option '{name}'\. For conf/task/{name}.yaml: --config-dir conf\.$"):
         compose("train", TrainConfig, [f"task={name}", "run_dir=x"])
-    with pytest.raises(ConfigError, match=f"`env.{argument}` to be a whole number ≥ "):
+    with pytest.raises(ConfigError, match=f"`env.{argument}` to be int ≥ "):
         check_env("env", {**mixture.tasks[name].env, argument: 1})
 
 
