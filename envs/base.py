@@ -164,5 +164,9 @@ class TextEnv(gymnasium.Env[str, str]):
             missing=tuple(f"extra {extra}" for extra in dict.fromkeys(absent)),
         )
 
+    def reply(self, command: str) -> str:
+        """The text of an answer that plays `command`, in the form that the prompt asks for; here the command alone."""
+        return command
+
     def prepare(self, seed: int) -> None:
         """A hint that `reset(seed=seed)` follows, in this env or another of its class: build what is slow. Optional."""

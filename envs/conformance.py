@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 from opdlight.envs.actions import ADMISSIBLE, INADMISSIBLE, INEFFECTIVE, UNPARSABLE
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, UnicodeText
 from opdlight.envs.wrapped import text_env
-from opdlight.errors import EnvError, NoExpertError
+from opdlight.errors import ConfigError, EnvError, NoExpertError
 
 SEEDS = (0, 1, FIRST_HELD_OUT_SEED, 2 * 10**9)
 BAD_ACTIONS = (
@@ -147,7 +147,7 @@ def _check_gymnasium(made: Callable[[], gymnasium.Env[str, str]]) -> Callable[[]
 
     try:
         env = make_env()
-    except EnvError as error:
+    except ConfigError as error:
         _broken("gymnasium", str(error).rstrip("."), "make_env()")
     for name in ("observation_space", "action_space"):
         if not isinstance(getattr(env, name, None), UnicodeText):

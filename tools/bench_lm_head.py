@@ -31,11 +31,11 @@ def inputs(args: argparse.Namespace, v: int) -> tuple[Tensor, Tensor, Tensor, Te
     """Hidden states, head, supports drawn from `distinct` ids of the vocabulary, teacher log-probs."""
     torch.manual_seed(0)
     kind = {"device": args.device, "dtype": getattr(torch, args.dtype)}
-    hidden = torch.randn(args.n, args.d).to(**kind).requires_grad_(True)
-    weight = torch.empty(v, args.d).normal_(std=0.04).to(**kind).requires_grad_(True)
-    pool = torch.randperm(v)[: args.distinct]
-    ids = torch.stack([pool[torch.randperm(len(pool))[: args.k]] for _ in range(args.n)])
-    return hidden, weight, ids.to(args.device), torch.randn(args.n, args.k).log_softmax(-1).to(args.device)
+    hidden = torch.randn(args.n, args.d, **kind).requires_grad_(True)
+    weight = torch.empty(v, args.d, **kind).normal_(std=0.04).requires_grad_(True)
+    pool = torch.randperm(v, device=args.device)[: args.distinct]
+    ids = torch.stack([pool[torch.randperm(len(pool), device=args.device)[: args.k]] for _ in range(args.n)])
+    return hidden, weight, ids, torch.randn(args.n, args.k, device=args.device).log_softmax(-1)
 
 
 def loss(way: str, hidden: Tensor, weight: Tensor, ids: Tensor, log_q: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from opdlight.models import Teacher
 from opdlight.models.loading import load_tokenizer, resolve_model
 from opdlight.rollout import ScriptedEngine
 from opdlight.system.arguments import argument_parser
+from opdlight.system.quiet import quiet_libraries
 from opdlight.train.build import build
 from tools.preset_memory import SHAPES, config
 
@@ -148,6 +149,7 @@ def main() -> None:
         parser.error("expected --groups and --micro-batch-tokens of at least 1, --updates of 3 and --length of 8")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("expected --device cpu: there is no CUDA GPU here")
+    quiet_libraries()
     name = torch.cuda.get_device_name() if args.device == "cuda" else "the CPU"
     print(f"{args.student} learns from {args.teacher} on {name}, torch {torch.__version__}\n")
     print("| way | s an update | tokens/s | MFU | peak GiB | doctor's GiB |\n|---|---|---|---|---|---|", flush=True)

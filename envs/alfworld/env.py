@@ -137,7 +137,10 @@ class ALFWorldEnv(TextEnv):
 
     def expert_action(self) -> str:
         """What the expert does next, in the form that the prompt asks for."""
-        command = self._expert.act()
+        return self.reply(self._expert.act())
+
+    def reply(self, command: str) -> str:
+        """In tags if the prompt is the paper's."""
         return f"<action>{command}</action>" if self.fresh_prompt else command
 
     def _split(self, seed: int) -> str | None:

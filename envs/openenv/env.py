@@ -6,6 +6,7 @@ import weakref
 from typing import Any, Literal
 
 from opdlight.bounds import FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from opdlight.envs.actions import action_counts
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, unknown_name
 from opdlight.envs.openenv.actions import InadmissibleError, Reader, UnparsableError, reader_of
 from opdlight.envs.openenv.observations import cut, default_text, parse_template
@@ -109,36 +110,31 @@ class OpenEnvEnv(TextEnv):
             EnvError: if the server is lost or does not answer; its session, and the episode with it, is over.
         """
         self._turn += 1
-        metrics = {
-            "inadmissible_actions": 0.0,
-            "unparsable_actions": 0.0,
-            "server_retries": float(self._new_retries),  # before this episode began
-        }
-        self._new_retries = 0
         reward, ended, reached = 0.0, False, False
+        parsed, admissible = True, False
         try:
             answer = self._session.ask("step", self._reader.read(action))
         except UnparsableError as error:
-            metrics["unparsable_actions"] = 1.0
+            parsed = False
             text = f"{error} {self._how_to_act()}"
         except InadmissibleError as error:
-            metrics["inadmissible_actions"] = 1.0
             text = str(error)
         except Refused as error:
             if error.code not in ("VALIDATION_ERROR", "EXECUTION_ERROR"):  # the latter is how environments refuse
                 raise EnvError(f"{self.url} refuses to go on ({error.code}): {error}.") from error
-            metrics["inadmissible_actions"] = 1.0
             text = f"That is not possible here: {error}"
         except Unavailable as error:
             raise EnvError(f"{self.url} (`url`) was lost in the middle of an episode: {error}.") from error
         else:
             text, reward, ended = self._text(answer), float(answer.get("reward") or 0.0), bool(answer.get("done"))
-            metrics["inadmissible_actions"] = float(_tool_refused(answer))
+            admissible = not _tool_refused(answer)
             self._return += reward
             reached = (self._return if self._by_return else reward) >= self._success_reward
         terminated = ended or (reached and self._ends_at_success)
         truncated = not terminated and self._turn >= self.max_turns
-        info: dict[str, Any] = {"metrics": metrics}
+        counts = action_counts(parsed=parsed, admissible=admissible)
+        info: dict[str, Any] = {"metrics": {**counts, "server_retries": float(self._new_retries)}}
+        self._new_retries = 0  # they were before this episode began
         if terminated or truncated:
             info["success"] = terminated and reached
             self._session.close()  # another episode may wait for it

@@ -146,7 +146,10 @@ class WebShopEnv(TextEnv):
 
     def expert_action(self) -> str:
         """What the expert does next, in the form that the prompt asks for."""
-        command = self._expert.act(self.session)
+        return self.reply(self._expert.act(self.session))
+
+    def reply(self, command: str) -> str:
+        """In tags if the prompt is the paper's."""
         return f"<action>{command}</action>" if self.fresh_prompt else command
 
     def _number(self, seed: int) -> int:

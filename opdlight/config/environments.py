@@ -7,9 +7,10 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from opdlight.bounds import PositiveInt
-from opdlight.config.checks import check_arguments
+from opdlight.config.checks import check_arguments, locate
 from opdlight.config.imports import import_env_module, import_module
 from opdlight.config.values import check_value
+from opdlight.envs.adapter import Adapter
 from opdlight.errors import ConfigError
 
 
@@ -22,7 +23,12 @@ def check_env(key: str, env: Mapping[str, Any]) -> None:
     """
     name = env.get("id")
     spec, creator = find_env(f"{key}.id", name)
-    given = {k: v for k, v in env.items() if k not in ("id", "max_episode_steps")}
+    given = {k: v for k, v in env.items() if k not in ("id", "max_episode_steps", "adapter")}
+    if "adapter" in env:  # opdlight's own
+        check_value(f"{key}.adapter", env["adapter"], Adapter | None)
+        path = (env["adapter"] or {}).get("observation")
+        if isinstance(path, str):
+            locate(f"{key}.adapter.observation", path)
     if "max_episode_steps" in env:  # Gymnasium's own
         check_value(f"{key}.max_episode_steps", env["max_episode_steps"], PositiveInt | None)
     check_arguments(key, creator, {**spec.kwargs, **given}, name=str(name))
@@ -43,4 +49,5 @@ def find_env(key: str, name: object) -> tuple[EnvSpec, Callable[..., Any]]:
             import_module(key, name, spec.entry_point.partition(":")[0])
         return spec, spec.entry_point if callable(spec.entry_point) else load_env_creator(str(spec.entry_point))
     except (gymnasium.error.Error, ImportError, AttributeError) as error:
-        raise ConfigError(f"Cannot find the environment of `{key}`, {name!r}: {error}") from error
+        package = "" if ":" in name else " One that a package or file of yours registers is named module:id."
+        raise ConfigError(f"Cannot find the environment of `{key}`, {name!r}: {error}{package}") from error

@@ -141,11 +141,10 @@ def find_env_config(name: str, own: Path | None) -> dict[str, Any]:
     Raises:
         ConfigError: if there is none of that name, or it stands for several tasks.
     """
-    if ":" in name or "/" in name:
-        known = [id_ for id_ in gymnasium.registry if id_.startswith("opdlight/")]
-        if ":" not in name and name not in gymnasium.registry:
-            raise unknown_name("env", name, known)
+    if ":" in name or name in gymnasium.registry:
         return {"id": name}
+    if "/" in name:
+        raise unknown_name("env", name, [id_ for id_ in gymnasium.registry if id_.startswith("opdlight/")])
     option, tasks = find_tasks(name, own)
     if len(tasks) > 1:
         names = ", ".join(f"{option.name}.{task.name}" for task in tasks)
@@ -208,9 +207,10 @@ def env_facts(key: str, env: Mapping[str, Any]) -> Facts:
         ConfigError: if it cannot be found.
     """
     spec, creator = find_env(f"{key}.id", env.get("id"))
-    arguments = {**spec.kwargs, **{k: v for k, v in env.items() if k not in ("id", "max_episode_steps")}}
-    if not (isinstance(creator, type) and issubclass(creator, TextEnv)):  # a function, or an env of its own
-        return Facts(turns=None, episodes=None, about=About(source="", licence="", expert=False))
+    arguments = {**spec.kwargs, **{k: v for k, v in env.items() if k not in ("id", "max_episode_steps", "adapter")}}
+    if not (isinstance(creator, type) and issubclass(creator, TextEnv)):  # an adapter puts it into words
+        package = creator.__module__.partition(".")[0]
+        return Facts(turns=None, episodes=None, about=About(source=package, licence="of its package", expert=False))
     parameter = inspect.signature(creator).parameters.get("max_turns")
     usual = creator.max_turns if parameter is None or parameter.default is parameter.empty else parameter.default
     limits = (arguments.get("max_turns", usual), env.get("max_episode_steps"), spec.max_episode_steps)

@@ -14,13 +14,15 @@ from opdlight.tasks.found import find_env_config, own_folder
 
 HELP = """Play a task in the terminal, or watch its expert play.
 
-A task is an option of the configuration (with a dot one of several: agent_math.sums), or a Gymnasium id; one of your
-own is module:id, and the module lies in the current folder.
+A task is an option of the configuration (with a dot one of several: agent_math.sums), or any Gymnasium id; one of your
+own is module:id, and the module lies in the current folder. An environment without words needs an `adapter`.
 
 python -m opdlight.tasks play alfworld --expert
 python -m opdlight.tasks play frozen_lake size=8 --seed 3
 python -m opdlight.tasks play opdlight/ToyText-v0 game=Taxi-v4
+python -m opdlight.tasks play babyai level=BabyAI-UnlockPickup-v0 max_turns=60 --expert
 python -m opdlight.tasks play corridor:Corridor-v0
+python -m opdlight.tasks play Taxi-v4 'adapter={"observation": "taxi_words.describe", "actions": ["south", "north", …]}'
 """
 _YAML_WORDS = {"true": True, "false": False, "null": None}
 

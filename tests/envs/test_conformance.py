@@ -239,7 +239,7 @@ def test_a_broken_env_is_caught_by_its_rule(env_class: type[GuessEnv], message: 
 
 
 def test_something_else_than_a_text_env_is_caught() -> None:
-    with pytest.raises(EnvError, match=r"Rule `gymnasium` broken .*TextEnv\), but got object"):
+    with pytest.raises(EnvError, match=r"Rule `gymnasium` broken .*gymnasium\.Env, but got object"):
         check_text_env(object)  # type: ignore[arg-type]
 
 

@@ -19,6 +19,7 @@ SMALL = [
     "engine._target_=tests.fakes.AnsweringEngine", "callbacks.checkpoints.every=2", "callbacks.checkpoints.keep=9",
     "trainer.max_steps=6", "trainer.val_check_interval=3",
 ]  # fmt: skip
+FLEX = pytest.mark.xfail(torch.__version__ < "2.12", reason="torch 2.11 does not compile it for rows of a new length")
 
 
 def finish(folder: Path, *overrides: str) -> str:
@@ -82,14 +83,14 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(whole: Path, tmp_path: Pa
         ["trainer=gpu", "teacher_placement=offloaded", "loss=sampled_token_extrapolated", "rollout.mini_batches=2"],
         ["trainer=gpu", "packing=true", "+model.student.gradient_checkpointing=true", "loss=topk_ema_tail"],
         ["trainer=gpu", "+model.student.lora={r: 4, lora_alpha: 8}", "staleness=1", "model.learning_rate=1e-3"],
-        ["trainer=gpu", "model.attn_implementation=flex_attention"],
+        pytest.param(["trainer=gpu", "model.attn_implementation=flex_attention"], marks=FLEX),
     ],
     ids=["fsdp offloaded", "offloaded", "packed", "lora", "flex"],
 )
 def test_other_ways_to_run(overrides: list[str], tmp_path: Path) -> None:
     finish(tmp_path / "run", *overrides)
     rows = updates(tmp_path / "run")
-    assert len(rows) == 6
+    assert len(rows) == (3 if "rollout.mini_batches=2" in overrides else 6)
     assert all(abs(float(row["loss/train"])) < 20 for row in rows)
     assert float(rows[-1]["optimizer/not_finite"]) == 0
 
@@ -122,7 +123,7 @@ def test_the_doctor_counts_the_memory_of_a_step(way: str, tmp_path: Path) -> Non
     keep, counted = tool["measure"](args, model, model, tool["WAYS"][way])
     peak = max(step["memory/gpu"] for step in keep.steps)
     print(json.dumps({"way": way, "peak": peak, "doctor": counted / GIB}))
-    assert 0.75 * counted / GIB < peak < 1.15 * counted / GIB
+    assert 0.85 * counted / GIB < peak < 1.15 * counted / GIB
 
 
 def test_the_ways_of_the_head_agree(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

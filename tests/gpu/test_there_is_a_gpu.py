@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
+
+from opdlight.models.flops import peak_flops
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="tests/gpu needs a CUDA GPU")
 def test_what_the_card_can_do_is_known_for_mfu() -> None:
-    assert get_available_flops(torch.device("cuda"), torch.bfloat16)
+    assert peak_flops(torch.device("cuda"), torch.bfloat16)

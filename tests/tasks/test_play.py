@@ -79,6 +79,7 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     r"one task \(agent_math.sums, agent_math.alfworld\)": (["agent_math"], ConfigError),
     "did you mean 'agent_math.sums'": (["agent_math.sum"], ConfigError),
     "Unknown key `env.gme`": (["opdlight/ToyText-v0", "gme=3"], ConfigError),
+    "Add `adapter.observation`": (["Taxi-v4"], ConfigError),
     "name=value": (["opdlight/ToyText-v0", "game"], ConfigError),
     "`env.size`": (["opdlight/ToyText-v0", "size=true"], ConfigError),
     "`--seed` to be 0 or more": (["sums", "--seed", "-1"], ConfigError),
