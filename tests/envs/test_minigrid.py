@@ -186,6 +186,8 @@ def test_levels_of_other_actions_and_without_a_bot() -> None:
     _, info = env.reset(seed=0)
     assert info["admissible_commands"] == SIX[:3]
     assert env.step("go forward")[4]["metrics"] == action_counts(parsed=True, admissible=True)
+    assert [MiniGridEnv.about(level=f"{family}-X-v0").expert for family in ("BabyAI", "MiniGrid")] == [True, False]
+    assert MiniGridEnv.about().expert
     with pytest.raises(NoExpertError, match="DynamicObstaclesEnv has no expert"):
         env.expert_action()
     with pytest.raises(ConfigError, match=r"`separate_starts` to be false"):
