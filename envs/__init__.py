@@ -10,6 +10,7 @@ for _name, _entry_point in {
     "MathDataset": "opdlight.envs.math_dataset:MathDatasetEnv",
     "ToyText": "opdlight.envs.toy_text:ToyTextEnv",
     "ALFWorld": "opdlight.envs.alfworld.env:ALFWorldEnv",
+    "TextWorld": "opdlight.envs.textworld.env:TextWorldEnv",
     "WebShop": "opdlight.envs.webshop.env:WebShopEnv",
 }.items():
     gymnasium.register(
