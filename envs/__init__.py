@@ -11,7 +11,9 @@ for _name, _entry_point in {
     "ToyText": "opdlight.envs.toy_text:ToyTextEnv",
     "ALFWorld": "opdlight.envs.alfworld.env:ALFWorldEnv",
     "TextWorld": "opdlight.envs.textworld.env:TextWorldEnv",
+    "MiniGrid": "opdlight.envs.minigrid_env:MiniGridEnv",
     "WebShop": "opdlight.envs.webshop.env:WebShopEnv",
+    "OpenEnv": "opdlight.envs.openenv.env:OpenEnvEnv",
 }.items():
     gymnasium.register(
         id=f"opdlight/{_name}-v0",

@@ -2,7 +2,9 @@
 
 import difflib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium
@@ -91,11 +93,31 @@ class UnicodeText(spaces.Space[str]):
         return isinstance(other, UnicodeText) and other.max_length == self.max_length
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What `python -m opdlight.tasks` lists of an environment with certain arguments.
+
+    Args:
+        source: where its episodes come from: "generated" (from the seed), the name of a data set, "original files", …
+        licence: of these and of the package that plays them.
+        expert: whether there is one.
+        finite: whether it has a finite set of episodes; None: not known before an environment is made.
+        missing: what it needs and this machine does not have, in a few words each, such as "$WEBSHOP_DATA".
+    """
+
+    source: str
+    licence: str
+    expert: bool
+    finite: bool | None = None
+    missing: tuple[str, ...] = ()
+
+
 class TextEnv(gymnasium.Env[str, str]):
     """A task: observations and actions are strings.
 
     `reset(seed=…)` must make the whole episode a function of the seed and the actions. `step` never raises on a bad
-    action: it costs a step and is counted in `info["metrics"]` (a flat dict of floats, summed over the episode).
+    action: it costs a step and is counted in `info["metrics"]`, a flat dict of floats, summed over the episode. An env
+    of several turns counts every action with `actions.action_counts`.
     When an episode ends, `info["success"]` says whether the task was solved; `terminated` means the task itself ended,
     `truncated` that a limit cut it. Rewards are 0 or 1 at the end unless a task says otherwise.
 
@@ -111,6 +133,10 @@ class TextEnv(gymnasium.Env[str, str]):
     max_turns: int = 1  # every episode is over after so many steps; an env of several turns sets it
     fresh_prompt: bool = False  # True: each observation is a complete prompt and the conversation starts anew
     hidden_state: bool = False  # True: what differs between seeds is not seen in the first observation
+    # for `about`, which lists the task:
+    source: str = ""  # where its episodes come from; "generated": a new one for every seed
+    licence: str = ""  # of these and of the package that plays them
+    packages: Mapping[str, str] = {}
 
     def __init__(self) -> None:
         self.observation_space = UnicodeText()
@@ -119,6 +145,26 @@ class TextEnv(gymnasium.Env[str, str]):
     def expert_action(self) -> str:
         """The text an expert would answer now; raises NoExpertError where there is none."""
         raise NoExpertError(f"{type(self).__name__} has no expert. Implement expert_action() to demonstrate the task.")
+
+    @classmethod
+    def about(cls, **arguments: Any) -> About:
+        """What to list of the environment that has these arguments, which may be incomplete.
+
+        It makes no environment, imports none of its packages and downloads nothing. An env whose episodes depend on its
+        arguments overrides it.
+        """
+        absent = [extra for module, extra in cls.packages.items() if find_spec(module) is None]
+        return About(
+            source=cls.source,
+            licence=cls.licence,
+            expert=cls.expert_action is not TextEnv.expert_action,
+            finite=False if cls.source == "generated" else None,
+            missing=tuple(f"extra {extra}" for extra in dict.fromkeys(absent)),
+        )
+
+    def reply(self, command: str) -> str:
+        """The text of an answer that plays `command`, in the form that the prompt asks for; here the command alone."""
+        return command
 
     def prepare(self, seed: int) -> None:
         """A hint that `reset(seed=seed)` follows, in this env or another of its class: build what is slow. Optional."""

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 import gymnasium
 from gymnasium.utils.env_checker import check_env
 
+from opdlight.envs.actions import ADMISSIBLE, INADMISSIBLE, INEFFECTIVE, UNPARSABLE
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, UnicodeText
 from opdlight.envs.wrapped import text_env
-from opdlight.errors import EnvError, NoExpertError
+from opdlight.errors import ConfigError, EnvError, NoExpertError
 
 SEEDS = (0, 1, FIRST_HELD_OUT_SEED, 2 * 10**9)
 BAD_ACTIONS = (
@@ -38,8 +39,8 @@ def check_text_env(make_env: Callable[[], gymnasium.Env[str, str]], *, seeds_dif
     `make_env` makes a fresh env each time, in its wrappers or without. A game whose first observation tells nothing of
     the seed (guess a number) has the class attribute `hidden_state = True`; `seeds_differ=False` is for a game that
     always starts, and goes on, the same way.
-    The rules: gymnasium, spaces, text, reward, flags, metrics, success, bad-action, max-turns, determinism, reuse,
-    prepare, seeds, rows, expert; each check below states its own.
+    The rules: gymnasium, spaces, text, reward, flags, metrics, actions, success, bad-action, max-turns, determinism,
+    reuse, prepare, seeds, rows, expert; each check below states its own.
     """
     make_env = _check_gymnasium(make_env)
     policies = _policies(make_env)
@@ -119,11 +120,23 @@ def _check_end(env: TextEnv, turn: int, terminated: object, truncated: object, i
     for name, value in metrics.items():
         if not isinstance(name, str) or type(value) not in (int, float) or not math.isfinite(value):
             _broken("metrics", f"info['metrics'] must map str to finite float, but has {name!r}: {value!r}", here)
+    _check_actions(metrics, here)
     success = info.get("success")
     if (terminated or truncated) and type(success) is not bool:
         _broken("success", f"info['success'] must be a bool when the episode ends, but is {success!r}", here)
     if success and not terminated:
         _broken("success", "info['success'] may be true only when the task itself ended (terminated)", here)
+
+
+def _check_actions(metrics: dict[str, float], here: str) -> None:
+    kinds = {name: metrics[name] for name in (ADMISSIBLE, INADMISSIBLE, UNPARSABLE) if name in metrics}
+    if not kinds and INEFFECTIVE not in metrics:
+        return
+    if sorted(kinds.values()) != [0, 0, 1]:
+        what = f"an env that counts actions counts each as exactly one of {ADMISSIBLE}, {INADMISSIBLE}, {UNPARSABLE}"
+        _broken("actions", f"{what} (opdlight.envs.actions.action_counts does), but info['metrics'] is {metrics}", here)
+    if metrics.get(INEFFECTIVE, 0) not in (0, metrics[ADMISSIBLE]):
+        _broken("actions", f"{INEFFECTIVE} is counted of admissible actions only, but is {metrics[INEFFECTIVE]}", here)
 
 
 def _check_gymnasium(made: Callable[[], gymnasium.Env[str, str]]) -> Callable[[], TextEnv]:
@@ -134,7 +147,7 @@ def _check_gymnasium(made: Callable[[], gymnasium.Env[str, str]]) -> Callable[[]
 
     try:
         env = make_env()
-    except EnvError as error:
+    except ConfigError as error:
         _broken("gymnasium", str(error).rstrip("."), "make_env()")
     for name in ("observation_space", "action_space"):
         if not isinstance(getattr(env, name, None), UnicodeText):

@@ -5,13 +5,14 @@ import logging
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from opdlight.envs.base import FIRST_HELD_OUT_SEED, HELD_OUT_SHARE, on_side_of, unknown_name
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, HELD_OUT_SHARE, About, on_side_of, unknown_name
 from opdlight.envs.grading import Verdict, compare
 from opdlight.envs.question import INSTRUCTION, AnswerFormat, QuestionEnv, last_boxed
-from opdlight.envs.rows import SHOWN, Row, beside, check_text, read_rows
+from opdlight.envs.rows import SHOWN, Row, beside, check_text, missing_rows, read_rows
 from opdlight.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class MathDatasetEnv(QuestionEnv):
     one.
     """
 
+    licence = "that of its rows"
+
     def __init__(
         self,
         path: str | None = None,
@@ -77,6 +80,17 @@ class MathDatasetEnv(QuestionEnv):
         with _loading:
             self.training, self.held_out = divide(own, other, tuple(remove))
         self.training_episodes, self.held_out_episodes = len(self.training), len(self.held_out)
+
+    @classmethod
+    def about(cls, *, path: str | None = None, held_out: Mapping[str, Any] | None = None, **arguments: Any) -> About:
+        """The files or data sets that the rows come from; nothing is read."""
+        paths = [str(p) for p in (path, (held_out or {}).get("path")) if p]
+        return replace(
+            super().about(**arguments),
+            source=", ".join(paths) or "questions of your own",
+            finite=True,
+            missing=tuple(dict.fromkeys(why for p in paths if (why := missing_rows(p)))),
+        )
 
     def pose(self, seed: int) -> str:
         """The question of the row, without the texts to remove."""

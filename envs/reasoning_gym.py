@@ -41,6 +41,8 @@ class ReasoningGymEnv(QuestionEnv):
     `dataset="composite", params={"datasets": [{"name": "gcd", "weight": 1, "config": {}}, …]}`.
     """
 
+    source, licence = "generated", "Apache-2.0"
+
     def __init__(
         self,
         dataset: str,

@@ -1,5 +1,6 @@
 """Rows of a data set that somebody else wrote: JSON lines, Parquet or a `datasets` name; malformed ones are refused."""
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,13 @@ def read_rows(path: str, split: str | None, subset: str | None, key: str = "path
     if not Path(path).is_file():
         raise ConfigError.wrong(key, expected="an existing file", got=path)
     yield from readers[suffix](Path(path), key)
+
+
+def missing_rows(path: str) -> str | None:
+    """What `read_rows` would need and is not there, in a few words; None if nothing is known to be missing."""
+    if Path(path).suffix.lower() in (".jsonl", ".parquet"):
+        return None if Path(path).is_file() else f"file {path}"
+    return None if importlib.util.find_spec("datasets") else "package datasets"
 
 
 def beside(key: str, name: str) -> str:

@@ -1,9 +1,11 @@
 """Gymnasium's ToyText games in words: FrozenLake, CliffWalking and Taxi, the lightest tasks of several turns."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from opdlight.bounds import Bounds
-from opdlight.envs.base import TextEnv, read_action, unknown_name
+from opdlight.envs.actions import action_counts
+from opdlight.envs.base import About, TextEnv, read_action, unknown_name
 from opdlight.envs.toy_games import GAMES
 from opdlight.errors import ConfigError, NoExpertError
 
@@ -17,6 +19,8 @@ class ToyTextEnv(TextEnv):
     Maps and starts repeat where there are few, such as the 300 starts of "Taxi-v4".
     `is_slippery` lets the ice or the cliff move the player sideways; the shortest-path expert needs it off.
     """
+
+    source, licence = "generated", "MIT"
 
     def __init__(
         self,
@@ -49,7 +53,8 @@ class ToyTextEnv(TextEnv):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Play one action; text that is no action costs a turn and changes nothing."""
         self._turn += 1
-        move = self.game.actions.get(read_action(action) or "")
+        command = read_action(action)
+        move, before = self.game.actions.get(command or ""), int(self.game.env.s)
         reward, terminated, success = 0.0, False, False
         if move is None:
             text = f"That is no action. Answer with one of: {', '.join(self.game.actions)}. {self.game.describe()}"
@@ -59,10 +64,17 @@ class ToyTextEnv(TextEnv):
             success = terminated and self.game.is_goal(reward)
             text = self.game.farewell(success) if terminated else self.game.describe()
         truncated = not terminated and self._turn >= self.max_turns
-        info: dict[str, Any] = {"metrics": {"invalid_actions": float(move is None), "game_return": reward}}
+        same = not terminated and int(self.game.env.s) == before  # what the player reads tells the state, and no more
+        counts = action_counts(parsed=command is not None, admissible=move is not None, ineffective=same)
+        info: dict[str, Any] = {"metrics": {**counts, "game_return": reward}}
         if terminated or truncated:
             info["success"] = success
         return text, float(success), terminated, truncated, info
+
+    @classmethod
+    def about(cls, *, is_slippery: bool = False, **arguments: Any) -> About:
+        """Without an expert where it is slippery."""
+        return replace(super().about(**arguments), expert=not is_slippery)
 
     def expert_action(self) -> str:
         """The first move of a shortest path to the goal."""

@@ -1,11 +1,13 @@
-"""Text environments as Gymnasium makes them: inside the wrappers that their registration or their author asks for."""
+"""Environments as Gymnasium makes them, as text environments: inside the wrappers of their registration or author."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 
+from opdlight.envs.adapter import AdaptedTextEnv, Adapter, step_limits
 from opdlight.envs.base import TextEnv
-from opdlight.errors import ConfigError, EnvError
+from opdlight.errors import ConfigError
 
 
 class WrappedTextEnv(TextEnv):
@@ -21,7 +23,7 @@ class WrappedTextEnv(TextEnv):
         self.observation_space, self.action_space = env.observation_space, env.action_space
         for name in TextEnv.__annotations__:  # metadata, system_prompt, fresh_prompt, …
             setattr(self, name, env.get_wrapper_attr(name))
-        self.max_turns = min([self.max_turns, *_limits(env)])
+        self.max_turns = min([self.max_turns, *step_limits(env)])
 
     @property
     def unwrapped(self) -> gymnasium.Env[str, str]:
@@ -44,6 +46,11 @@ class WrappedTextEnv(TextEnv):
         action: str = self.env.get_wrapper_attr("expert_action")()
         return action
 
+    def reply(self, command: str) -> str:
+        """The answer that plays a command in the wrapped env."""
+        text: str = self.env.get_wrapper_attr("reply")(command)
+        return text
+
     def prepare(self, seed: int) -> None:
         """Pass the hint to the wrapped env."""
         self.env.get_wrapper_attr("prepare")(seed)
@@ -53,39 +60,40 @@ class WrappedTextEnv(TextEnv):
         self.env.close()
 
 
-def text_env(env: gymnasium.Env[Any, Any]) -> TextEnv:
-    """The env with everything that a TextEnv has, whatever wrappers it came in.
+def text_env(env: gymnasium.Env[Any, Any], adapter: Adapter | None = None) -> TextEnv:
+    """The env with everything that a TextEnv has, whatever wrappers it came in; another env is played in words.
+
+    Args:
+        env: any environment.
+        adapter: how one that is no TextEnv is said in words.
 
     Raises:
-        EnvError: if there is no TextEnv inside.
+        ConfigError: if the env cannot be said in words, or is a TextEnv and there is an `adapter`.
     """
-    if isinstance(env, TextEnv):
-        return env
     if not isinstance(getattr(env, "unwrapped", None), TextEnv):
-        inside = type(getattr(env, "unwrapped", env)).__name__
-        raise EnvError(f"Expected an environment of text (opdlight.envs.base.TextEnv), but got {inside}.")
-    return WrappedTextEnv(env)
+        if not isinstance(env, gymnasium.Env):
+            raise ConfigError(f"Expected a gymnasium.Env, but got {type(env).__name__}.")
+        return AdaptedTextEnv(env, adapter)
+    if adapter is not None:
+        expected = f"left out, because {type(env.unwrapped).__name__} is a text environment"
+        raise ConfigError.wrong("adapter", expected=expected, got=adapter)
+    return env if isinstance(env, TextEnv) else WrappedTextEnv(env)
 
 
-def make_text_env(env_id: str, **arguments: Any) -> TextEnv:
+def make_text_env(env_id: str, *, adapter: Mapping[str, Any] | None = None, **arguments: Any) -> TextEnv:
     """`gymnasium.make` for tasks: with the wrappers and limits of the registration, without its passive checker.
 
+    Args:
+        env_id: Gymnasium's id.
+        adapter: arguments of `Adapter`, for an env that is no TextEnv.
+        **arguments: of the environment.
+
     Raises:
-        ConfigError: if there is no such environment, it is no TextEnv, or its package is missing.
+        ConfigError: if there is no such environment, it does not take an argument, it cannot be said in words, or its
+            package is missing.
     """
+    how = None if adapter is None else Adapter(**adapter)
     try:
-        return text_env(gymnasium.make(env_id, disable_env_checker=True, **arguments))
-    except (gymnasium.error.Error, ModuleNotFoundError, EnvError) as error:
-        if isinstance(error, ConfigError):
-            raise
+        return text_env(gymnasium.make(env_id, disable_env_checker=True, **arguments), how)
+    except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:  # TypeError: an argument it does not take
         raise ConfigError(f"Cannot make the environment {env_id!r}: {error}") from error
-
-
-def _limits(env: gymnasium.Env[str, str]) -> list[int]:
-    """The step limits of all TimeLimit wrappers around an env."""
-    limits = []
-    while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, gymnasium.wrappers.TimeLimit):
-            limits.append(env._max_episode_steps)
-        env = env.env
-    return limits

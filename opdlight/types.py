@@ -33,6 +33,7 @@ class Turn:
     finish_reason: Literal["stop", "length"]
     policy_version: int  # number of weight updates the engine had received
     reward: float  # of the environment, for this turn
+    metrics: Mapping[str, float] = field(default_factory=dict)  # counters of the environment, for this turn
 
     def __post_init__(self) -> None:
         if len(self.completion_ids) != len(self.sampled_logprobs):
@@ -52,7 +53,7 @@ class Trajectory:
     turns: list[Turn]
     reward: float  # sum over turns
     status: Status
-    metrics: Mapping[str, float] = field(default_factory=dict)  # counters that the environment reports
+    metrics: Mapping[str, float] = field(default_factory=dict)  # counters of the environment, summed over turns
     spelled_control_tokens: int = 0  # in texts of the environment; encoded as ordinary text
 
 

@@ -7,6 +7,14 @@ import pytest
 
 from tests.tiny_models import save_tiny
 
+# files that take most of the time: begun first, so that no process is left with a long one while the others have ended
+LONG = ("tests/end_to_end/", "tests/tools/test_tools.py", "tests/lab/", "tests/test_wheel.py", "tests/report/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first; the order is otherwise pytest's."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 `python tools/bench_lm_head.py` prints a Markdown table. Every measurement runs in a process of its own, since the peak
 memory of a process never falls. The peak counts what the step adds to its inputs (hidden states, head, support); the
-gradient of the head, which has the head's size whatever one does, is part of it and is also shown by itself.
+gradient of the head, which has the head's size whatever one does, is part of it and is also shown by itself. On a GPU
+it counts what PyTorch has allocated there.
 """
 
 import argparse
@@ -29,11 +30,12 @@ CHUNK = 256  # positions of one checkpointed chunk
 def inputs(args: argparse.Namespace, v: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hidden states, head, supports drawn from `distinct` ids of the vocabulary, teacher log-probs."""
     torch.manual_seed(0)
-    hidden = torch.randn(args.n, args.d).requires_grad_(True)
-    weight = torch.empty(v, args.d).normal_(std=0.04).requires_grad_(True)
-    pool = torch.randperm(v)[: args.distinct]
-    ids = torch.stack([pool[torch.randperm(len(pool))[: args.k]] for _ in range(args.n)])
-    return hidden, weight, ids, torch.randn(args.n, args.k).log_softmax(-1)
+    kind = {"device": args.device, "dtype": getattr(torch, args.dtype)}
+    hidden = torch.randn(args.n, args.d, **kind).requires_grad_(True)
+    weight = torch.empty(v, args.d, **kind).normal_(std=0.04).requires_grad_(True)
+    pool = torch.randperm(v, device=args.device)[: args.distinct]
+    ids = torch.stack([pool[torch.randperm(len(pool), device=args.device)[: args.k]] for _ in range(args.n)])
+    return hidden, weight, ids, torch.randn(args.n, args.k, device=args.device).log_softmax(-1)
 
 
 def loss(way: str, hidden: Tensor, weight: Tensor, ids: Tensor, log_q: Tensor) -> Tensor:
@@ -44,7 +46,7 @@ def loss(way: str, hidden: Tensor, weight: Tensor, ids: Tensor, log_q: Tensor) -
         return reverse_kl(renormalised(logits, valid), renormalised(log_q, valid)).sum()
 
     def dense(hidden: Tensor, ids: Tensor, log_q: Tensor) -> Tensor:
-        return of((hidden @ weight.T).gather(-1, ids), log_q)
+        return of((hidden @ weight.T).gather(-1, ids).float(), log_q)
 
     if way == "full":
         return dense(hidden, ids, log_q) / len(ids)
@@ -54,7 +56,10 @@ def loss(way: str, hidden: Tensor, weight: Tensor, ids: Tensor, log_q: Tensor) -
     return of(support_logits(hidden, LMHead(weight=weight), ids), log_q) / len(ids)
 
 
-def peak_mib() -> float:
+def peak_mib(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -64,14 +69,15 @@ def measure(job: tuple[argparse.Namespace, int, str]) -> tuple[float, float, flo
     torch.set_num_threads(args.threads)
     support_product.GATHER_RATIO = {"union": 10**9, "gather": 0}.get(way, support_product.GATHER_RATIO)
     hidden, weight, ids, log_q = inputs(args, v)
-    before, seconds, value = peak_mib(), float("inf"), 0.0
+    before, seconds, value = peak_mib(args.device), float("inf"), 0.0
     for _ in range(args.repeat):
         hidden.grad = weight.grad = None
         start = time.perf_counter()
         result = loss(way, hidden, weight, ids, log_q)
         result.backward()
+        peak = peak_mib(args.device)  # waits for a GPU
         seconds, value = min(seconds, time.perf_counter() - start), result.item()
-    return seconds, peak_mib() - before, value
+    return seconds, peak - before, value
 
 
 def main() -> None:
@@ -85,6 +91,8 @@ def main() -> None:
     )
     known = f"of {', '.join(WAYS)}; times are relative to the last one"
     parser.add_argument("--ways", nargs="+", choices=WAYS, metavar="WAY", default=WAYS, help=known)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of hidden states and head")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--repeat", type=int, default=2, help="steps of each way; the fastest counts")
     args = parser.parse_args()
@@ -93,9 +101,8 @@ def main() -> None:
     if not args.k <= args.distinct <= min(args.vocabularies):
         parser.error("expected --k to be at most --distinct, and --distinct at most the smallest vocabulary")
 
-    print(
-        f"N = {args.n}, d = {args.d}, K = {args.k}, {args.distinct} distinct ids, float32, {args.threads} thread(s)\n"
-    )
+    where = f"{args.threads} thread(s)" if args.device == "cpu" else "one GPU"
+    print(f"N = {args.n}, d = {args.d}, K = {args.k}, {args.distinct} distinct ids, {args.dtype}, {where}\n")
     print(f"| V | way | seconds | time / {args.ways[-1]} | peak MiB above inputs | of it, gradient of the head MiB |")
     print("|---|---|---|---|---|---|")
     # A forked process starts with its parent's memory, not with its parent's peak, and imports nothing again.
@@ -108,11 +115,12 @@ def main() -> None:
                 results[way] = pool.apply(measure, ((args, v, way),))
                 progress.advance(task)
             losses = [value for _, _, value in results.values()]
-            if max(losses) - min(losses) > 1e-4:
+            if max(losses) - min(losses) > (1e-4 if args.dtype == "float32" else 1e-2):
                 raise RuntimeError(f"The ways disagree at V = {v}: losses {losses}.")
             for way, (seconds, mib, _) in results.items():
-                ratio, head = seconds / results[args.ways[-1]][0], v * args.d * 4 / 2**20
-                print(f"| {v:,} | {way} | {seconds:.2f} | {ratio:.2f} | {mib:,.0f} | {head:,.0f} |", flush=True)
+                width = 4 if args.dtype == "float32" else 2
+                ratio, head = seconds / results[args.ways[-1]][0], v * args.d * width / 2**20
+                print(f"| {v:,} | {way} | {seconds:.4g} | {ratio:.2f} | {mib:,.0f} | {head:,.0f} |", flush=True)
 
 
 if __name__ == "__main__":

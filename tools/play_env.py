@@ -3,9 +3,12 @@
 python tools/play_env.py opdlight/ToyText-v0 game=Taxi-v4 --seed 3
 python tools/play_env.py opdlight/ReasoningGym-v0 dataset=chain_sum 'params={"max_terms": 3}' --expert
 python tools/play_env.py opdlight/WebShop-v0 goals=human products=300
+python tools/play_env.py opdlight/MiniGrid-v0 level=BabyAI-UnlockPickup-v0 max_turns=60 --expert
 python tools/play_env.py corridor:Corridor-v0
+python tools/play_env.py Taxi-v4 'adapter={"observation": "taxi_words.describe", "actions": ["south", "north", …]}'
 
-The last one is an environment of your own, which corridor.py in the current folder registers.
+The last two are an environment of your own, which corridor.py in the current folder registers, and one of Gymnasium
+that a function of yours in taxi_words.py puts into words.
 """
 
 import ast
@@ -44,9 +47,8 @@ def parse_kwargs(pairs: list[str]) -> dict[str, Any]:
 
 def make(env_id: str, kwargs: dict[str, Any]) -> TextEnv:
     """The env, or an error that lists the tasks there are or says which argument is wrong."""
-    known = [name for name in gymnasium.registry if name.startswith("opdlight/")]
-    if ":" not in env_id and env_id not in known:
-        raise unknown_name("env", env_id, known)
+    if ":" not in env_id and env_id not in gymnasium.registry:
+        raise unknown_name("env", env_id, [name for name in gymnasium.registry if name.startswith("opdlight/")])
     check_env("env", {"id": env_id, **kwargs})
     return make_text_env(env_id, **kwargs)
 
@@ -87,7 +89,7 @@ def ask_expert(env: TextEnv) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status: 0 after an episode, 1 when the player leaves, 2 on a wrong argument."""
     parser = argument_parser(__doc__)
-    parser.add_argument("env", help="the task, such as opdlight/ToyText-v0, or module:id of your own")
+    parser.add_argument("env", help="the task, such as opdlight/ToyText-v0, or any id or module:id of Gymnasium")
     parser.add_argument("kwargs", nargs="*", default=[], metavar="name=value", help="arguments of the task")
     parser.add_argument(
         "--seed", type=int, default=0, help="which episode (default 0; held-out ones start at 1000000000)"

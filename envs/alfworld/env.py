@@ -1,17 +1,19 @@
 """ALFWorld as a text environment."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from opdlight.bounds import Bounds, PositiveInt
+from opdlight.envs.actions import action_counts
 from opdlight.envs.alfworld import wheel
 from opdlight.envs.alfworld.experts import EXPERTS, Expert
 from opdlight.envs.alfworld.game import NOTHING_HAPPENS, Game, Play
 from opdlight.envs.alfworld.generator import Design, generate, possible_rooms
-from opdlight.envs.alfworld.originals import SPLITS, find_games, read_game
+from opdlight.envs.alfworld.originals import SPLITS, find_games, read_game, split_folder
 from opdlight.envs.alfworld.prompts import BANNER, CONVERSATION, PAPER
-from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, read_action, unknown_name
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, About, TextEnv, read_action, unknown_name
 from opdlight.envs.templates import Step, turn_template
 from opdlight.errors import ConfigError
 
@@ -30,6 +32,9 @@ class ALFWorldEnv(TextEnv):
     `admissible_actions`, a list.
     The reward is 1 when the task is solved. An action that cannot be read or carried out costs a step.
     """
+
+    licence = "MIT; planner GPLv3"
+    packages = {"alfworld": "alfworld", "textworld": "alfworld"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -87,18 +92,23 @@ class ALFWorldEnv(TextEnv):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Carry out the action that the answer names."""
         command = read_action(action, tags=self.fresh_prompt)
-        inadmissible = command is not None and command not in self._play.commands
+        admissible = command in self._play.commands
         feedback = NOTHING_HAPPENS
         if command is not None:
             feedback = self._play.step(command)
             self._expert.observe(command, feedback)
         self._history.append(Step(len(self._history) + 1, self._observation, command or ""))
+        counts = action_counts(
+            parsed=command is not None,
+            admissible=admissible,
+            ineffective=not self._play.changed and feedback == self._observation,
+        )
         self._observation = feedback
         won = self._play.won
         truncated = not won and len(self._history) >= self.max_turns
         info: dict[str, Any] = {
             "admissible_commands": self._play.admissible,
-            "metrics": {"inadmissible_actions": float(inadmissible), "unparsable_actions": float(command is None)},
+            "metrics": counts,
         }
         if won or truncated:
             info["success"] = won
@@ -108,9 +118,29 @@ class ALFWorldEnv(TextEnv):
         """Make the game of a seed ahead; every env of the process shares it."""
         _game(self.design, self._split(seed), seed)
 
+    @classmethod
+    def about(
+        cls,
+        *,
+        source: str = "generated",
+        split: str = "train",
+        held_out_split: str = "valid_seen",
+        **arguments: Any,
+    ) -> About:
+        """Generated or original games; of these, whether their folders are there."""
+        usual = super().about(**arguments)
+        if source == "generated":
+            return replace(usual, source="generated", finite=False)
+        there = all(split_folder(name).is_dir() for name in (split, held_out_split))
+        missing = usual.missing if there else (*usual.missing, "games in $ALFWORLD_DATA")
+        return replace(usual, source="original files", finite=True, missing=missing)
+
     def expert_action(self) -> str:
         """What the expert does next, in the form that the prompt asks for."""
-        command = self._expert.act()
+        return self.reply(self._expert.act())
+
+    def reply(self, command: str) -> str:
+        """In tags if the prompt is the paper's."""
         return f"<action>{command}</action>" if self.fresh_prompt else command
 
     def _split(self, seed: int) -> str | None:

@@ -53,6 +53,7 @@ class Play:
         self.facts: Facts = {predicate: set(rows) for predicate, rows in game.problem.facts.items()}
         self.scene = Scene(self.facts, game.entities, game.problem.types)
         self.won = False
+        self.changed = False  # whether the last admissible command has changed a fact
         self.commands = self._commands()
         self.introduction = game.grammar.render("intro", self.scene, {}).replace(UNKNOWN_GOAL, game.goal)
 
@@ -66,11 +67,14 @@ class Play:
         if command not in self.commands:
             return NOTHING_HAPPENS
         action, args = self.commands[command]
+        self.changed = False
         for predicate, values, positive in changes(action, args, self.facts):
             # TextWorld also records what became false: the grammar asks for `not_…` facts
             gone, come = ("not_" + predicate, predicate) if positive else (predicate, "not_" + predicate)
-            self.facts.setdefault(gone, set()).discard(values)
-            self.facts.setdefault(come, set()).add(values)
+            removed, added = self.facts.setdefault(gone, set()), self.facts.setdefault(come, set())
+            self.changed |= values in removed or values not in added
+            removed.discard(values)
+            added.add(values)
         binding = {name.lstrip("?"): value for name, value in zip(action.parameters, args, strict=True)}
         feedback = self.game.grammar.render(self.game.grammar.feedback[action.name], self.scene, binding)
         self.won = holds(self.game.problem.goal, self.facts)

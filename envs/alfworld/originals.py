@@ -12,9 +12,14 @@ SPLITS = ("train", "valid_seen", "valid_unseen")
 GAME, TRAJECTORY = "game.tw-pddl", "traj_data.json"
 
 
+def split_folder(split: str) -> Path:
+    """Where the games of a split lie, below $ALFWORLD_DATA."""
+    return Path(os.environ.get("ALFWORLD_DATA", "~/.cache/alfworld")).expanduser() / "json_2.1.1" / split
+
+
 def find_games(split: str, task_types: tuple[str, ...]) -> tuple[Path, ...]:
     """The folders of the solvable games of these task types, sorted; raises ConfigError if there are none."""
-    root = Path(os.environ.get("ALFWORLD_DATA", "~/.cache/alfworld")).expanduser() / "json_2.1.1" / split
+    root = split_folder(split)
     games = _solvable_games(root, task_types)
     if not games:
         expected = f"a folder with json_2.1.1/{split}/…/{GAME} of these task types (run alfworld-download)"

@@ -1,19 +1,21 @@
 """WebShop as a text environment."""
 
 import threading
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from opdlight.bounds import PositiveInt, Seed
-from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, read_action, unknown_name
+from opdlight.envs.actions import action_counts
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, About, TextEnv, read_action, unknown_name
 from opdlight.envs.templates import Step, turn_template
 from opdlight.envs.webshop.catalogue import Catalogue
 from opdlight.envs.webshop.expert import Expert
 from opdlight.envs.webshop.generator import generate
 from opdlight.envs.webshop.goals import GOAL_SOURCES, GoalSource, held_out_count
 from opdlight.envs.webshop.nouns import NounRule, nouns_by
-from opdlight.envs.webshop.originals import built_folder
+from opdlight.envs.webshop.originals import built_folder, find_files
 from opdlight.envs.webshop.prompts import (
     CONVERSATION,
     LONGEST,
@@ -47,6 +49,8 @@ class WebShopEnv(TextEnv):
     The reward is WebShop's, from 0 to 1, and is given for a purchase, which ends the episode; 1 is success. An action
     that cannot be read, or is not possible on the page, costs a turn.
     """
+
+    licence = "MIT"
 
     def __init__(
         self,
@@ -100,13 +104,12 @@ class WebShopEnv(TextEnv):
         """Do what the answer says."""
         command = read_action(action, tags=self.fresh_prompt)
         parsed = parse_action(command) if command else None
-        before = paper_page(self.session) if self.fresh_prompt else ""
+        before, state = paper_page(self.session) if self.fresh_prompt else "", self.session.state
         done = parsed is not None and self.session.act(parsed[0], self._button(parsed[1]))
         self._history.append(Step(len(self._history) + 1, before, command or ""))
         bought = self._reward() if self.session.page == "done" else None
         metrics = {
-            "inadmissible_actions": float(parsed is not None and not done),
-            "unparsable_actions": float(parsed is None),
+            **action_counts(parsed=parsed is not None, admissible=done, ineffective=self.session.state == state),
             "purchases": float(bought is not None),
             "right_type": float(bought is not None and bought.type_score == 1.0),
             "right_price": float(bought is not None and bought.price_match),
@@ -121,9 +124,31 @@ class WebShopEnv(TextEnv):
         page = self._page()
         return (page if done or self.fresh_prompt else UNAVAILABLE + page), 0.0, False, truncated, info
 
+    @classmethod
+    def about(
+        cls,
+        *,
+        source: str = "generated",
+        data: str | None = None,
+        products: int | None = 1000,
+        **arguments: Any,
+    ) -> About:
+        """Generated or original products; files are looked for, not read."""
+        missing: tuple[str, ...] = ()
+        if source == "original":
+            try:
+                find_files(data, products)
+            except ConfigError:
+                missing = (f"WebShop's files in {data or '$WEBSHOP_DATA'}",)
+        where = "generated catalogue" if source == "generated" else "original files"
+        return replace(super().about(**arguments), source=where, finite=True, missing=missing)
+
     def expert_action(self) -> str:
         """What the expert does next, in the form that the prompt asks for."""
-        command = self._expert.act(self.session)
+        return self.reply(self._expert.act(self.session))
+
+    def reply(self, command: str) -> str:
+        """In tags if the prompt is the paper's."""
         return f"<action>{command}</action>" if self.fresh_prompt else command
 
     def _number(self, seed: int) -> int:

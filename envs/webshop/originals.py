@@ -36,12 +36,7 @@ def built_folder(data: str | None, products: int | None) -> Path:
     Raises:
         ConfigError: if a file is not there or holds something else.
     """
-    key, root = ("data", data) if data is not None else ("WEBSHOP_DATA", os.environ.get("WEBSHOP_DATA"))
-    if not root:
-        raise ConfigError.wrong(
-            key, expected="the folder of WebShop's files (set the variable, or the argument `data`)", got=root
-        )
-    files = _find_files(key, Path(root).expanduser(), small=products is not None and products <= SMALL)
+    key, files = find_files(data, products)
     state = [VERSION, products, *((str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
     name = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("OPDLIGHT_CACHE") or "~/.cache/opdlight").expanduser() / "webshop"
@@ -58,14 +53,24 @@ def built_folder(data: str | None, products: int | None) -> Path:
     return folder
 
 
-def _find_files(key: str, root: Path, small: bool) -> list[Path]:
-    """The files of products, attributes and human instructions."""
+def find_files(data: str | None, products: int | None) -> tuple[str, list[Path]]:
+    """The argument or variable that names their folder; the files of products, attributes and human instructions.
+
+    Raises:
+        ConfigError: if there is no folder, or a file is not in it.
+    """
+    key, given = ("data", data) if data is not None else ("WEBSHOP_DATA", os.environ.get("WEBSHOP_DATA"))
+    if not given:
+        raise ConfigError.wrong(
+            key, expected="the folder of WebShop's files (set the variable, or the argument `data`)", got=given
+        )
+    root, small = Path(given).expanduser(), products is not None and products <= SMALL
     ending = f"_{SMALL}" if small and (root / f"items_shuffle_{SMALL}.json").is_file() else ""
     files = [root / f"items_shuffle{ending}.json", root / f"items_ins_v2{ending}.json", root / "items_human_ins.json"]
     for file in files:
         if not file.is_file():
             raise ConfigError.wrong(key, expected=f"a folder with {file.name}", got=str(root))
-    return files
+    return key, files
 
 
 def _build(key: str, files: list[Path], products: int | None, folder: Path) -> None:

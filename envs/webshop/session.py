@@ -62,6 +62,11 @@ class Session:
         self.options: dict[str, str] = {}  # what was chosen, in this order
 
     @property
+    def state(self) -> tuple[Page, str, int, int | None, str, tuple[tuple[str, str], ...]]:
+        """All that the next page depends on beside the action."""
+        return self.page, self.query, self.number, self.item, self.tab, tuple(self.options.items())
+
+    @property
     def hits(self) -> Sequence[Hit]:
         """All results of the query."""
         return self.shop.index.search(self.query)

@@ -12,8 +12,8 @@ from opdlight.system.lightning_internals import processed_steps
 class HeldOutRecorder(L.Callback):
     """Writes `held_out.jsonl` in the run folder: one line a task of each validation, from all ranks.
 
-    A line is `{"step": …, "task": …, "episodes": [[seed, success, reward], …]}`, sorted by seed; `step` counts the
-    rollouts that the student has learnt from.
+    A line is `{"step": …, "task": …, "episodes": [[seed, success, reward, turns], …]}`, sorted by seed; `step` counts
+    the rollouts that the student has learnt from. Runs of older versions have no `turns`.
 
     Args:
         folder: the run folder.
@@ -31,5 +31,6 @@ class HeldOutRecorder(L.Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             for task, rows in pl_module.evaluations.episodes.items():
-                episodes = [[int(seed), int(success), reward] for seed, success, reward in sorted(rows.tolist())]
+                ordered = sorted(rows.tolist())
+                episodes = [[int(seed), int(won), reward, int(turns)] for seed, won, reward, turns, *_ in ordered]
                 file.write(json.dumps({"step": step, "task": task, "episodes": episodes}) + "\n")

@@ -10,6 +10,7 @@ import lightning as L
 from opdlight.batch.rows import count_splits
 from opdlight.bounds import PositiveInt
 from opdlight.data.requests import OnPolicyData
+from opdlight.metrics.actions import Actions
 from opdlight.metrics.tokens import repetition_rate
 from opdlight.system.distributed import all_gather
 from opdlight.types import Status, Trajectory
@@ -51,6 +52,11 @@ class RolloutMetrics(L.Callback):
             values[f"rollout/success/{t.task}"].append(float(t.status is Status.SUCCESS))
             values[f"rollout/turns/{t.task}"].append(float(len(t.turns)))
             values[f"rollout/cut_by_length/{t.task}"].append(float(any(u.finish_reason == "length" for u in t.turns)))
+            actions = Actions.of(t.metrics)
+            if actions.judged:
+                for name, count in (("admissible", actions.admissible), ("wasted", actions.wasted)):
+                    each = [1.0] * count + [0.0] * (actions.judged - count)  # so that the mean is over actions
+                    values[f"rollout/{name}_actions/{t.task}"] += each
             rate = repetition_rate([turn.completion_ids for turn in t.turns], self.ngram)
             if not math.isnan(rate):
                 values[f"rollout/repetition/{t.task}"].append(rate)

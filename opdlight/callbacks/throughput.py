@@ -7,12 +7,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 
 from opdlight.batch.rows import row_lengths
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.models import Teacher
-from opdlight.models.flops import LayerFlops, forward_flops, training_flops
+from opdlight.models.flops import LayerFlops, forward_flops, peak_flops, training_flops
 from opdlight.system.distributed import all_gather
 from opdlight.types import Trajectory
 
@@ -47,7 +46,7 @@ class Throughput(L.Callback):
         self.flops = training_cost(pl_module)
         if pl_module.device.type == "cuda":
             weights = next(iter(pl_module.student.trainable_parameters()))
-            self.peak = get_available_flops(pl_module.device, pl_module.student.autocast or weights.dtype)
+            self.peak = peak_flops(pl_module.device, pl_module.student.autocast or weights.dtype)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

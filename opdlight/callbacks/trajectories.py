@@ -110,6 +110,7 @@ class TrajectoryRecorder(L.Callback):
                     "finish_reason": turn.finish_reason,
                     "policy_version": turn.policy_version,
                     "reward": turn.reward,
+                    "metrics": dict(turn.metrics),
                     **self._tokens(module, turn, probe, start),
                 }
             )

@@ -1,9 +1,11 @@
 """What no single class can check: values that are right by themselves and wrong where they stand."""
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from opdlight.config.checks import locate
 from opdlight.config.imports import import_env_module
 from opdlight.config.trainer import check_trainer
 from opdlight.errors import ConfigError
@@ -46,6 +48,8 @@ def check_together(config: Mapping[str, Any]) -> None:
         )
         if _several(config["trainer"]):
             _check_shared_engine(config["engine"])
+    if "plan_gib" not in config:  # the doctor says it beside the prompts' lengths, with what to set
+        _check_context(task, config.get("engine"))
     if config.get("evaluate_teachers") and "url" in config["engine"]:
         expected = "false beside engine=vllm_server, which holds the student"
         raise ConfigError.wrong("evaluate_teachers", expected=expected, got=True)
@@ -76,6 +80,27 @@ def check_loss(*, group_advantage: bool, engine_logprobs: bool, group_size: int,
         )
 
 
+def _check_context(mixture: Any, engine: Any) -> None:
+    """Refuse trajectories longer than the engine's context; the collector checks it again when the engine has started.
+
+    Args:
+        mixture: node of the tasks.
+        engine: node of the engine; one of the user's own may name no `max_model_len`.
+    """
+    key = "engine"
+    if isinstance(engine, Mapping) and isinstance(engine.get("engine"), Mapping):  # of a pool
+        key, engine = "engine.engine", engine["engine"]
+    context = engine.get("max_model_len") if isinstance(engine, Mapping) else None
+    tasks = mixture.get("tasks") if isinstance(mixture, Mapping) else None
+    if not isinstance(context, int) or not tasks:
+        return
+    for name, task in tasks.items():
+        longest = _argument(task, "trajectory_tokens") if isinstance(task, Mapping) else None
+        if isinstance(longest, int) and longest > context:
+            expected = f"at most `{key}.max_model_len` = {context} (`model.max_model_len` sets it)"
+            raise ConfigError.wrong(f"task.tasks.{name}.trajectory_tokens", expected=expected, got=longest)
+
+
 def _several(trainer: Mapping[str, Any]) -> bool:
     """Whether a trainer surely has several processes; of `devices: auto` only the machine knows."""
     devices = trainer.get("devices")
@@ -91,6 +116,14 @@ def _check_shared_engine(engine: Mapping[str, Any]) -> None:
     if "address" in engine and engine["address"] is None:
         expected = "auto, or the address of a Ray cluster, which the trainer's processes share (`ray start --head`)"
         raise ConfigError.wrong("engine.address", expected=expected, got=None)
+
+
+def _argument(node: Mapping[str, Any], name: str) -> Any:
+    """The argument that a node gives its `_target_`, or else the default of that; None if it takes none."""
+    if name in node or "_target_" not in node:
+        return node.get(name)
+    taken = inspect.signature(locate("_target_", node["_target_"])).parameters.get(name)
+    return taken.default if taken is not None else None
 
 
 def _nodes(value: object) -> Iterator[Mapping[str, Any]]:

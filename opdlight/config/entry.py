@@ -23,7 +23,7 @@ from yaml import YAMLError
 from opdlight.config.composition import CONF, check, compose_both, hydra_config
 from opdlight.config.compute_dtype import settle_compute_dtype
 from opdlight.config.explain import explain_composition, explain_yaml
-from opdlight.config.folders import folder_overrides
+from opdlight.config.folders import folder_overrides, remove_refused
 from opdlight.config.help import help_text
 from opdlight.config.resume import with_resumed
 from opdlight.errors import (
@@ -45,6 +45,7 @@ NO_LOG = (
     "hydra/job_logging=disabled",
     "hydra/hydra_logging=disabled",
 )  # neither a log file beside the records nor the log of libraries on the screen
+REFUSED = 2  # the exit code of an error of `USER_ERRORS`
 # a traceback would not help
 USER_ERRORS = (
     ConfigError,
@@ -105,6 +106,7 @@ def hydra_entry(
             parser.prog = f"python -m {module or f'opdlight.{config_name}'}"
             args = parser.parse_args()
             name, extra = args.config_name or config_name, Path(args.config_dir) if args.config_dir else None
+            made: Path | None = None
             composed = not (args.hydra_help or args.shell_completion or args.experimental_rerun or args.config_path)
             try:
                 if extra is not None and not extra.is_dir():
@@ -124,15 +126,20 @@ def hydra_entry(
                     ]
                 if full and not shown:
                     with hydra_config(full[0]):
-                        typed = folder_overrides(full[0], args.overrides, multirun=args.multirun)
+                        typed, made = folder_overrides(full[0], args.overrides, multirun=args.multirun)
                     quiet = [o for o in NO_LOG if o.partition("=")[0] not in {t.partition("=")[0] for t in typed}]
                     _retype(args, [*typed, *quiet])
             except USER_ERRORS as error:
                 _stop(error)
             except (YAMLError, UnicodeDecodeError) as error:  # of a file that the help reads
                 _stop(explain_yaml(error))
-            with may_be_cut() if shown or args.hydra_help else nullcontext():
-                hydra.main(config_path=str(conf), config_name=config_name, version_base="1.3")(job)()
+            try:
+                with may_be_cut() if shown or args.hydra_help else nullcontext():
+                    hydra.main(config_path=str(conf), config_name=config_name, version_base="1.3")(job)()
+            except (SystemExit, *USER_ERRORS) as end:
+                if made is not None and made.is_dir() and getattr(end, "code", REFUSED) == REFUSED:
+                    remove_refused(made)
+                raise
 
         return main
 
@@ -151,7 +158,7 @@ def _stop(error: BaseException) -> NoReturn:
     if os.environ.get("HYDRA_FULL_ERROR", "0") == "1":
         raise error
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(REFUSED)
 
 
 def _resumed(overrides: list[str], *, multirun: bool, searched: bool) -> list[str]:

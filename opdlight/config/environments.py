@@ -7,9 +7,10 @@ import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
 from opdlight.bounds import PositiveInt
-from opdlight.config.checks import check_arguments
+from opdlight.config.checks import check_arguments, locate
 from opdlight.config.imports import import_env_module, import_module
 from opdlight.config.values import check_value
+from opdlight.envs.adapter import Adapter
 from opdlight.errors import ConfigError
 
 
@@ -30,8 +31,14 @@ def check_env(key: str, env: Mapping[str, Any]) -> None:
             import_module(f"{key}.id", name, spec.entry_point.partition(":")[0])
         creator = spec.entry_point if callable(spec.entry_point) else load_env_creator(str(spec.entry_point))
     except (gymnasium.error.Error, ImportError, AttributeError) as error:
-        raise ConfigError(f"Cannot find the environment of `{key}.id`, {name!r}: {error}") from error
-    given = {k: v for k, v in env.items() if k not in ("id", "max_episode_steps")}
+        package = "" if ":" in name else " One that a package or file of yours registers is named module:id."
+        raise ConfigError(f"Cannot find the environment of `{key}.id`, {name!r}: {error}{package}") from error
+    given = {k: v for k, v in env.items() if k not in ("id", "max_episode_steps", "adapter")}
+    if "adapter" in env:  # opdlight's own
+        check_value(f"{key}.adapter", env["adapter"], Adapter | None)
+        path = (env["adapter"] or {}).get("observation")
+        if isinstance(path, str):
+            locate(f"{key}.adapter.observation", path)
     if "max_episode_steps" in env:  # Gymnasium's own
         check_value(f"{key}.max_episode_steps", env["max_episode_steps"], PositiveInt | None)
     check_arguments(key, creator, {**spec.kwargs, **given}, name=name)

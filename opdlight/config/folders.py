@@ -1,8 +1,11 @@
 """Where a run goes: a folder that no other run has, in a sweep one whose name says what is swept."""
 
+import fcntl
 import os
 import re
+import shutil
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,13 @@ from opdlight.config.resume import quoted
 from opdlight.errors import ConfigError
 
 LONGEST = 80  # characters of a name that is made of overrides
+LOCK = ".lock"  # in the folder of a run that is going on
+# what a run writes before it begins to roll out and train, and Hydra for a sweep
+DESCRIPTION = (LOCK, "overrides.json", "config.yaml", "versions.json", "events.out.tfevents.*", "multirun.yaml")
 
 
-def folder_overrides(full: DictConfig, overrides: Sequence[str], *, multirun: bool) -> list[str]:
-    """Make the run folder, and return the overrides with that folder in them, for Hydra, in place of `run_dir=`.
+def folder_overrides(full: DictConfig, overrides: Sequence[str], *, multirun: bool) -> tuple[list[str], Path | None]:
+    """Make the run folder, and put it into the overrides for Hydra, in place of `run_dir=`.
 
     A folder that the command line names is used as it is. Otherwise a new one is named by the clock, with -2, -3, …
     appended if there is one of that name already. A command that has no run folder gets its overrides back.
@@ -28,11 +34,14 @@ def folder_overrides(full: DictConfig, overrides: Sequence[str], *, multirun: bo
         overrides: of the command line.
         multirun: a sweep, whose folder holds one for each job.
 
+    Returns:
+        The overrides, and the folder if there was none before.
+
     Raises:
         ConfigError: if the folder cannot be made, or several processes would make one each.
     """
     if full.hydra.run.dir == ".":
-        return list(overrides)
+        return list(overrides), None
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     parsed = list(zip(overrides, _parsed(overrides), strict=True))
     kept = [text for text, o in parsed if o.key_or_group != "run_dir"]
@@ -42,6 +51,7 @@ def folder_overrides(full: DictConfig, overrides: Sequence[str], *, multirun: bo
         for _, o in parsed
         if o.key_or_group == name
     ]
+    is_new = not (given and Path(given[-1]).exists())
     if given:
         folder = make_folder(given[-1])
     elif _started_from_outside() or OmegaConf.select(full, "trainer.num_nodes", default=1) != 1:
@@ -54,7 +64,7 @@ def folder_overrides(full: DictConfig, overrides: Sequence[str], *, multirun: bo
         keys = {o.key_or_group for _, o in parsed if o.is_sweep_override()}
         OmegaConf.register_new_resolver("swept", lambda texts: job_name(list(texts), keys), replace=True)
         found.append("hydra.sweep.subdir='${hydra.job.num}${swept:${hydra.overrides.task}}'")
-    return found
+    return found, folder if is_new else None
 
 
 def job_name(overrides: Sequence[str], swept: set[str]) -> str:
@@ -99,6 +109,31 @@ def make_new_folder(folder: Path) -> Path:
             raise _refused(own, error) from error
         return own.absolute()
     raise AssertionError("numbers do not end")
+
+
+def remove_refused(folder: Path) -> None:
+    """Remove the folder of a run that was refused before it began, in a sweep those of its jobs.
+
+    One that holds more than `DESCRIPTION`, or that another process has locked, stays.
+    """
+    for job in folder.iterdir():
+        if job.is_dir():
+            remove_refused(job)
+    files = [file.name for file in folder.iterdir()]
+    if all(any(fnmatch(name, known) for known in DESCRIPTION) for name in files) and not _locked(folder / LOCK):
+        shutil.rmtree(folder)
+
+
+def _locked(file: Path) -> bool:
+    """Does another process hold this lock?"""
+    if not file.exists():
+        return False
+    with file.open("w") as opened:
+        try:
+            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def _refused(folder: str | Path, error: OSError) -> ConfigError:

@@ -23,7 +23,8 @@ class Task:
     """One task: its environment, its teacher and its limits.
 
     Args:
-        env: Gymnasium id and the environment's arguments, `{"id": …, …}`.
+        env: Gymnasium id and the environment's arguments, `{"id": …, …}`; for an environment that is no TextEnv its
+            `adapter` (`opdlight.envs.adapter.Adapter`) beside them.
         teacher: model folder, Hub name, or lab/<name>; a task of weight 0 needs none.
         teacher_chat_template: arguments of the teacher's template, such as enable_thinking.
         weight: share of the training batches (schedule `alternate`) or of each batch (`mixed`); 0: only evaluated.

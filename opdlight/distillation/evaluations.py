@@ -13,7 +13,7 @@ from opdlight.types import Trajectory
 class Evaluations:
     """Results of the validation loops, by task: `before` the first update, and the `last`.
 
-    `episodes` are those of the last one: task → seed, success and reward of each trajectory of all ranks, [n, 3].
+    `episodes` are those of the last one: task → `outcome_rows` of the trajectories of all ranks.
     """
 
     def __init__(self) -> None:

@@ -265,6 +265,9 @@ class OnPolicyDistillation(L.LightningModule):
         for task, result in self.evaluations.last.items():
             self.log(f"val/success/{task}", result.success)
             self.log(f"val/reward/{task}", result.reward)
+            if result.admissible_actions is not None and result.wasted_actions is not None:
+                self.log(f"val/admissible_actions/{task}", result.admissible_actions)
+                self.log(f"val/wasted_actions/{task}", result.wasted_actions)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained parameters and its schedule by update."""

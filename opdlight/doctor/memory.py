@@ -15,12 +15,13 @@ size, f width of the MLP, V rows of the head, K support size.
     engine       P c_e + its key/value cache of its own dtype; on a GPU: gpu_memory_utilization × the GPU's memory, and
                  nothing while it sleeps
     activations  T L (10 d + 4 f) c          what autograd keeps of Llama-like layers with flash attention; with
-                                             checkpointing T L d c + T (10 d + 4 f) c for one layer
+                                             checkpointing T L d c + T (10 d + 4 f) c for one layer. Under autocast
+                                             residuals and norms are float32: 16 d for 10 d, and T L d 4
     logits       4 T K · 4 bytes on a support, 4 T V · 4 on the full vocabulary if a loss needs whole trajectories on
                  it, and 256 V · 4 · 3 for one chunk
 
 Fragmentation, the libraries (1 to 2 GiB on a GPU) and the environments need more on top. `tests/doctor/test_memory.py`
-compares P, p, e and the activations with torch on the meta device.
+compares P, p, e and the activations with torch on the meta device, `tests/gpu/` the sum with a GPU.
 """
 
 from collections.abc import Sequence
@@ -68,8 +69,9 @@ def estimate(plan: Plan) -> list[Part]:
     student, shards, c = plan.student, plan.layout.shards, plan.compute
     weights, trained = student.stored / shards, student.trained / shards
     moments = plan.moments * trained
-    layer = plan.tokens * (10 * student.hidden + 4 * student.intermediate) * c
-    inputs = plan.tokens * student.layers * student.hidden * c
+    states, c_states = (16, 4) if _autocast(plan) else (10, c)
+    layer = plan.tokens * (states * student.hidden + 4 * student.intermediate) * c
+    inputs = plan.tokens * student.layers * student.hidden * c_states
     logits = 4 * plan.tokens * plan.compared * 4 + CHUNK * student.width * 4 * 3
     awake = 0.0 if plan.sleeps else plan.engine
     return [
@@ -90,6 +92,12 @@ def estimate(plan: Plan) -> list[Part]:
     ]
 
 
+def _autocast(plan: Plan) -> bool:
+    """Whether a forward pass casts the student's weights; under LoRA the base is stored in the compute dtype."""
+    student = plan.student
+    return not plan.layout.divided and student.head_trained and student.stored > student.parameters * plan.compute
+
+
 def _gathered(plan: Plan) -> float:
     """Weights that are put together or cast for a moment, and gradients that are not summed or divided yet."""
     student, c = plan.student, plan.compute
@@ -97,7 +105,7 @@ def _gathered(plan: Plan) -> float:
     if plan.layout.divided:
         trained = (student.rest + student.layer) * (c + 4.0) if student.head_trained else 0.0
         return (student.rest + 2 * student.layer) * c + trained + head
-    if student.head_trained and student.stored > student.parameters * c:  # autocast; under LoRA the base is stored so
+    if _autocast(plan):
         cast = student.layer if student.checkpointed else student.parameters - student.rest
         return (cast + student.width * student.hidden) * c + head
     return head

@@ -1,7 +1,10 @@
 """The glossary: what every logged key means, its unit, its estimator, and what is healthy."""
 
+import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,19 @@ GLOSSARY: dict[str, Entry] = {
     "rollout/reward/{task}": Entry("environment reward", "reward", "mean over trajectories", "rises"),
     "rollout/success/{task}": Entry("solved episodes", "share", "mean over trajectories", "rises"),
     "rollout/turns/{task}": Entry("turns of an episode", "turns", "mean over trajectories", "agents: falls"),
+    "rollout/admissible_actions/{task}": Entry(
+        "actions that were possible where they were taken, of tasks that count actions",
+        "share",
+        "mean over the actions that the environment has judged",
+        "rises",
+    ),
+    "rollout/wasted_actions/{task}": Entry(
+        "actions that did nothing: unparsable (none could be read), inadmissible (not possible there), or ineffective "
+        "(possible, but it changed nothing and told nothing new; only of environments that can tell)",
+        "share",
+        "mean over the actions that the environment has judged",
+        "falls",
+    ),
     "rollout/success": Entry("status: solved", "share", "all trajectories of the batch", "rises"),
     "rollout/failure": Entry("status: ended unsolved", "share", "all trajectories", "falls"),
     "rollout/truncated_turns": Entry("status: cut by the turn limit", "share", "all trajectories", "falls"),
@@ -63,6 +79,12 @@ GLOSSARY: dict[str, Entry] = {
     "env/{name}/{task}": Entry("a counter of the environment", "count", "mean over trajectories", "see the task"),
     "val/success/{task}": Entry("solved held-out episodes", "share", "mean over episodes of their samples", "rises"),
     "val/reward/{task}": Entry("reward on held-out episodes", "reward", "mean over episodes of their samples", "rises"),
+    "val/admissible_actions/{task}": Entry(
+        "rollout/admissible_actions on held-out episodes", "share", "mean over the actions of all episodes", "rises"
+    ),
+    "val/wasted_actions/{task}": Entry(
+        "rollout/wasted_actions on held-out episodes", "share", "mean over the actions of all episodes", "falls"
+    ),
     "coverage/teacher_mass/{task}": Entry(
         "teacher probability on its support", "share", "sampled positions", "over 0.95"
     ),
@@ -211,7 +233,9 @@ def describe(key: str) -> Entry | None:
 
 
 def search(words: Sequence[str]) -> dict[str, Entry]:
-    """The entries whose key or meaning contains every one of `words`, ignoring case; a logged key finds its entry.
+    """The entries that contain every one of `words` in key or description; a logged key finds its entry.
+
+    Case is ignored, and `_`, `-` and a blank are one character: `micro_batch` finds "micro-batches".
 
     >>> list(search(["mass", "student"])), list(search(["rollout/reward/sums"]))
     (['coverage/student_mass/{task}'], ['rollout/reward/{task}'])
@@ -219,5 +243,24 @@ def search(words: Sequence[str]) -> dict[str, Entry]:
     return {
         key: entry
         for key, entry in GLOSSARY.items()
-        if all(w.lower() in f"{key} {entry.meaning}".lower() or describe(w) is entry for w in words)
+        if all(_plain(word) in _text(key, entry) or describe(word) is entry for word in words)
     }
+
+
+def similar(text: str) -> list[str]:
+    """Words of the glossary that look like one of `text`, the nearest first.
+
+    >>> similar("packing"), similar("mini_batch")
+    (['padding'], ['batch', 'batches'])
+    """
+    known = {w for key, entry in GLOSSARY.items() for w in re.findall(r"\w{3,}", _text(key, entry))}
+    near = (difflib.get_close_matches(word, sorted(known), n=2, cutoff=0.7) for word in _plain(text).split())
+    return list(dict.fromkeys(chain.from_iterable(near)))
+
+
+def _text(key: str, entry: Entry) -> str:
+    return _plain(f"{key} {entry.meaning} {entry.unit} {entry.estimator} {entry.healthy}")
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\s_-]+", " ", text.lower())

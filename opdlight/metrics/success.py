@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from opdlight.metrics.actions import Actions
 from opdlight.types import Status, Trajectory
 
 
@@ -62,9 +63,16 @@ def pass_at_k(attempts: int, solved: int, k: int) -> float:
 
 
 def outcome_rows(trajectories: Sequence[Trajectory]) -> Tensor:
-    """Seed, success (1 or 0) and reward of each trajectory, [n, 3] in float64, which represents every seed exactly."""
-    rows = [[t.seed, float(t.status is Status.SUCCESS), t.reward] for t in trajectories]
-    return torch.tensor(rows, dtype=torch.float64).reshape(-1, 3)
+    """What is known of each trajectory, [n, 7] in float64, which represents every seed exactly.
+
+    Seed, success (1 or 0), reward, number of turns, and of its actions how many were judged, admissible and wasted.
+    """
+    counted = [(t, Actions.of(t.metrics)) for t in trajectories]
+    rows = [
+        [t.seed, t.status is Status.SUCCESS, t.reward, len(t.turns), a.judged, a.admissible, a.wasted]
+        for t, a in counted
+    ]
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, 7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +86,8 @@ class Result:
     episodes: int  # number of distinct episodes
     samples: int  # per episode; the smallest number, where episodes differ
     reward: float
+    admissible_actions: float | None = None  # share of the actions of all trajectories; None if none was judged
+    wasted_actions: float | None = None
 
     @classmethod
     def of(cls, trajectories: Sequence[Trajectory]) -> "Result":
@@ -88,8 +98,9 @@ class Result:
     def of_rows(cls, rows: Tensor) -> "Result":
         """`of`, from the `outcome_rows` of the trajectories in any order."""
         episodes: dict[float, list[tuple[float, float]]] = {}
-        for seed, solved_it, reward in sorted(rows.tolist()):
+        for seed, solved_it, reward, *_ in sorted(rows.tolist()):
             episodes.setdefault(seed, []).append((solved_it, reward))
+        judged, admissible, wasted = rows[:, 4:].sum(0).tolist()
         solved = [[s for s, _ in e] for e in episodes.values()]
         success, (low, high) = success_interval(solved)
         samples = min(map(len, solved))
@@ -103,6 +114,8 @@ class Result:
             episodes=len(episodes),
             samples=samples,
             reward=sum(rewards) / len(rewards),
+            admissible_actions=admissible / judged if judged else None,
+            wasted_actions=wasted / judged if judged else None,
         )
 
     @property

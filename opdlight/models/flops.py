@@ -3,8 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
 from transformers import PreTrainedModel
 
+# bfloat16 (tensor cores, without sparsity) and float32, by NVIDIA's data sheets, of cards that Lightning 2.6 does not
+# know by the name they give themselves, or knows with sparsity
+PEAKS = {"h200 nvl": (8.35e14, 6.0e13), "h200": (9.89e14, 6.7e13), "h100 nvl": (8.35e14, 6.0e13)}
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -47,6 +52,15 @@ def training_flops(model: PreTrainedModel) -> LayerFlops | None:
     return LayerFlops(
         per_token=2 * forward.per_token + 2.0 * _weights(model, trained=True), per_square=3 * forward.per_square
     )
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> int | None:
+    """FLOP/s of a GPU in products of this dtype, for MFU; None, with a warning of Lightning's, if that is not known."""
+    name = torch.cuda.get_device_name(device).lower()
+    for card, (bfloat16, float32) in PEAKS.items():
+        if card in name:
+            return int(bfloat16 if dtype is torch.bfloat16 else float32)
+    return get_available_flops(device, dtype)
 
 
 def _weights(model: PreTrainedModel, *, trained: bool) -> int:

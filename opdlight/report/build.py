@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from opdlight import __version__
 from opdlight.errors import ConfigError
 from opdlight.report.curves import draw_curves
-from opdlight.report.depth import draw_depth, draw_turns
+from opdlight.report.depth import draw_depth
 from opdlight.report.draw import RUNS, STYLE, THEMED, Chart
 from opdlight.report.inspector import embed
 from opdlight.report.measures import config_differences, joined_alarms
@@ -21,6 +21,7 @@ from opdlight.report.naming import distinct, names
 from opdlight.report.outcome import draw_outcome
 from opdlight.report.read import Run, read_run
 from opdlight.report.tokens import draw_tokens
+from opdlight.report.turns import draw_turns, turn_lines, wasted_tables
 from opdlight.system.console import progress, say, track
 from opdlight.system.files import write_text
 
@@ -68,6 +69,9 @@ def report(run: str | Sequence[str], out: str | None = None, trajectories: int =
     for chart in (chart for part in parts for chart in part.charts):
         (figures / f"{chart.slug}.png").write_bytes(chart.png)
     write_text(file, page(runs, parts, trajectories))
+    for found in runs:
+        for line in turn_lines(found):
+            say(f"{found.letter} · {line}" if len(runs) > 1 else line)
     say(f"report: {file}")
     return file
 
@@ -102,7 +106,7 @@ def page(runs: Sequence[Run], parts: Sequence[Section], limit: int) -> str:
         limit: most trajectories in the inspector.
     """
     templates = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    scripts = [(PAGE / name).read_text(encoding="utf-8") for name in ("page.js", "token.js", "inspector.js")]
+    scripts = [(PAGE / name).read_text(encoding="utf-8") for name in ("page.js", "token.js", "fold.js", "inspector.js")]
     index, lines, shown = embed(runs, limit)
     run_names = names(runs)
     run_dirs = [run.config.get("run_dir", "").strip('"') or "<run>" for run in runs]
@@ -118,6 +122,7 @@ def page(runs: Sequence[Run], parts: Sequence[Section], limit: int) -> str:
         alarms=[_alarm(run, a) for run in runs for a in joined_alarms(run.alarms)],
         differences=config_differences([run.config for run in runs], run_dirs),
         gaps=[table for run in runs for table in _gaps(run)],
+        wasted=[table for run in runs for table in wasted_tables(run)],
         index=index,
         lines=lines,
         shown=shown,

@@ -82,6 +82,22 @@ CURVES = (
         caption="Mean number of turns of an episode; healthy for agents: it falls while success rises.",
     ),
     Curve(
+        title="Wasted actions · {task}",
+        key="rollout/wasted_actions/{task}",
+        marks="val/wasted_actions/{task}",
+        share=True,
+        caption="Share of the actions that did nothing, because none could be read, it was not possible there, or it "
+        "changed nothing, in training rollouts (line) and on held-out episodes (dots); healthy: it falls.",
+    ),
+    Curve(
+        title="Admissible actions · {task}",
+        key="rollout/admissible_actions/{task}",
+        marks="val/admissible_actions/{task}",
+        share=True,
+        caption="Share of the actions that were possible where they were taken, in training rollouts (line) and on "
+        "held-out episodes (dots); healthy: it rises.",
+    ),
+    Curve(
         title="Engine against trainer · {task}",
         key="mismatch/k1/{task}",
         unit="nats",

@@ -1,13 +1,12 @@
-"""Figures by position and by turn: coverage, the gap, success."""
+"""Figures by position in a trajectory: coverage and the gap."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from opdlight.metrics.success import wilson_interval
-from opdlight.report.draw import HEAT, INK, MUTED, RUNS, STUDENT, TEACHER, Chart, canvas, chart, legend
-from opdlight.report.measures import THIRDS, Band, by_bucket, heat, part_of, success_by_turns, thirds
+from opdlight.report.draw import HEAT, INK, MUTED, STUDENT, TEACHER, Chart, canvas, chart, legend
+from opdlight.report.measures import THIRDS, Band, heat, thirds
 from opdlight.report.read import Run
 from opdlight.report.rows import Depth
 
@@ -21,28 +20,17 @@ def draw_depth(runs: Sequence[Run], tasks: Sequence[str]) -> Iterator[Chart]:
     )
     for task in tasks:
         for run in runs:
-            if rows := _rows(run, task, "position"):
+            if rows := rows_of(run, task, "position"):
                 yield _heat(rows, run, task, _of(run, runs), 0.0 if low else 0.5)
     for task in tasks:
-        found = [(run, bands) for run in runs if any(bands := thirds(_rows(run, task, "position")))]
+        found = [(run, bands) for run in runs if any(bands := thirds(rows_of(run, task, "position")))]
         ends = [gap for _, bands in found for band in bands for gaps in band.values() for gap in gaps]
         for run, bands in found:
             yield _bands(bands, (min(ends), max(ends)), run, task, _of(run, runs))
 
 
-def draw_turns(runs: Sequence[Run], tasks: Sequence[str]) -> Iterator[Chart]:
-    """Success, gap and coverage by turn, for tasks of more than one turn."""
-    for task in tasks:
-        rows = {run.letter: _rows(run, task, "turn") for run in runs}
-        if any(row.start > 0 for found in rows.values() for row in found):
-            yield _by_turn(rows, runs, task, "abs_gap", "Gap by turn", "mean |log q − log π|, nats", GAP_BY_TURN)
-            yield _by_turn(rows, runs, task, "student_mass", "Coverage by turn", "", COVERAGE_BY_TURN)
-        counts = {r.letter: success_by_turns(t for t in r.trajectories if t["task"] == task) for r in runs}
-        if any(turns > 1 for found in counts.values() for turns in found):
-            yield _success(counts, runs, task)
-
-
-def _rows(run: Run, task: str, axis: str) -> list[Depth]:
+def rows_of(run: Run, task: str, axis: str) -> list[Depth]:
+    """The rows of profile.csv of a task by `axis`, "position" or "turn"."""
     return [row for row in run.profile if row.task == task and row.axis == axis]
 
 
@@ -96,58 +84,3 @@ def _bands(bands: Sequence[Band], ends: tuple[float, float], run: Run, task: str
         "of the run; healthy: the band shrinks to 0 from one third to the next and does not widen with depth."
     )
     return chart(f"gap {task} {run.letter}", f"Gap by position · {task}{of}", caption, figure)
-
-
-GAP_BY_TURN = (
-    "Mean |log q − log π| of the tokens of each turn, first third of the run (dotted) and last (solid); "
-    "healthy: the solid line is lower, and does not climb in late turns."
-)
-COVERAGE_BY_TURN = (
-    "Student probability on the teacher's top-K by turn, first third of the run (dotted) and last (solid); "
-    "healthy: the solid line stays over 90 % to the last turn."
-)
-
-
-def _by_turn(
-    rows: dict[str, list[Depth]], runs: Sequence[Run], task: str, key: str, title: str, unit: str, caption: str
-) -> Chart:
-    figure, axis = canvas()
-    for i, run in enumerate(runs):
-        of_run = rows[run.letter]
-        for part, style in ((0, (0, (1, 1.4))), (2, "-")):
-            first, last = min((r.update for r in of_run), default=0), max((r.update for r in of_run), default=0)
-            means = by_bucket((r for r in of_run if part_of(r.update, first, last) == part), key)
-            label = (run.letter if len(runs) > 1 else THIRDS[part]) if part == 2 or len(runs) == 1 else None
-            turns = [start + 1 for start, _ in means]
-            axis.plot(turns, list(means.values()), ls=style, lw=2, color=RUNS[i % len(RUNS)], label=label)
-    if not unit:
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axis.set(xlabel="turn", ylabel=unit)
-    axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    legend(axis)
-    return chart(f"turn {key} {task}", f"{title} · {task}", caption, figure)
-
-
-def _success(counts: dict[str, dict[int, tuple[int, int]]], runs: Sequence[Run], task: str) -> Chart:
-    figure, axis = canvas()
-    width = 0.8 / len(runs)
-    for i, run in enumerate(runs):
-        for turns, (won, n) in counts[run.letter].items():
-            x = turns + (i - (len(runs) - 1) / 2) * width
-            low, high = wilson_interval(won, n)
-            axis.bar(x, won / n, width * 0.86, color=RUNS[i % len(RUNS)], alpha=0.75)
-            axis.plot([x, x], [low, high], color=INK, lw=1)
-            if len(runs) == 1:
-                axis.text(x, -0.045, f"{n}", ha="center", va="top", fontsize=7, color=MUTED)
-        if len(runs) > 1:
-            axis.plot([], [], "s", ms=6, color=RUNS[i % len(RUNS)], label=run.letter)
-    axis.set_ylim(-0.12 if len(runs) == 1 else 0, 1.02)
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
-    axis.set(xlabel="turns of the trajectory" + (" (small: how many trajectories)" if len(runs) == 1 else ""))
-    axis.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-    legend(axis)
-    caption = (
-        "Share of the recorded trajectories that succeeded, by their number of turns, with 95 % intervals; "
-        "healthy: no cliff at a number of turns below the limit."
-    )
-    return chart(f"success by turns {task}", f"Success by number of turns · {task}", caption, figure)

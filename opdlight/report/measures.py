@@ -1,12 +1,16 @@
 """Pure functions that compute from the rows of a run what the figures show."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from opdlight.envs.actions import UNPARSABLE
+from opdlight.envs.base import read_action
+from opdlight.metrics.success import success_interval
 from opdlight.report.read import Array
-from opdlight.report.rows import Depth
+from opdlight.report.rows import Depth, Episode
 
 Band = dict[tuple[int, int], tuple[float, float, float]]  # bucket → low, middle, high
 THIRDS = ("first third", "middle third", "last third")
@@ -93,13 +97,61 @@ def token_columns(trajectories: Iterable[Mapping[str, Any]], *names: str) -> Arr
     return np.array(rows, dtype=float).reshape(-1, len(names))
 
 
-def success_by_turns(trajectories: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
-    """Number of turns → (trajectories that succeeded, trajectories)."""
-    counts: dict[int, tuple[int, int]] = {}
-    for t in trajectories:
-        won, n = counts.get(len(t["turns"]), (0, 0))
-        counts[len(t["turns"])] = (won + (t["status"] == "success"), n + 1)
-    return dict(sorted(counts.items()))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """Success of the episodes that took so many turns."""
+
+    share: float
+    low: float  # 95 % interval, episodes of one seed as one unit
+    high: float
+    count: int  # of episodes, every attempt counted
+
+
+def success_by_turns(episodes: Iterable[Episode], width: int) -> dict[int, Bar]:
+    """Success by the number of turns, `width` neighbouring numbers together, under the first of them.
+
+    Episodes that ended before their first turn are left out.
+    """
+    found: dict[int, dict[int, list[float]]] = {}
+    for e in episodes:
+        if e.turns > 0:
+            first = 1 + (e.turns - 1) // width * width
+            found.setdefault(first, {}).setdefault(e.seed, []).append(float(e.success))
+    bars = {}
+    for first, by_seed in sorted(found.items()):
+        attempts = list(by_seed.values())
+        count, won = sum(map(len, attempts)), sum(map(sum, attempts))
+        low, high = success_interval(attempts)[1]
+        bars[first] = Bar(share=won / count, low=low, high=high, count=count)
+    return bars
+
+
+def solved_within(episodes: Iterable[Episode], most: int) -> Array:
+    """Share of the episodes that were solved within t turns and its 95 % interval, [most + 1, 3] for t from 0 on.
+
+    Several attempts at one episode, which have its seed, count as their mean; the interval has the episode as unit.
+    """
+    needed: dict[int, list[float]] = {}
+    for e in episodes:
+        needed.setdefault(e.seed, []).append(e.turns if e.success else np.inf)
+    rows = []
+    for t in range(most + 1):
+        share, interval = success_interval([[float(n <= t) for n in attempts] for attempts in needed.values()])
+        rows.append([share, *interval])
+    return np.array(rows)
+
+
+def action_text(turn: Mapping[str, Any]) -> str:
+    """What the environment read in a turn; all that the student wrote where it read no action.
+
+    >>> turn = {"text": ["<think>", "Up?", "</think>", "Go ", "up.", "<|end|>"], "control": [1, 0, 1, 0, 0, 1]}
+    >>> action_text(turn | {"counts": {"unparsable_actions": 0.0}})
+    'go up'
+    """
+    marks = ("<think>", "</think>")
+    pieces = zip(turn["text"], turn["control"], strict=True)
+    text = "".join(text for text, control in pieces if not control or text in marks)
+    return text if turn["counts"].get(UNPARSABLE) else read_action(text) or text
 
 
 def config_differences(configs: Sequence[Mapping[str, str]], run_dirs: Sequence[str]) -> dict[str, list[str | None]]:

@@ -19,6 +19,7 @@ from opdlight.report.rows import (
     alarm_row,
     csv_rows,
     gap_row,
+    held_out_row,
     json_lines,
     profile_rows,
     text_of,
@@ -33,11 +34,12 @@ WITHOUT = {  # file → what is missing on the page without it
     "metrics.csv": "the curves",
     "summary.json": "the outcome table (the run has not finished)",
     "profile.csv": "the figures by position and by turn",
+    "held_out.jsonl": "success by the number of turns",
     "trajectories.jsonl": "the inspector and the figures of single tokens",
     "token_gaps.jsonl": "the table of tokens that carry the gap",
     "alarms.jsonl": "the alarms",
 }
-OPTIONAL = ("alarms.jsonl",)  # a run without an alarm has none
+OPTIONAL = ("alarms.jsonl", "held_out.jsonl")  # a run without an alarm, or of an older version, has none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,7 @@ class Run:
     curves: dict[str, tuple[Array, Array]]  # logged key → steps, values
     summary: dict[str, Any]
     profile: list[Depth]
+    held_out: list[dict[str, Any]]
     trajectories: list[dict[str, Any]]
     token_gaps: list[dict[str, Any]]
     alarms: list[dict[str, Any]]
@@ -93,6 +96,7 @@ def read_run(folder: Path, letter: str = "A") -> Run:
         curves=_curves(folder / "metrics.csv", notes),
         summary=_json(folder / "summary.json", notes),
         profile=profile_rows(folder / "profile.csv", notes),
+        held_out=json_lines(folder / "held_out.jsonl", held_out_row, notes),
         trajectories=json_lines(folder / "trajectories.jsonl", trajectory_row, notes),
         token_gaps=json_lines(folder / "token_gaps.jsonl", gap_row, notes),
         alarms=json_lines(folder / "alarms.jsonl", alarm_row, notes),

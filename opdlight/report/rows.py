@@ -26,6 +26,15 @@ class Depth:
     values: dict[str, float]  # the other columns; NaN where empty
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """One attempt at an episode, of which several may have its seed."""
+
+    seed: int
+    success: bool
+    turns: int
+
+
 def text_of(path: Path) -> str:
     """The text of a file; empty if there is no file."""
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
@@ -112,12 +121,12 @@ def trajectory_row(raw: Any) -> dict[str, Any]:
 
 def _turn(raw: Any) -> dict[str, Any]:
     turn = {
-        "prompt": visible(raw["prompt"]),
         "control": [bool(c) for c in raw.get("control") or [False] * len(raw["ids"])],
         "split": bool(raw["split"]),
         "finish_reason": visible(raw["finish_reason"]),
         "policy_version": int(raw["policy_version"]),
         "reward": number(raw["reward"]),
+        "counts": {visible(str(k)): number(v) for k, v in raw.get("metrics", {}).items()},
         "ids": [int(i) for i in raw["ids"]],
         "text": [visible(t) for t in raw["text"]],
         "kept": [bool(k) for k in raw["kept"]],
@@ -140,6 +149,12 @@ def _parts(prompt: str, control: list[list[int]]) -> list[tuple[str, bool]]:
         raise ValueError("the control tokens of a prompt do not lie within it, one after the other")
     parts = ((visible(prompt[a:b]), n % 2 == 1) for n, (a, b) in enumerate(pairwise(edges)))
     return [(text, is_control) for text, is_control in parts if text]
+
+
+def held_out_row(raw: Any) -> dict[str, Any]:
+    """A line of held_out.jsonl; without episodes if they are of an older version, which did not note the turns."""
+    episodes = [Episode(seed=int(e[0]), success=bool(e[1]), turns=int(e[3])) for e in raw["episodes"] if len(e) > 3]
+    return {"step": int(raw["step"]), "task": visible(raw["task"]), "episodes": episodes}
 
 
 def gap_row(raw: Any) -> dict[str, Any]:

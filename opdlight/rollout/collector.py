@@ -183,7 +183,7 @@ class Collector:
 
     def _observe(self, number: int, episode: Episode, answer: Answer) -> Status | None:
         """Process an answer of the environment; returns the status if the trajectory has ended with it, else None."""
-        episode.end_turn(answer.reward)
+        episode.end_turn(answer.reward, answer.metrics)
         for name, value in answer.metrics.items():
             episode.metrics[name] = episode.metrics.get(name, 0.0) + value
         if answer.error is not None:
@@ -230,7 +230,7 @@ class Collector:
         episode.completion = completion
         length = len(episode.conversation.prompt_ids) + len(completion.token_ids)
         if completion.finish_reason == "length" and length >= self.limits[episode.request.task].trajectory_tokens:
-            episode.end_turn(reward=0.0)
+            episode.end_turn(reward=0.0, metrics={})  # the environment never saw it
             return Status.TRUNCATED_TOKENS
         self._envs.step(number, episode.conversation.answer_text(completion))
         return None

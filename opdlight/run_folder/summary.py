@@ -134,7 +134,9 @@ def curves(folder: Path) -> None:
         "seconds a step": ("time/",),
         "gradient norm": ("optimizer/grad_norm",),
     }
-    figure, axes = plt.subplots(2, 3, figsize=(15, 7), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(15, 7))
+    # fixed: a layout engine draws everything twice, and the panels are always the same
+    figure.subplots_adjust(left=0.06, right=0.99, bottom=0.065, top=0.955, wspace=0.2, hspace=0.3)
     for axis, (title, prefixes) in zip(axes.flat, panels.items(), strict=True):
         for key in sorted({k for row in rows for k, v in row.items() if v and k.startswith(prefixes)}):
             points = [(float(r["step"]), float(r[key])) for r in rows if r.get(key)]

@@ -13,6 +13,7 @@ from opdlight.batch.collate import Collate
 from opdlight.callbacks import RolloutMetrics, TrajectoryRecorder
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.distillation.step import Step
+from opdlight.envs.actions import action_counts
 from opdlight.losses import SpecialTokenMask, SupportMatching
 from opdlight.metrics.glossary import describe
 from opdlight.models import Student, Teachers
@@ -138,7 +139,10 @@ def test_rollout_metrics_by_hand(module: OnPolicyDistillation) -> None:
     logged: dict[str, float] = {}
     module.log = lambda key, value, **_: logged.__setitem__(key, float(value))  # type: ignore[method-assign, assignment]
     again = replace(MADE, turns=[turn([1], [7, 7, 7, 7, 7, 7])], status=Status.FAILURE, reward=0.0, metrics={})
-    outputs = {"step": Step(trajectories=[MADE, again], version=5)}
+    counts = {"admissible_actions": 5.0, "inadmissible_actions": 1.0, "unparsable_actions": 2.0}
+    few = action_counts(parsed=True, admissible=True) | {"admissible_actions": 2.0, "ineffective_actions": 1.0}
+    played = [replace(MADE, task="b", metrics=m) for m in (counts, few, {})]  # the last one broke off in its first turn
+    outputs = {"step": Step(trajectories=[MADE, again, *played], version=5)}
     RolloutMetrics().on_train_batch_end(None, module, outputs, None, 0)  # type: ignore[arg-type]
     assert all(describe(key) for key in logged)
     assert logged["rollout/reward/a"] == 0.75
@@ -147,8 +151,13 @@ def test_rollout_metrics_by_hand(module: OnPolicyDistillation) -> None:
     assert logged["rollout/cut_by_length/a"] == 0.5
     # MADE has no 4-gram; the other has 7777 three times, twice repeated
     assert logged["rollout/repetition/a"] == pytest.approx(2 / 3)
-    assert logged["rollout/completion_tokens"] == pytest.approx((3 + 2 + 2 + 6) / 4)
-    assert logged["rollout/row_splits"] == 1
-    assert logged["rollout/staleness"] == pytest.approx((2 + 1 + 2 + 2) / 4)
+    assert logged["rollout/completion_tokens"] == pytest.approx((4 * (3 + 2 + 2) + 6) / 13)
+    assert logged["rollout/row_splits"] == 4
+    assert logged["rollout/staleness"] == pytest.approx((4 * (2 + 1 + 2) + 2) / 13)
     assert logged["env/detours/a"] == 1.0
-    assert logged["rollout/failure"] == 0.5
+    assert logged["rollout/failure"] == 0.2
+    # of ten actions seven were admissible; one of these did nothing, one was not possible, two could not be read
+    assert logged["rollout/admissible_actions/b"] == 0.7
+    assert logged["rollout/wasted_actions/b"] == 0.4
+    assert logged["env/unparsable_actions/b"] == pytest.approx(2 / 3)
+    assert "rollout/wasted_actions/a" not in logged  # its environment does not judge actions

@@ -66,6 +66,31 @@ def test_engines_that_several_processes_cannot_have_are_refused_at_once(override
     compose("train", TrainConfig, [overrides[-1]])  # one process may
 
 
+@pytest.mark.parametrize(
+    ("overrides", "engine", "got"),
+    [
+        (["task.tasks.sums.trajectory_tokens=2000"], "engine", 2000),
+        (["~task.tasks.sums.trajectory_tokens"], "engine", 2048),  # the default of opdlight.data.Task
+        (["model.max_model_len=255", "engine=ray"], "engine.engine", 256),
+        (["+task.tasks.more={_target_: opdlight.data.Task, weight: 0, env: {id: a}}"], "engine", 2048),
+    ],
+)
+def test_a_trajectory_fits_the_engine(overrides: list[str], engine: str, got: int) -> None:
+    context = 255 if "ray" in overrides[-1] else 1024
+    told = (
+        rf"`task\.tasks\.\w+\.trajectory_tokens` to be at most `{engine}\.max_model_len` = {context} .*but got {got}\."
+    )
+    for name, schema in (("train", TrainConfig), ("evaluate", EvaluateConfig)):
+        with pytest.raises(ConfigError, match=told):
+            compose(name, schema, ["task=sums", *overrides])
+    compose("doctor", DoctorConfig, ["task=sums", *overrides])  # it measures the prompts, and says what to set
+    compose("train", TrainConfig, ["task=sums", *overrides, "model.max_model_len=2048"])
+
+
+def test_an_engine_of_ones_own_may_have_any_context() -> None:
+    check_together({"task": {"tasks": {"a": {"trajectory_tokens": 9999}}}, "engine": {"_target_": "own.Engine"}})
+
+
 def test_the_last_rollout_makes_no_more_updates_than_are_wanted() -> None:
     with pytest.raises(ConfigError, match=r"`trainer.max_steps` to be a multiple of `rollout.mini_batches` \(2\)"):
         compose("train", TrainConfig, ["rollout.mini_batches=2", "trainer.max_steps=3"])

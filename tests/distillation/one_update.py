@@ -16,6 +16,7 @@ from opdlight.data.requests import OnPolicyData
 from opdlight.data.tasks import Task, TaskMixture
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.distillation.schedules import learning_rate
+from opdlight.envs.actions import action_counts
 from opdlight.envs.base import TextEnv
 from opdlight.losses import SupportMatching
 from opdlight.models import Student, Teachers
@@ -40,7 +41,8 @@ class Count(TextEnv):
             raise RuntimeError("the environment broke")
         self.turn += 1
         over = self.turn == 2
-        return "go on", float(over), over, False, {"success": over, "metrics": {"words": 1.0}}
+        counts = action_counts(parsed=True, admissible=over)
+        return "go on", float(over), over, False, {"success": over, "metrics": {"words": 1.0, **counts}}
 
 
 if "test/Steps-v0" not in gymnasium.registry:  # pytest imports this file again to look for doctests
@@ -101,14 +103,13 @@ def fit(
     **settings: Any,
 ) -> L.Trainer:
     trainer = L.Trainer(
-        accelerator="cpu",
         max_epochs=1,
         callbacks=[TeacherSupportCoverage(), RolloutMetrics(), Throughput(), *watch],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=str(folder),
-        **{"logger": False, "enable_checkpointing": False, **settings},
+        **{"accelerator": "cpu", "logger": False, "enable_checkpointing": False, **settings},
     )
     trainer.fit(module, datamodule=data, ckpt_path=resume)
     return trainer

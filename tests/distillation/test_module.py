@@ -344,6 +344,9 @@ def test_every_logged_key_is_in_the_glossary(folders: tuple[str, str], tmp_path:
     assert unknown == []
     assert trainer.callback_metrics["val/success/a"] == 1.0
     assert trainer.callback_metrics["env/words/a"] == 2.0
+    for stage in ("rollout", "val"):  # the first of two actions is inadmissible
+        shares = [trainer.callback_metrics[f"{stage}/{kind}_actions/a"] for kind in ("admissible", "wasted")]
+        assert shares == [0.5, 0.5]
 
 
 def test_a_step_logs_only_the_tasks_it_had(folders: tuple[str, str], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from opdlight.config import CONF, DoctorConfig, TrainConfig, compose
 from opdlight.doctor import fitting
@@ -178,6 +179,41 @@ def test_the_formula_for_activations_fits_what_autograd_keeps_of_a_llama(tmp_pat
         one.student.hidden(batch)
     measured = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)
     assert measured == pytest.approx(training(one)["activations"], rel=0.1)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
+def test_under_autocast_residuals_and_norms_are_float32(again: bool) -> None:
+    """Of a Qwen2 on the CPU, beside what a bfloat16 model keeps; a GPU's peak is compared in tests/gpu/."""
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8, "vocab_size": 300}
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes, num_attention_heads=4, num_key_value_heads=1)).eval()
+    one_layer = by_name(a_plan(ModelSize.of(model), compute=2, tokens=333))["activations"].training / 8
+    if again:
+        checkpoint_layers(model)
+    own = {tuple(w.shape) for w in model.parameters()} | {tuple(w.shape[::-1]) for w in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tuple(tensor.shape) not in own:  # weights and their casts
+            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    ids = torch.zeros(1, 333, dtype=torch.long)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
+    ):
+        out = model.get_decoder()(input_ids=ids, use_cache=False)
+    assert out.last_hidden_state.requires_grad
+    expected = by_name(a_plan(ModelSize.of(model), compute=2, tokens=333))["activations"].training
+    final_norm = 2 * 333 * 256 * 4
+    expected += final_norm - (one_layer if again else 0)  # the layer that is computed again comes on top
+    measured = sum(t.untyped_storage().nbytes() for t in kept.values())
+    assert measured == pytest.approx(expected, rel=0.06)
+    divided = a_plan(ModelSize.of(model), compute=2, tokens=333, layout=Layout(processes=2, shards=2))
+    assert (
+        by_name(divided)["activations"].training
+        < 0.9 * by_name(a_plan(ModelSize.of(model), compute=2, tokens=333))["activations"].training
+    )
 
 
 def pasted(line: str) -> DictConfig:

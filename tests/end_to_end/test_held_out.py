@@ -62,6 +62,11 @@ def test_train_report_evaluate_and_doctor(task: list[str], tmp_path: Path, capsy
     assert [float(r["data/epoch/math"]) for r in rows if r["data/epoch/math"]] == pytest.approx([0.2, 0.4, 0.6])
     assert not {key for key in rows[0] if key.endswith("/other")} - {"val/success/other", "val/reward/other"}
     assert [key for key in rows[0] if key not in ("epoch", "step") and describe(key) is None] == []
+    held_out = [json.loads(line) for line in (run / "held_out.jsonl").read_text().splitlines()]
+    assert [(line["task"], line["step"], len(line["episodes"])) for line in held_out] == [
+        ("math", 0, 3), ("other", 0, 10), ("math", 3, 3), ("other", 3, 10),
+    ]  # fmt: skip
+    assert {tuple(turns) for line in held_out for _, _, _, *turns in line["episodes"]} == {(1,)}
     trajectories = [json.loads(line) for line in (run / "trajectories.jsonl").read_text().splitlines()]
     assert {(t["task"], t["stage"]) for t in trajectories} == {("math", "train"), ("math", "val"), ("other", "val")}
     alone = next(t for t in trajectories if t["task"] == "other")

@@ -113,15 +113,26 @@ def test_reading_an_answer(text: str, plain: str | None, tagged: str | None) -> 
 def test_bad_actions_cost_a_step_and_are_counted() -> None:
     env = make(max_turns=3)
     _, before = env.reset(seed=0)
-    for action, inadmissible, unparsable in (("fly away", 1.0, 0.0), ("<think>", 0.0, 1.0), ("look", 0.0, 0.0)):
+    kinds = ("admissible_actions", "inadmissible_actions", "unparsable_actions", "ineffective_actions")
+    for action, *counts in (("fly away", 0, 1, 0, 0), ("<think>", 0, 0, 1, 0), ("look", 1, 0, 0, 0)):
         observation, reward, terminated, truncated, info = env.step(action)
-        assert info["metrics"] == {"inadmissible_actions": inadmissible, "unparsable_actions": unparsable}
+        assert info["metrics"] == dict(zip(kinds, counts, strict=True))
         assert (observation == "Nothing happens.") == (action != "look")
         assert info["admissible_commands"] == before["admissible_commands"]
         assert reward == 0.0
         assert not terminated
     assert truncated
     assert info["success"] is False
+
+
+def test_what_was_just_said_about_the_same_state_is_ineffective() -> None:
+    env = make(max_turns=20)
+    _, info = env.reset(seed=0)
+    go = next(c for c in info["admissible_commands"] if c.startswith("go to"))
+    actions = {"look": 0, "look ": 1, go: 0, "inventory": 0, " inventory": 1, "fly": 0, "inventory ": 0, "look  ": 0}
+    for action, ineffective in actions.items():
+        metrics = env.step(action)[4]["metrics"]
+        assert (metrics["ineffective_actions"], metrics["admissible_actions"]) == (ineffective, action != "fly")
 
 
 def test_winning_on_the_last_turn_is_not_truncation() -> None:

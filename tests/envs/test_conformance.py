@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from gymnasium import spaces
 
+from opdlight.envs.actions import action_counts
 from opdlight.envs.base import TextEnv
 from opdlight.envs.conformance import check_text_env
 from opdlight.errors import EnvError
@@ -112,6 +113,26 @@ class NestedMetrics(GuessEnv):
         return *rest, info | {"metrics": {"wrong": {"guesses": 1.0}}}  # type: ignore[return-value]
 
 
+class CountsTwice(GuessEnv):
+    def step(self, action: str) -> Step:
+        *rest, info = super().step(action)
+        counts = {"admissible_actions": 1.0, "inadmissible_actions": float(self.turn == 2)}
+        return *rest, info | {"metrics": {**counts, "unparsable_actions": 0.0}}  # type: ignore[return-value]
+
+
+class OnlyBad(GuessEnv):
+    def step(self, action: str) -> Step:
+        *rest, info = super().step(action)
+        return *rest, info | {"metrics": {"unparsable_actions": 0.0}}  # type: ignore[return-value]
+
+
+class IneffectiveAndInadmissible(GuessEnv):
+    def step(self, action: str) -> Step:
+        *rest, info = super().step(action)
+        counts = action_counts(parsed=True, admissible=False) | {"ineffective_actions": 1.0}
+        return *rest, info | {"metrics": counts}  # type: ignore[return-value]
+
+
 class NoSuccess(GuessEnv):
     def step(self, action: str) -> Step:
         *rest, info = super().step(action)
@@ -195,6 +216,9 @@ BROKEN: list[tuple[type[GuessEnv], str]] = [
     (NoTurns, "Rule `max-turns` broken .*positive int"),
     (NoMetrics, "Rule `metrics` broken .step 2"),
     (NestedMetrics, "Rule `metrics` broken .*'wrong'"),
+    (CountsTwice, "Rule `actions` broken .step 2.*exactly one of admissible_actions"),
+    (OnlyBad, "Rule `actions` broken .step 1"),
+    (IneffectiveAndInadmissible, "Rule `actions` broken .step 1.*admissible actions only"),
     (NoSuccess, "Rule `success` broken .*must be a bool"),
     (TruncatedSuccess, "Rule `success` broken .*terminated"),
     (RaisesOnText, "Rule `bad-action` broken .*UnicodeError"),
@@ -215,7 +239,7 @@ def test_a_broken_env_is_caught_by_its_rule(env_class: type[GuessEnv], message: 
 
 
 def test_something_else_than_a_text_env_is_caught() -> None:
-    with pytest.raises(EnvError, match=r"Rule `gymnasium` broken .*TextEnv\), but got object"):
+    with pytest.raises(EnvError, match=r"Rule `gymnasium` broken .*gymnasium\.Env, but got object"):
         check_text_env(object)  # type: ignore[arg-type]
 
 

@@ -125,8 +125,24 @@ def test_bad_actions_cost_a_turn_and_change_nothing() -> None:
         assert text.startswith("That is no action. Answer with one of: move left, ")
         assert text.endswith(start)
         assert (reward, terminated, truncated) == (0.0, False, turn == 3)
-        assert info["metrics"]["invalid_actions"] == 1.0
+        kinds = ("unparsable_actions", "inadmissible_actions", "admissible_actions", "ineffective_actions")
+        assert [info["metrics"][kind] for kind in kinds] == [turn < 3, turn == 3, 0, 0]
     assert info["success"] is False
+
+
+def test_an_action_that_changes_nothing_is_admissible_and_ineffective() -> None:
+    for game, actions in {
+        "CliffWalking-v1": {"move left": 1, "move up": 0, "move right": 0, "move down": 0},
+        "FrozenLake-v1": {"move left": 1, "move up": 1},  # against the edges
+    }.items():
+        env = make(game=game)
+        env.reset(seed=0)
+        for action, ineffective in actions.items():
+            metrics = env.step(action)[4]["metrics"]
+            assert (metrics["admissible_actions"], metrics["ineffective_actions"]) == (1, ineffective)
+    env = make(game="Taxi-v4")
+    env.reset(seed=0)
+    assert env.step("drop off")[4]["metrics"]["ineffective_actions"] == 1  # nobody is in the taxi
 
 
 def test_reaching_the_goal_on_the_last_turn_is_success_and_not_truncation() -> None:
@@ -191,7 +207,8 @@ def test_the_tool_lets_the_expert_play(tool: ModuleType, capsys: pytest.CaptureF
         assert tool.main(["opdlight/ToyText-v0", f"game={game}", "--seed", "3", "--expert"]) == 0
         printed = capsys.readouterr().out
         assert "\n> move" in printed
-        assert "success: reward 1 (invalid_actions 0, game_return" in printed
+        assert "success: reward 1 (admissible_actions " in printed
+        assert ", inadmissible_actions 0, unparsable_actions 0, ineffective_actions 0, game_return" in printed
     assert tool.main(["opdlight/ReasoningGym-v0", "dataset=chain_sum", 'params={"max_terms": 3}', "--expert"]) == 0
     assert "success: reward 1" in capsys.readouterr().out
 
@@ -202,7 +219,8 @@ def test_the_tool_lets_a_person_play(
     answers = iter(["dance", "move up"])
     monkeypatch.setattr("builtins.input", lambda _: next(answers))
     assert tool.main(["opdlight/ToyText-v0", "game=CliffWalking-v1", "max_turns=2"]) == 0
-    assert "out of turns: reward 0 (invalid_actions 1, game_return -1)" in capsys.readouterr().out
+    counts = "admissible_actions 1, inadmissible_actions 1, unparsable_actions 0, ineffective_actions 0, game_return -1"
+    assert f"out of turns: reward 0 ({counts})" in capsys.readouterr().out
 
     def leave(_: str) -> str:
         raise EOFError
@@ -215,6 +233,7 @@ def test_the_tool_lets_a_person_play(
     ("arguments", "message"),
     [
         (["opdlight/ToyTxt-v0"], "did you mean 'opdlight/ToyText-v0'"), (["opdlight/ToyText-v0", "gme=3"], "`env.gme`"),
+        (["Taxi-v4"], "Add `adapter.observation`"), (["Taxy-v4"], "one of opdlight/ALFWorld-v0"),
         (["opdlight/ToyText-v0", "game"], "name=value"), (["opdlight/ToyText-v0", "size=true"], "`env.size`"),
         (["opdlight/ToyText-v0", "game=CliffWalking-v1", "is_slippery=true", "--expert"], "shortest path"),
     ],

@@ -72,7 +72,8 @@ def test_a_conversation() -> None:
     ):
         observation, reward, terminated, truncated, info = env.step(action)
         assert observation.startswith(page) and (page.endswith("\n") or observation == page)
-        assert (reward, terminated, truncated, sum(info["metrics"].values())) == (0.0, False, False, 0.0)
+        assert (reward, terminated, truncated, info["metrics"]["admissible_actions"]) == (0.0, False, False, 1.0)
+        assert sum(info["metrics"].values()) == 1.0
     for action in ("search[oat milk]", "click[b0gld00751]", "click[unscented]"):
         env.step(action)
     observation, reward, terminated, _, info = env.step("click[buy now]")
@@ -93,6 +94,18 @@ def test_bad_actions_cost_a_turn_and_are_counted() -> None:
         assert (reward, terminated, truncated) == (0.0, False, False)
     *_, terminated, truncated, info = env.step("search[shoes]")
     assert (terminated, truncated, info["success"]) == (False, True, False)
+
+
+def test_an_action_that_leaves_the_page_as_it_was_is_ineffective() -> None:
+    env = golden_env()
+    env.reset(seed=0)
+    for action, ineffective in (
+        ("search[slippers]", 0), ("search[slippers]", 1), ("click[b0gld00270]", 0), ("click[small]", 0),
+        ("click[small]", 1), ("click[buy later]", 0), ("click[features]", 0), ("click[< prev]", 0),
+    ):  # fmt: skip
+        metrics = env.step(action)[4]["metrics"]
+        assert metrics["ineffective_actions"] == ineffective
+        assert metrics["admissible_actions"] == (action != "click[buy later]")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +256,11 @@ def test_generated_catalogues_follow_the_seed() -> None:
 
 
 def test_the_shipped_task() -> None:
-    cfg = compose("train", TrainConfig, ["task=webshop", "task.tasks.webshop.teacher=lab/teacher-sums"])
+    cfg = compose(
+        "train",
+        TrainConfig,
+        ["task=webshop", "model.max_model_len=6144", "task.tasks.webshop.teacher=lab/teacher-sums"],
+    )
     mixture = instantiate(cfg.task)
     mixture.check_envs()
     env = mixture.tasks["webshop"].make_env()

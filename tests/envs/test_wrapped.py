@@ -11,7 +11,7 @@ from opdlight.data.tasks import Task, TaskMixture
 from opdlight.doctor.patient import openings
 from opdlight.envs.base import TextEnv, UnicodeText
 from opdlight.envs.conformance import check_text_env
-from opdlight.envs.wrapped import make_text_env, text_env
+from opdlight.envs.wrapped import text_env
 from opdlight.errors import ConfigError, EnvError
 from opdlight.sft.demonstrations import demonstrate
 
@@ -38,6 +38,9 @@ class Count(TextEnv):
         truncated = not won and self.turn == self.max_turns
         info: dict[str, Any] = {"metrics": {}} | ({"success": won} if won or truncated else {})
         return f"at {self.n}", float(won), won, truncated, info
+
+    def reply(self, command: str) -> str:
+        return f"<{command}>"
 
     def expert_action(self) -> str:
         return str(self.n + 1)
@@ -86,7 +89,7 @@ def test_wrappers_work_and_the_innermost_words_are_heard() -> None:
     assert observation.startswith("GAME ")
     for answer in ("1", "2"):
         env.step(answer)
-    assert env.expert_action() == "3"
+    assert (env.expert_action(), env.reply("3")) == ("3", "<3>")
     env.prepare(7)
     assert env.unwrapped.prepared == [7]  # type: ignore[attr-defined]
     observation, reward, terminated, _, info = env.step("3")
@@ -101,7 +104,7 @@ def test_the_doctor_sees_what_is_played() -> None:
 def test_the_conformance_check_takes_an_env_in_its_wrappers() -> None:
     check_text_env(lambda: gymnasium.make("test/ShortCount-v0"))
     check_text_env(lambda: shout(Count()))
-    with pytest.raises(EnvError, match=r"Rule `gymnasium` broken .*TextEnv.*CartPole"):
+    with pytest.raises(EnvError, match=r"Rule `gymnasium` broken .*CartPoleEnv observes a Box"):
         check_text_env(lambda: gymnasium.make("CartPole-v1"))
 
 
@@ -110,8 +113,10 @@ def test_the_conformance_check_takes_an_env_in_its_wrappers() -> None:
     [
         ({}, r"`task\.tasks\.a\.env\.id` to be the Gymnasium id"),
         ({"id": "test/Cuont-v0"}, r"environment of `task\.tasks\.a\.env\.id`, 'test/Cuont-v0': .*Count"),
+        ({"id": "Cuont-v0"}, r"`task\.tasks\.a\.env\.id`, 'Cuont-v0': .* registers is named module:id"),
         ({"id": "nowhere:Count-v0"}, r"environment of `task\.tasks\.a\.env\.id`, .*nowhere"),
-        ({"id": "CartPole-v1"}, r"`task\.tasks\.a\.env`: .*environment of text"),
+        ({"id": "CartPole-v1"}, r"`task\.tasks\.a\.env`: CartPoleEnv observes a Box of shape \(4,\), which is no text"),
+        ({"id": "test/Count-v0", "adapter": {}}, r"`adapter` to be left out, because Count is a text"),
         ({"id": "test/Count-v0", "goall": 3}, r"key `task\.tasks\.a\.env\.goall`: .*`task\.tasks\.a\.env\.goal`"),
         ({"id": "test/Count-v0", "goal": "x"}, r"`task\.tasks\.a\.env\.goal` to be int, but got 'x'"),
         ({"id": "test/Count-v0", "max_episode_steps": 0}, r"env\.max_episode_steps` to be int ≥ 1 or null, but got 0"),
@@ -126,6 +131,6 @@ def test_arguments_are_checked_before_anything_else(env: dict[str, Any], message
         TaskMixture({"a": Task(env=env, teacher="t")}).check_envs()
 
 
-def test_a_class_that_is_no_text_environment_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"'CartPole-v1': .*environment of text .*CartPoleEnv"):
-        make_text_env("CartPole-v1")
+def test_what_is_no_environment_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"Expected a gymnasium\.Env, but got int"):
+        text_env(3)  # type: ignore[arg-type]

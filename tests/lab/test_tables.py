@@ -95,7 +95,7 @@ def test_a_run_folder_is_read_whether_it_has_finished_or_not(tmp_path: Path) -> 
     (tmp_path / "metrics.csv").write_text(text + "\n")
     lines = [
         {"step": 0, "task": "sums", "episodes": [[8, 0, 0.0], [7, 1, 1.0], [7, 0, 0.0]]},  # two samples of episode 7
-        {"step": 2, "task": "sums", "episodes": [[7, 1, 1.0], [7, 1, 1.0], [8, 1, 1.0]]},
+        {"step": 2, "task": "sums", "episodes": [[7, 1, 1.0], [7, 1, 1.0, 9], [8, 1, 1.0, 3]]},  # and turns
     ]
     (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = read(run)

@@ -1,5 +1,7 @@
 """The glossary finds and prints its entries."""
 
+import contextlib
+
 import pytest
 
 from opdlight.metrics.__main__ import main
@@ -21,6 +23,9 @@ def test_the_glossary_finds_patterns() -> None:
         (["clipping"], ["optimizer/grad_norm"]),  # a word of the meaning
         (["2-norm", "gradient"], ["optimizer/grad_norm"]),
         (["rollout/success/sums"], ["rollout/success/{task}"]),  # a key as it is logged
+        (["micro_batch"], ["optimizer/gradient_snr", "optimizer/out_of_memory"]),  # "micro-batches", micro_batch_tokens
+        (["padding"], ["throughput/rank_imbalance"]),  # a word of the estimator
+        (["kl"], ["kl/k1/{task}"]),
     ],
 )
 def test_the_glossary_is_searched_by_any_part_of_a_name_or_meaning(words: list[str], keys: list[str]) -> None:
@@ -42,4 +47,24 @@ def test_the_glossary_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr("sys.argv", ["metrics", "nothing", "at all"])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "no entry has 'nothing' and 'at all' in its key or meaning" in capsys.readouterr().err
+    assert "no entry has 'nothing' and 'at all' in its key or description" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("packing", "similar: padding;"),
+        ("mini_batch", "similar: batch, batches;"),
+        ("coverag", "coverage/teacher_mass"),  # a part is enough
+        ("stalenes_", "similar: staleness;"),
+        ("webshop", "{task} in a key stands for any task"),
+    ],
+)
+def test_a_word_that_no_entry_has_leads_on(
+    word: str, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["metrics", word])
+    with contextlib.suppress(SystemExit):
+        main()
+    said = capsys.readouterr()
+    assert expected in said.out + said.err

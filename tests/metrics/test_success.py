@@ -2,10 +2,11 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
-from opdlight.metrics.success import Result, pass_at_k, success_interval, wilson_interval
+from opdlight.metrics.success import Result, outcome_rows, pass_at_k, success_interval, wilson_interval
 from opdlight.types import Status, Trajectory
 
 
@@ -70,3 +71,25 @@ def test_a_result_counts_each_episode_once_however_often_it_was_tried() -> None:
     assert copies.high - copies.low == pytest.approx(
         wilson_interval(30, 100)[1] - wilson_interval(30, 100)[0], abs=0.02
     )
+
+
+def test_shares_of_actions_are_over_the_actions_of_all_trajectories() -> None:
+    made = [
+        replace(t, metrics={"admissible_actions": a, "inadmissible_actions": i, "unparsable_actions": u, **more})
+        for t, (a, i, u, more) in zip(
+            trajectories("s", "f", "ff"),
+            [(3, 0, 0, {}), (1, 2, 1, {}), (10, 0, 0, {"ineffective_actions": 4}), (3, 0, 0, {})],
+            strict=True,
+        )
+    ]
+    result = Result.of([*made, *trajectories("f")])  # the last one was not judged
+    assert result.admissible_actions == 17 / 20
+    assert result.wasted_actions == 7 / 20
+    unjudged = Result.of(trajectories("s"))
+    assert unjudged.admissible_actions is None and unjudged.wasted_actions is None
+    seeds = outcome_rows(made)[:, 0].tolist()
+    assert outcome_rows(made).tolist() == [
+        [seeds[0], 1, 1, 0, 3, 3, 0], [seeds[1], 0, 0, 0, 4, 1, 3], [seeds[2], 0, 0, 0, 10, 10, 4],
+        [seeds[3], 0, 0, 0, 3, 3, 0],
+    ]  # fmt: skip
+    assert Result.of_rows(outcome_rows(made)[[2, 0, 3, 1]]) == Result.of(made)

@@ -31,6 +31,8 @@ PROMPTS = {
         "<|user|>Nothing happens.<|end|><|assistant|>",
     ],
 }
+SHELF = "\n".join(f"On the shelf {n} you see a book {n}, a candle {n} and a statue {n}." for n in range(1, 47))
+PROMPTS["alfworld"].append(f"<|user|>{SHELF}<|end|><|assistant|>")  # longer than the inspector shows at once
 WORDS = [" the", " a", "table", " 1", " 2", ".", "go", " to", " open", "\n", " fridge", " 42", "?", " and", "  "]
 
 
@@ -52,6 +54,7 @@ def make_run(
     _metrics(folder, rng, updates, gain)
     _profile(folder, rng, updates, gain)
     lines(folder / "trajectories.jsonl", [trajectory(rng, i, trajectories, updates) for i in range(trajectories)])
+    lines(folder / "held_out.jsonl", [_held_out(rng, step, t, gain) for step in (0, updates) for t in TASKS])
     lines(folder / "token_gaps.jsonl", [_gaps(rng, u, t) for u in range(0, updates, 10) for t in TASKS])
     alarm = {
         "update": 12, "key": "coverage/student_mass/alfworld", "value": 0.43, "threshold": 0.5, "kind": "below",
@@ -64,6 +67,12 @@ def make_run(
     return folder
 
 
+KINDS = {  # of actions → whether that of turn j, from 0, is one
+    "admissible_actions": lambda j: j % 3 != 1,
+    "inadmissible_actions": lambda j: j % 3 == 1 and j % 2,
+    "unparsable_actions": lambda j: j % 3 == 1 and not j % 2,
+    "ineffective_actions": lambda j: j == 5,
+}
 SECONDS = {
     "seconds": {"set-up": 12.9, "evaluate before": 24.1, "train": 303.8, "train: rollout": 187.3, "train: score": 50.8},
     "tokens": {"generated": 89376, "trained": 89376},
@@ -86,9 +95,17 @@ def trajectory(rng: np.random.Generator, i: int, n: int, updates: int, task: str
     turns = [_turn(rng, task, j, update, update / updates) for j in range(count)]
     return {
         "update": update, "stage": stage, "task": task, "seed": int(rng.integers(1 << 30)), "group": i // 4,
-        "status": status, "reward": float(status == "success"), "metrics": {"inadmissible_actions": i % 4},
-        "turns": turns,
+        "status": status, "reward": float(status == "success"),
+        "metrics": {kind: sum(turn["metrics"].get(kind, 0.0) for turn in turns) for kind in KINDS}, "turns": turns,
     }  # fmt: skip
+
+
+def _held_out(rng: np.random.Generator, step: int, task: str, gain: float) -> dict[str, Any]:
+    likely = 0.14 + 0.5 * gain * (step > 0)
+    won = [int(rng.random() < likely) for _ in range(64)]
+    turns = [1 if task == "sums" else int(rng.integers(4, 25)) if w else 30 for w in won]
+    episodes = [[10**9 + n, w, float(w), t] for n, (w, t) in enumerate(zip(won, turns, strict=True))]
+    return {"step": step, "task": task, "episodes": episodes}
 
 
 def _turn(rng: np.random.Generator, task: str, j: int, update: int, learnt: float) -> dict[str, Any]:
@@ -101,10 +118,12 @@ def _turn(rng: np.random.Generator, task: str, j: int, update: int, learnt: floa
     left = np.log(-np.expm1(np.minimum(student, -1e-3)))[:, None]  # what the sampled token leaves to the others
     rest = left + np.log(np.sort(rng.dirichlet(np.full(5, 0.6), c)[:, :4], axis=1)[:, ::-1] + 1e-6)
     prompts = PROMPTS[task]
+    kinds = KINDS if task == "alfworld" else {}
     return {
-        "prompt": prompts[min(j, len(prompts) - 1)],
+        "prompt": prompts[3 if j % 5 == 3 else min(j, 2)] if task == "alfworld" else prompts[0],
+        "metrics": {kind: float(when(j)) for kind, when in kinds.items()},
         "prompt_control": [[0, 1]],
-        "control": [t == "<think>" for t in text],
+        "control": [t in ("<think>", "</think>", "<|end|>") for t in text],
         "split": j == 4,
         "finish_reason": "stop",
         "policy_version": update,
@@ -137,6 +156,7 @@ def four(values: Any) -> list[float]:
 
 def _metrics(folder: Path, rng: np.random.Generator, updates: int, gain: float) -> None:
     rows: list[dict[str, float]] = [{"step": 0, **{f"val/success/{t}": 0.14 for t in TASKS}}]
+    rows[0] |= {"val/wasted_actions/alfworld": 0.412, "val/admissible_actions/alfworld": 0.7}
     for u in range(updates):
         at = 1 - math.exp(-3 * gain * u / updates)
         row = {
@@ -151,6 +171,9 @@ def _metrics(folder: Path, rng: np.random.Generator, updates: int, gain: float) 
         task = TASKS[int(u % 3 == 2)]
         row[f"rollout/success/{task}"] = float(np.clip(0.14 + 0.6 * at + rng.normal(0, 0.08), 0, 1))
         row[f"rollout/turns/{task}"] = 1.0 if task == "sums" else 13 - 5 * at + rng.normal(0, 0.5)
+        if task == "alfworld":
+            row["rollout/wasted_actions/alfworld"] = 0.4 - 0.3 * at + abs(rng.normal(0, 0.02))
+            row["rollout/admissible_actions/alfworld"] = 0.7 + 0.25 * at - abs(rng.normal(0, 0.02))
         row[f"coverage/student_mass/{task}"] = min(1, 0.93 + 0.06 * at + rng.normal(0, 0.01))
         row[f"coverage/sampled_in_support/{task}"] = min(1, 0.94 + 0.05 * at + rng.normal(0, 0.01))
         row[f"coverage/overlap/{task}"] = 0.4 + 0.3 * at + rng.normal(0, 0.02)
@@ -158,6 +181,7 @@ def _metrics(folder: Path, rng: np.random.Generator, updates: int, gain: float) 
         row[f"mismatch/k1/{task}"] = abs(rng.normal(0, 1e-3))
         rows.append(row)
     rows.append({"step": updates - 1, **{f"val/success/{t}": 0.14 + 0.6 * gain / (gain + 0.2) for t in TASKS}})
+    rows[-1] |= {"val/wasted_actions/alfworld": 0.08, "val/admissible_actions/alfworld": 0.961}
     keys = sorted({k for row in rows for k in row})
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, keys)

@@ -61,7 +61,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report(str(make_run(tmp_path_factory.mktemp("large") / "one", updates=20, trajectories=1000)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("opdlight.report.build.sections", lambda runs: [])  # figures take most of the time
+        return report(str(make_run(tmp_path_factory.mktemp("large") / "one", updates=20, trajectories=1000)))
 
 
 @pytest.fixture
@@ -257,6 +259,54 @@ def test_pointing_at_a_token_shows_both_models_candidates(small: Path, visit: An
     assert seen.text(".observation pre") == turn["prompt"]
     assert seen.text(".observation .control") == turn["prompt"][0]
     assert seen.count(".tokens .control") == sum(turn["control"])
+
+
+def test_long_observations_are_folded(small: Path, visit: Any) -> None:
+    rows = trajectories(small)
+    at = next(i for i, r in enumerate(rows) if len(r["turns"]) > 5 and r["task"] == "alfworld")
+    seen, prompts = visit(small, hash=f"#t{at}"), [turn["prompt"] for turn in rows[at]["turns"]]
+    (long,) = [n for n, prompt in enumerate(prompts) if len(prompt) > 1200]
+    blocks = seen.page.locator(".observation")
+    assert [blocks.nth(n).locator("details").count() for n in range(len(prompts))] == [
+        n == long for n in range(len(prompts))
+    ]  # short ones are whole
+    block, rest = blocks.nth(long), blocks.nth(long).locator("details pre")
+    head = "".join(prompts[long].splitlines(keepends=True)[:12])
+    assert block.locator("pre").first.text_content() == head
+    # the rest is there for the browser to find, as text and with its control tokens marked
+    assert "".join(block.locator("pre").all_text_contents()) == prompts[long]
+    assert block.locator(".control").all_text_contents() == [prompts[long][0]]
+    left = len(prompts[long]) - len(head)
+    summary = block.locator("summary")
+    assert summary.inner_text() == f"… 34 more lines, {left:,} characters"
+    assert not rest.is_visible()
+    summary.click()
+    assert rest.is_visible()
+    assert summary.inner_text() == f"fold 34 lines, {left:,} characters"
+    seen.press("Enter")  # it has the focus
+    assert not rest.is_visible()
+    tokens = seen.count(".tok[data-n]")
+    seen.press("n")  # the other keys work from here, too
+    assert "token" in seen.text("#detail")
+    seen.press("o", "k", "j")  # also of the trajectories that are opened next
+    assert rest.is_visible()
+    assert seen.count(".tok[data-n]") == tokens
+    seen.press("o")
+    assert not rest.is_visible()
+    seen.page.emulate_media(media="print")
+    seen.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert rest.is_visible() and not summary.is_visible()
+    assert seen.page.evaluate("document.getElementById('transcript').scrollHeight") == pytest.approx(
+        seen.page.evaluate("document.getElementById('transcript').clientHeight"), abs=2
+    )  # all of it, not a window to scroll
+    seen.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert not rest.is_visible()
+    assert seen.count(".completion .pill") == sum(
+        turn["metrics"][f"{kind}_actions"] > 0
+        for turn in rows[at]["turns"]
+        for kind in ("inadmissible", "unparsable", "ineffective")
+    )
+    assert seen.errors == []
 
 
 def test_a_thousand_trajectories_draw_only_what_is_in_sight(large: Path, visit: Any) -> None:

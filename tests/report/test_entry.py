@@ -25,7 +25,7 @@ def test_it_leaves_the_page_and_nothing_else(tmp_path: Path) -> None:
     before = {p.name for p in run.iterdir()}
     done = start(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"report: {run / 'report' / 'index.html'}\n"
+    assert done.stdout.endswith(f" %\nreport: {run / 'report' / 'index.html'}\n")
     assert {p.name for p in run.iterdir()} == before | {"report"}
     assert {p.name for p in tmp_path.iterdir()} == {"runs"}
 

@@ -1,11 +1,15 @@
 """What the figures show, against slow obvious references."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from made_up import trajectory
+from made_up import lines, make_run, trajectory
 
+from opdlight.metrics.success import success_interval, wilson_interval
 from opdlight.report.inspector import row
 from opdlight.report.measures import (
+    action_text,
     by_bucket,
     concentration,
     config_differences,
@@ -13,11 +17,14 @@ from opdlight.report.measures import (
     joined_alarms,
     part_of,
     smooth,
+    solved_within,
     success_by_turns,
     thirds,
     token_columns,
 )
-from opdlight.report.rows import Depth
+from opdlight.report.read import read_run
+from opdlight.report.rows import Depth, Episode
+from opdlight.report.turns import turn_lines
 
 
 def depth(rng: np.random.Generator, update: int, start: int) -> Depth:
@@ -124,11 +131,64 @@ def test_tokens_that_the_mask_leaves_out_do_not_count() -> None:
     assert shown["tokens"] == len(turn["ids"])
 
 
+# seed, success, turns; the episode of seed 3 was tried twice, that of seed 5 never began
+PLAYED = [
+    Episode(seed=seed, success=success, turns=turns)
+    for seed, success, turns in (
+        (1, True, 2), (2, False, 2), (3, True, 5), (3, False, 6), (4, True, 4), (5, False, 0), (6, False, 6),
+    )
+]  # fmt: skip
+
+
 def test_success_by_number_of_turns() -> None:
-    made = [
-        {"status": s, "turns": [None] * n} for s, n in (("success", 2), ("failure", 2), ("success", 5), ("failure", 0))
+    bars = success_by_turns(PLAYED, 1)
+    assert {turns: (bar.share, bar.count) for turns, bar in bars.items()} == {
+        2: (1 / 2, 2), 4: (1.0, 1), 5: (1.0, 1), 6: (0.0, 2),
+    }  # fmt: skip
+    assert (bars[2].low, bars[2].high) == wilson_interval(1, 2)
+    together = success_by_turns(PLAYED, 3)  # 1 to 3, 4 to 6
+    assert {turns: (bar.share, bar.count) for turns, bar in together.items()} == {1: (1 / 2, 2), 4: (2 / 4, 4)}
+    assert (together[4].low, together[4].high) == success_interval([[1.0, 0.0], [1.0], [0.0]])[1]
+
+
+def test_share_solved_within_so_many_turns() -> None:
+    found = solved_within(PLAYED, 7)
+    #            t =  0  1    2    3    4      5       6       7    of six episodes; seed 3 was solved in one of two
+    assert found[:, 0] == pytest.approx(np.array([0, 0, 1, 1, 2, 2.5, 2.5, 2.5]) / 6)
+    # with two attempts at an episode the interval is that of p(1−p)/s² episodes: 5 (s² = 1/36) and 6 (s² = 0.0403)
+    for t, solved, of in ((0, 0, 6), (2, 5 / 6, 5), (6, 2.5, 6)):
+        assert found[t, 1:].tolist() == pytest.approx(wilson_interval(solved, of))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "action"),
+    [
+        ("<think>|Up?|</think>|Move | Left.|<|end|>", "move left"),
+        ("hm</think>|<action>|click[Buy Now]|</action>|<|end|>", "click[buy now]"),
+        ("<action>| </action>", "<action> </action>"),  # there is none: all of it
+    ],
+)
+def test_what_the_environment_has_read(pieces: str, action: str) -> None:
+    text = pieces.replace("<|end|>", "<end>").split("|")
+    control = [t in ("<think>", "</think>", "<end>") for t in text]
+    assert action_text({"text": text, "control": control, "counts": {}}) == action
+
+
+def test_the_terminal_gets_a_line_for_each_figure(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", updates=4, trajectories=2)
+    assert list(turn_lines(read_run(run)))[1:] == [
+        "alfworld: admissible actions: 70.0 %, then 96.1 %",
+        "alfworld: wasted actions: 41.2 %, then 8.0 %",
     ]
-    assert success_by_turns(made) == {0: (0, 1), 2: (1, 2), 5: (1, 1)}
+    episodes = [[e.seed, int(e.success), 0.0, e.turns] for e in PLAYED]
+    once = {"step": 0, "task": "alfworld", "episodes": [[*e[:3], 1] for e in episodes]}
+    lines(
+        run / "held_out.jsonl", [once, {"step": 4, "task": "alfworld", "episodes": episodes}, once | {"task": "sums"}]
+    )
+    #  of six episodes 2.5 were solved in the first turn at first; then none, one, two, two and a half
+    assert next(turn_lines(read_run(run))) == (
+        "alfworld: solved within 2 / 3 / 4 / 6 turns: 42 / 42 / 42 / 42 %, then 17 / 17 / 33 / 42 %"
+    )
 
 
 def test_differences_between_configurations() -> None:

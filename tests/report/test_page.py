@@ -9,7 +9,10 @@ import pytest
 from made_up import lines, make_run, trajectory
 from numpy.random import default_rng
 
-from opdlight.report.build import report
+from opdlight.report.build import Section, report
+from opdlight.report.build import page as page_of
+from opdlight.report.read import read_run
+from opdlight.report.turns import draw_turns, turn_lines, wasted_tables
 
 HOSTILE = [
     "</script><script>window.hacked = 1</script>",
@@ -84,9 +87,11 @@ def test_the_page_holds_every_part_and_each_figure_is_a_png_too(page: tuple[Path
         "Endings of the episodes", "Coverage by depth · sums", "Gap by position · alfworld",
         "Concentration of the signal · sums", "Student and teacher probability · alfworld",
         "Success by number of turns · alfworld", "Gap by turn · alfworld", "Coverage by turn · alfworld",
+        "Solved within so many turns · alfworld", "Wasted actions · alfworld", "Admissible actions · alfworld",
     ):  # fmt: skip
         assert f"<h3>{title}</h3>" in text
-    assert "Turns of an episode · sums" not in text  # always one
+    for title in ("Turns of an episode", "Solved within so many turns", "Success by number of turns", "Wasted actions"):
+        assert f"{title} · sums" not in text  # always one turn
     figures = sorted((file.parent / "figures").glob("*.png"))
     assert len(figures) == text.count("<figure ")
     assert all(f.read_bytes().startswith(b"\x89PNG") for f in figures)
@@ -118,7 +123,10 @@ def test_the_data_can_be_read_back(page: tuple[Path, str]) -> None:
         assert short["task"] == whole["task"]
 
 
-def test_at_most_so_many_trajectories_spread_over_all(page: tuple[Path, str], tmp_path: Path) -> None:
+def test_at_most_so_many_trajectories_spread_over_all(
+    page: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("opdlight.report.build.sections", lambda runs: [])  # figures take nearly all of the time
     run = page[0].parents[1]
     text = report(str(run), str(tmp_path / "few.html"), trajectories=5).read_text()
     recorded = [json.loads(line) for line in (run / "trajectories.jsonl").read_text().splitlines()]
@@ -127,10 +135,53 @@ def test_at_most_so_many_trajectories_spread_over_all(page: tuple[Path, str], tm
     assert "No trajectory was recorded" in report(str(run), str(tmp_path / "none.html"), trajectories=0).read_text()
 
 
+def test_actions_that_were_wasted_are_counted_by_their_text(page: tuple[Path, str]) -> None:
+    recorded = (page[0].parents[1] / "trajectories.jsonl").read_text().splitlines()
+    turns = [turn for line in recorded for turn in json.loads(line)["turns"] if json.loads(line)["task"] == "alfworld"]
+    kinds = {
+        kind: sum(turn["metrics"][f"{kind}_actions"] for turn in turns)
+        for kind in ("inadmissible", "unparsable", "ineffective")
+    }
+    table = re.search(r"Actions that were wasted most · alfworld.*?</table>", page[1], flags=re.DOTALL)
+    assert table
+    assert f"{sum(kinds.values()):.0f} of the {len(turns)} actions" in table[0]
+    rows = re.findall(r'tok-name">(.*?)</code></th>\s*<td>(\w+)</td><td class="n">(\d+)</td>', table[0])
+    assert {kind: float(count) for _, kind, count in rows} == kinds
+    action = "take apple 1 from diningtable 1"
+    written = f"&lt;think&gt;The apple is on the table.&lt;/think&gt;{action}"
+    assert {kind: text for text, kind, _ in rows} == {
+        "inadmissible": action, "ineffective": action, "unparsable": written,
+    }  # fmt: skip
+    assert [int(count) for *_, count in rows] == sorted((int(count) for *_, count in rows), reverse=True)
+    assert "Actions that were wasted most · sums" not in page[1]
+
+
+def test_a_run_that_did_not_note_turns_and_actions_has_its_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "old", updates=6, trajectories=12)
+    held_out = [json.loads(line) for line in (run / "held_out.jsonl").read_text().splitlines()]
+    lines(run / "held_out.jsonl", [line | {"episodes": [e[:3] for e in line["episodes"]]} for line in held_out])
+    recorded = [json.loads(line) for line in (run / "trajectories.jsonl").read_text().splitlines()]
+    for one in recorded:
+        one["metrics"] = {"inadmissible_actions": 2.0, "unparsable_actions": 0.0}
+        one["turns"] = [{k: v for k, v in turn.items() if k != "metrics"} for turn in one["turns"]]
+    lines(run / "trajectories.jsonl", recorded)
+    metrics = (run / "metrics.csv").read_text().replace("wasted_actions", "x").replace("admissible_actions", "y")
+    (run / "metrics.csv").write_text(metrics)
+    found = read_run(run)
+    assert found.notes == []
+    charts = list(draw_turns([found], found.tasks))
+    assert [chart.title for chart in charts] == [
+        f"{title} · alfworld" for title in ("Success by number of turns", "Gap by turn", "Coverage by turn")
+    ]  # the first one of the recorded trajectories
+    assert (list(wasted_tables(found)), list(turn_lines(found))) == ([], [])
+    text = page_of([found], [Section(slug="turns", title="Turns", charts=charts)], 10)
+    assert "Coverage by turn · alfworld" in text and "Actions that were wasted" not in text
+
+
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     text = report(str(make_hostile(tmp_path / "run"))).read_text(encoding="utf-8")
     elements = parse(text)
-    assert [tag for tag, _ in elements.tags].count("script") == 5
+    assert [tag for tag, _ in elements.tags].count("script") == 6
     assert "img" not in [tag for tag, _ in elements.tags]
     assert not any(name.startswith("on") for _, attributes in elements.tags for name in attributes)
     assert not re.search("[\0\x1b\u202e\u2066\u2028\u2029]", text)

@@ -21,6 +21,7 @@ def test_turns_rewards_metrics_and_order() -> None:
     assert (second.status, second.reward, len(second.turns)) == (Status.FAILURE, 0.0, 3)
     assert [t.reward for t in first.turns] == [0.0, 0.0, 0.0, 1.0]
     assert first.metrics == {"steps": 4.0, "letters": 8.0}  # the action is "go": without its stop token
+    assert [t.metrics for t in first.turns] == [{"steps": 1.0, "letters": 2.0}] * 4
     assert (first.task, first.seed, first.group, second.group) == ("walk", 4, 0, 1)
     assert all(t.completion_ids == GO and t.finish_reason == "stop" for t in first.turns)
     for before, after in zip(first.turns, first.turns[1:], strict=False):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from opdlight.config import CONF, hydra_entry
-from opdlight.config.folders import job_name, make_new_folder
+from opdlight.config.folders import job_name, make_new_folder, remove_refused
 from opdlight.errors import ConfigError
 from opdlight.run_folder.folder import link_latest, open_run
 
@@ -148,6 +149,37 @@ def test_a_folder_that_cannot_be_made_is_one_error(
     assert capsys.readouterr().err.startswith("error: Expected `run_dir` to be a folder that can be written")
 
 
+def refused(cfg: DictConfig) -> None:
+    """A run that refuses seed 2 when it has opened its folder, and seed 3 when it has begun."""
+    folder = open_run(cfg)
+    if cfg.seed != 2:
+        (folder / "metrics.csv").write_text("")
+    if cfg.seed > 1:
+        raise ConfigError.wrong("seed", expected="another one", got=cfg.seed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        (["seed=1", "run_dir=run"], {"run"}),
+        (["seed=2", "run_dir=run"], set()),
+        (["seed=2", "run_dir=there"], {"there"}),  # it was there before
+        (["seed=3", "run_dir=run"], {"run"}),
+        (["-m", "seed=2,1", "run_dir=sweep"], set()),
+        (["-m", "seed=1,2", "run_dir=sweep"], {"sweep", "sweep/0_seed-1", "sweep/multirun.yaml"}),
+    ],
+)
+def test_a_run_that_was_refused_leaves_no_folder(
+    arguments: list[str], left: set[str], at: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "there" in left:
+        (at / "there").mkdir()
+    monkeypatch.setattr("sys.argv", ["toy", *arguments])
+    with pytest.raises(SystemExit) if arguments[0] != "seed=1" else nullcontext():
+        hydra_entry("toy", Small, conf=Path("../conf").absolute())(refused)()
+    assert {str(p.relative_to(at)) for p in [*at.glob("*"), *at.glob("sweep/*")]} == left
+
+
 HOLDS = """
 import sys
 from pathlib import Path
@@ -169,6 +201,8 @@ def test_a_folder_in_which_a_run_is_going_on_is_refused_until_that_one_is_gone(t
         with pytest.raises(ConfigError, match=r"`run_dir` to be a folder that no other run is using"):
             open_run(cfg)
         assert (tmp_path / "config.yaml").read_text() == "of the other run"
+        remove_refused(tmp_path)
+        assert (tmp_path / "config.yaml").exists()
         other.kill()
     open_run(cfg)
     open_run(cfg)  # the same process may go on with its own

@@ -70,6 +70,8 @@ MISTAKES = {  # tool and arguments, what the one error names
     "bench_rollout.py --episodes 0": "--episodes",
     "bench_rollout.py --env opdlight/Chess-v0": "opdlight/Chess-v0",
     "bench_rollout.py --env opdlight/ToyText-v0 --env-args gaem=Taxi-v4": "gaem",
+    "bench_shapes.py --device cpu --updates 2": "--updates",
+    "bench_shapes.py --ways padding": "--ways",
     "bench_step.py --updates 0": "--updates",
     "bench_step.py task=sumz": "sumz",
     "bench_threads.py --turns 0": "--turns",
@@ -125,6 +127,13 @@ def test_bench_alfworld() -> None:
 def test_bench_lm_head() -> None:
     sizes = ["--n", "8", "--k", "4", "--d", "8", "--distinct", "16", "--vocabularies", "64", "--repeat", "1"]
     assert run("bench_lm_head.py", *sizes).count("| 64 |") == 4
+
+
+def test_bench_shapes() -> None:
+    models = ["--student", "lab/student", "--teacher", "lab/teacher-sums", "--ways", "padded"]
+    sizes = ["--device", "cpu", "--groups", "2", "--length", "8", "--micro-batch-tokens", "256", "--updates", "3"]
+    way, seconds, *_, doctors = run("bench_shapes.py", *models, *sizes).splitlines()[-1].strip("| ").split(" | ")
+    assert way == "padded" and float(seconds) > 0 and 0 < float(doctors) < 0.1
 
 
 def test_compare_precision(tmp_path: Path) -> None:

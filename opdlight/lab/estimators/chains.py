@@ -24,7 +24,7 @@ def table_scores(needs: Needs, z: Tensor, q: Tensor, tokens: Tensor) -> SupportS
         q: teacher logits [N, V].
         tokens: sampled tokens [N].
     """
-    head = LMHead(weight=torch.eye(z.shape[1], dtype=z.dtype))
+    head = LMHead(weight=torch.eye(z.shape[1], dtype=z.dtype, device=z.device))
     request = ScoreRequest(needs=needs, shared=SharedVocabulary(z.shape[1]))
     request = replace(request, student_ids=student_choice(z, head, request))
     return student_scores(z, head, tokens, request, teacher_scores(q, head, tokens, request))

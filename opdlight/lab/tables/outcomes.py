@@ -91,10 +91,10 @@ def read(run: Planned) -> Ran:
     )
 
 
-def _by_episode(episodes: Sequence[tuple[int, int, float]]) -> Tensor:
+def _by_episode(episodes: Sequence[Sequence[float]]) -> Tensor:
     """Mean success of each episode's samples [E], in the order of the seeds."""
-    of: dict[int, list[int]] = {}
-    for seed, success, _ in episodes:
+    of: dict[float, list[float]] = {}
+    for seed, success, *_ in episodes:
         of.setdefault(seed, []).append(success)
     return torch.tensor([statistics.fmean(of[seed]) for seed in sorted(of)], dtype=torch.float64)
 

@@ -29,6 +29,7 @@
       scale: [null, "outside", "student mass on the top-K", "100 %", "", "≤ 50 %"],
     },
   };
+  const WASTED = ["inadmissible", "unparsable", "ineffective"]; // of the actions that an environment judges
   let shown = [], current = -1, tokens = [], spans = [], selected = -1, mode = "ratio", ranked = [], rank = -1;
 
   const plain = (status) => status.replaceAll("_", " ");
@@ -140,16 +141,14 @@
 
   function observation(turn) {
     const block = make("section", turn.split ? "observation split" : "observation");
-    const shown = make("pre");
-    shown.append(...turn.parts.map(([text, control]) => (control ? make("span", "control", text) : text)));
-    block.append(make("h3", "", turn.split ? "environment · the history was rewritten: the whole context again" : "environment"), shown);
+    block.append(make("h3", "", turn.split ? "environment · the history was rewritten: the whole context again" : "environment"), ...folding.observation(turn.parts));
     return block;
   }
 
   function completion(turn, n) {
     const block = make("section", "completion");
     const facts = [`student · turn ${n + 1}`, `${turn.ids.length} tokens`, `ended by ${turn.finish_reason}`, `policy ${turn.policy_version}`, `reward ${turn.reward ?? "–"}`];
-    block.append(make("h3", "", facts.join(" · ")));
+    block.append(make("h3", "", facts.join(" · ")), ...WASTED.filter((kind) => turn.counts[`${kind}_actions`] > 0).map((kind) => make("span", "pill", `${kind} action`)));
     const text = make("div", "tokens");
     turn.ids.forEach((id, c) => {
       const pick = (name) => turn[name][c];
@@ -232,6 +231,7 @@
     ArrowRight: () => choose(selected + 1), ArrowLeft: () => choose(selected - 1),
     n: () => ranked.length && choose(ranked[Math.min(ranked.length - 1, rank + 1)]),
     p: () => ranked.length && choose(ranked[Math.max(0, rank - 1)]),
+    o: folding.toggle,
     1: () => recolour("ratio"), 2: () => recolour("divergence"), 3: () => recolour("coverage"),
     "?": () => $("help").showModal(),
   };
