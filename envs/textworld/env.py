@@ -2,12 +2,15 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from opdlight.bounds import PositiveInt
-from opdlight.envs.base import TextEnv, read_action, unknown_name
+from opdlight.envs.actions import action_counts
+from opdlight.envs.base import About, TextEnv, read_action, unknown_name
 from opdlight.envs.templates import Step, turn_template
 from opdlight.envs.textworld.design import GAMES, LEVELS, OBJECTIVES, REWARDS, Design
 from opdlight.envs.textworld.files import find_games
@@ -35,6 +38,10 @@ class TextWorldEnv(TextEnv):
     The reward of a step is by how much it raises the score, of which 1 is all of the game's points; winning is success.
     An action that cannot be read, or is not possible now, costs a turn and changes nothing.
     """
+
+    source = "generated"
+    licence = "MIT; interpreter of compiled games GPLv2"
+    packages = {"textworld": "alfworld"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -98,12 +105,17 @@ class TextWorldEnv(TextEnv):
         words = read_action(action, tags=self.fresh_prompt)
         command = next((c for c in self._play.admissible if c.lower() == words), None)
         score = self._play.score
+        feedback = (self._play.step(command) if command else None) or NOT_POSSIBLE
+        counts = action_counts(
+            parsed=words is not None,
+            admissible=command is not None,
+            ineffective=not self._play.changed and feedback == self._observation,
+        )
         self._history.append(Step(len(self._history) + 1, self._observation, words or ""))
-        self._observation = (self._play.step(command) if command else None) or NOT_POSSIBLE
+        self._observation = feedback
         over = self._play.won or self._play.lost
         truncated = not over and len(self._history) >= self.max_turns
-        inadmissible = words is not None and command is None
-        info = self._info({"inadmissible_actions": float(inadmissible), "unparsable_actions": float(words is None)})
+        info = self._info(counts)
         if over or truncated:
             info["success"] = self._play.won
         return self._shown(), self._play.score - score, over, truncated, info
@@ -115,8 +127,21 @@ class TextWorldEnv(TextEnv):
 
     def expert_action(self) -> str:
         """What TextWorld's policy does next, in the form that the prompt asks for."""
-        command = self._play.expert()
+        return self.reply(self._play.expert())
+
+    def reply(self, command: str) -> str:
+        """In tags if the prompt is the paper's."""
         return f"<action>{command}</action>" if self.fresh_prompt else command
+
+    @classmethod
+    def about(cls, *, games: str | Sequence[str] | None = None, **arguments: Any) -> About:
+        """Generated games, or files, which are looked for, not read."""
+        usual = super().about(**arguments)
+        if games is None:
+            return usual
+        names = [games] if isinstance(games, str) else list(games)
+        absent = [f"games in {name}" for name in names if not Path(name).expanduser().exists()]
+        return replace(usual, source="files of your own", finite=True, missing=(*usual.missing, *absent))
 
     def _start(self, seed: int) -> Playthrough:
         return self.files.play(seed) if self.files else Play(_game(self.design, seed))

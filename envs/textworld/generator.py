@@ -19,7 +19,7 @@ from opdlight.errors import ConfigError, EnvError
 _DRAWS = 400  # of which one in four is of a held-out game
 
 
-class _Maker(textworld.GameMaker):  # type: ignore[misc]  # the package publishes no types
+class _Maker(textworld.GameMaker):
     """TextWorld's maker, which finds out what the commands of a walkthrough do by playing here, not a compiled game."""
 
     def set_walkthrough(self, commands: Sequence[str]) -> None:

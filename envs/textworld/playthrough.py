@@ -20,6 +20,7 @@ class Playthrough:
         self.state = game.world.state.copy()
         self.actions: list[Any] = []  # so far, textworld.logic.Action
         self.won = self.lost = False
+        self.changed = False  # whether the last command has changed a fact
         self.points = 0
         self._quests = list(game.quests)
         self._names = {name: info.name for name, info in game.infos.items()}
@@ -44,6 +45,7 @@ class Playthrough:
         if action is None:
             return None
         self.actions.append(action)
+        self.changed = bool(action.added or action.removed)
         self.state.apply(action)
         gained = self._judge()
         self._commands = {} if self.won or self.lost else self._possible()

@@ -14,6 +14,7 @@ from textworld.generator import QuestGenerationError
 
 import opdlight.envs  # noqa: F401
 from opdlight.config import TrainConfig, compose, instantiate
+from opdlight.envs.actions import INADMISSIBLE, INEFFECTIVE, UNPARSABLE, WASTED
 from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.envs.conformance import check_text_env
 from opdlight.envs.textworld import TextWorldEnv, generator
@@ -85,12 +86,16 @@ def test_a_game_by_hand() -> None:
     ):  # fmt: skip
         observation, reward, terminated, truncated, info = env.step(action)
         assert observation == expected and (reward, terminated, truncated) == (0.0, False, False)
-        counts = (info["metrics"]["inadmissible_actions"], info["metrics"]["unparsable_actions"])
-        assert counts == (action.endswith("the locker"), action == "<think>")
+        wasted = {name for name in WASTED if info["metrics"][name]}
+        if action.endswith("the locker"):
+            assert wasted == {INADMISSIBLE}
+        else:
+            assert wasted == ({UNPARSABLE} if action == "<think>" else set())
+    assert env.step("examine mop")[-1]["metrics"][INEFFECTIVE] == 1.0  # the same again
     observation, reward, terminated, truncated, info = env.step("drop pair of headphones")
     assert observation == (
         "You drop the pair of headphones on the ground.\n\nYour score has just gone up by one point.\n\n"
-        "*** The End ***\n\nYou scored 1 out of a possible 1, in 10 turns."
+        "*** The End ***\n\nYou scored 1 out of a possible 1, in 11 turns."
     )
     assert (reward, terminated, truncated, info["success"]) == (1.0, True, False, True)
     assert info["admissible_commands"] == []
@@ -264,6 +269,13 @@ def test_names_its_extra_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"opdlight\[alfworld\]"):
         make()
+
+
+def test_what_is_listed_of_it(tmp_path: Path) -> None:
+    about = TextWorldEnv.about(game="tw-simple")
+    assert (about.source, about.finite, about.expert, about.missing) == ("generated", False, True, ())
+    own = TextWorldEnv.about(games=[str(tmp_path), str(tmp_path / "none.z8")])
+    assert (own.source, own.finite, own.missing) == ("files of your own", True, (f"games in {tmp_path}/none.z8",))
 
 
 def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
