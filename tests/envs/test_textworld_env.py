@@ -225,7 +225,8 @@ def test_a_name_with_capitals_can_be_typed() -> None:
 
 
 def test_the_shipped_task() -> None:
-    cfg = compose("train", TrainConfig, ["task=textworld", "task.tasks.textworld.teacher=lab/teacher-sums"])
+    own = ["task.tasks.textworld.teacher=lab/teacher-sums", "model.max_model_len=4096"]
+    cfg = compose("train", TrainConfig, ["task=textworld", *own])
     mixture = instantiate(cfg.task)
     mixture.check_envs()
     env = mixture.tasks["textworld"].make_env()
