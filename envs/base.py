@@ -103,6 +103,7 @@ class About:
         expert: whether there is one.
         finite: whether it has a finite set of episodes; None: not known before an environment is made.
         missing: what it needs and this machine does not have, in a few words each, such as "$WEBSHOP_DATA".
+        slow: what takes long when an environment is made, such as "downloads the rows"; empty if nothing does.
     """
 
     source: str
@@ -110,6 +111,7 @@ class About:
     expert: bool
     finite: bool | None = None
     missing: tuple[str, ...] = ()
+    slow: str = ""
 
 
 class TextEnv(gymnasium.Env[str, str]):

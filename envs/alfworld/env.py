@@ -132,7 +132,7 @@ class ALFWorldEnv(TextEnv):
         if source == "generated":
             return replace(usual, source="generated", finite=False)
         there = all(split_folder(name).is_dir() for name in (split, held_out_split))
-        missing = usual.missing if there else (*usual.missing, "games in $ALFWORLD_DATA")
+        missing = usual.missing if there else (*usual.missing, "$ALFWORLD_DATA")
         return replace(usual, source="original files", finite=True, missing=missing)
 
     def expert_action(self) -> str:

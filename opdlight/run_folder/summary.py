@@ -83,6 +83,8 @@ def close_run(
         write_text(folder / SUMMARY, json.dumps(summary, indent=2))
     with closing.part("print the table"):
         show(outcome_table(outcome, stacked=narrow()))
+        for line in action_lines(outcome):
+            say(line)
         say(f"run folder: {folder}")
 
 
@@ -116,6 +118,17 @@ def outcome_table(outcome: Mapping[str, Outcome], *, stacked: bool) -> Table:
         many = f" ({o.after.title})" if o.after.samples > 1 else ""
         made.add_row(f"{name}{many}", *results, *([] if o.teacher else ["–"]), closed, str(o.after.episodes))
     return made
+
+
+def action_lines(outcome: Mapping[str, Outcome]) -> Iterator[str]:
+    """Admissible and wasted actions of the student before and after, and of the teacher; a line each for every task."""
+    for name, o in outcome.items():
+        results = {"before": o.before, "after": o.after, "of the teacher": o.teacher}
+        for kind in ("admissible", "wasted"):
+            found = {when: getattr(r, f"{kind}_actions", None) for when, r in results.items()}
+            shares = ", ".join(f"{100 * share:.1f} % {when}" for when, share in found.items() if share is not None)
+            if shares:
+                yield f"{name}: {kind} actions: {shares}"
 
 
 def _stacked(r: Result) -> str:
