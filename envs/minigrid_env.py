@@ -1,6 +1,7 @@
 """MiniGrid's and BabyAI's levels as text environments."""
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -8,7 +9,7 @@ import gymnasium
 
 from opdlight.bounds import PositiveInt
 from opdlight.envs.adapter import AdaptedTextEnv, Adapter
-from opdlight.envs.base import unknown_name
+from opdlight.envs.base import About, unknown_name
 from opdlight.errors import ConfigError, MissingDependencyError, NoExpertError
 
 
@@ -51,6 +52,12 @@ class MiniGridEnv(AdaptedTextEnv):
             separate_starts=separate_starts,
         )
         super().__init__(env, adapter)
+
+    @classmethod
+    def about(cls, **arguments: Any) -> About:
+        """The bot plays BabyAI's levels only."""
+        babyai = str(arguments.get("level", "BabyAI-")).startswith("BabyAI-")
+        return replace(super().about(**arguments), expert=babyai)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Build the rooms of the seed."""
