@@ -94,6 +94,7 @@ def assert_same(one: Path, two: Path) -> None:
 
 
 LORA = ["+model.student.lora={r: 4, lora_alpha: 8}", "model.compute_dtype=bfloat16", "optimizer.lr=0.2"]
+LORA += ["callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=9"]
 
 
 # 5 groups: one rank has a trajectory more. 1 group on 4 ranks: two roll out nothing, and learn from rows of the others;
@@ -124,6 +125,8 @@ def test_several_processes_learn_what_one_learns(
         assert_same_records(tmp_path / "cpu", tmp_path / trainer)
     if more is not LORA:  # there every rank has a single micro-batch
         assert_same_gradients(*(tmp_path / trainer for trainer in trainers), updates=2 if groups > 1 else 1)
+    else:
+        go_on_after_a_step(tmp_path / "fsdp", tmp_path / "again", "fsdp")
 
 
 def assert_same_records(one: Path, two: Path) -> None:
@@ -150,6 +153,19 @@ def assert_same_gradients(*folders: Path, updates: int) -> None:
     assert found[0]
 
 
+def go_on_after_a_step(whole: Path, folder: Path, trainer: str) -> None:
+    """Resume a copy of a run as if it had been killed after its first step: it ends as that run did."""
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "student")
+    for checkpoint in list_checkpoints(folder):
+        if steps_of(checkpoint) > 1:
+            shutil.rmtree(checkpoint)
+    made = run(folder, f"resume={folder}", f"trainer={trainer}")
+    assert made.returncode == 0, made.stderr[-3000:]
+    assert f"resuming {folder} after step 1" in made.stdout
+    assert_same(whole, folder)
+
+
 def test_a_divided_student_goes_on_divided_or_whole(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     overrides = [*FAKE, "rollout.groups=3", "optimizer._target_=torch.optim.AdamW"]
@@ -157,16 +173,7 @@ def test_a_divided_student_goes_on_divided_or_whole(tmp_path: Path) -> None:
     overrides += ["callbacks.checkpoints.keep=9", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.max_steps=3"]
     assert run(whole, *overrides).returncode == 0
     for trainer in ("fsdp", "cpu"):
-        folder = tmp_path / trainer
-        shutil.copytree(whole, folder)
-        shutil.rmtree(folder / "student")
-        for checkpoint in list_checkpoints(folder):
-            if steps_of(checkpoint) > 1:
-                shutil.rmtree(checkpoint)
-        made = run(folder, f"resume={folder}", f"trainer={trainer}")
-        assert made.returncode == 0, made.stderr[-3000:]
-        assert f"resuming {folder} after step 1" in made.stdout
-        assert_same(whole, folder)
+        go_on_after_a_step(whole, tmp_path / trainer, trainer)
 
 
 def test_sigterm_stops_all_processes_at_the_same_step(tmp_path: Path) -> None:

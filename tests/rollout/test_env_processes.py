@@ -37,7 +37,7 @@ def statuses(trajectories: list[Trajectory]) -> list[Status]:
 
 
 def plain(trajectories: list[Trajectory]) -> list[Trajectory]:
-    return [replace(t, metrics={}) for t in trajectories]
+    return [replace(t, metrics={}, turns=[replace(turn, metrics={}) for turn in t.turns]) for t in trajectories]
 
 
 def is_alive(process: int) -> bool:
