@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import torch
 from build_lab import ASSETS, Pass, bundle, documents, parsed, run, sloppy_sums, target, tasks, train
@@ -48,13 +49,13 @@ DEMONSTRATIONS = (  # file, task, episodes, seed, share of random actions
 STARTS = {"shop-teacher-webshop": "wide-teacher-alfworld", "shop-student": "wide-student"}
 PASSES = {  # each starts from the one before
     "shop-teacher-webshop": (
-        Pass("visit-documents.jsonl", 900, 12, 2.5e-3, 81),
+        Pass("visit-documents.jsonl", 500, 12, 2.5e-3, 81),
         Pass("short-visits.jsonl", 2_000, 12, 2e-3, 82),
     ),
     "shop-student": (
-        Pass("all-documents.jsonl", 900, 16, 2.5e-3, 83),
-        Pass("all-replies.jsonl", 1_800, 24, 2e-3, 84),
-        Pass("bad-replies.jsonl", 150, 32, 1e-3, 85),
+        Pass("all-documents.jsonl", 400, 16, 2.5e-3, 83),
+        Pass("all-replies.jsonl", 1_500, 24, 2e-3, 84),
+        Pass("bad-replies.jsonl", 130, 32, 1e-3, 96),
     ),
 }
 
@@ -148,7 +149,7 @@ def widen(source: Path, target: Path, tokenizer: PreTrainedTokenizerFast) -> Non
     old = model.config.vocab_size
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
-        rows = model.get_input_embeddings().weight
+        rows = cast(torch.nn.Embedding, model.get_input_embeddings()).weight
         noise = torch.randn(len(rows) - old, rows.shape[1], generator=torch.Generator().manual_seed(2))
         rows[old:] = rows[tokenizer.convert_tokens_to_ids(UNUSED)] + 0.01 * noise
     model.config.max_position_embeddings = 4096
