@@ -19,8 +19,9 @@ setup-dev: ## the rest of it, for checks and tests
 train: setup ## distil the maths and ALFWorld agent; ARGS="loss=sampled_token" adds options
 	.venv/bin/python -m opdlight.train task=agent_math loss=topk_rkl $(ARGS)
 
-test: setup-dev ## every test, on two cores; ARGS="tests/losses" narrows it
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+# three processes for two cores: tests that start programs wait for them
+test: setup-dev ## every test, three at a time; ARGS="tests/losses" narrows it
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup-dev ## lint, format, types, layers
 	.venv/bin/ruff check .

@@ -10,6 +10,7 @@ for _name, _entry_point in {
     "MathDataset": "opdlight.envs.math_dataset:MathDatasetEnv",
     "ToyText": "opdlight.envs.toy_text:ToyTextEnv",
     "ALFWorld": "opdlight.envs.alfworld.env:ALFWorldEnv",
+    "TextWorld": "opdlight.envs.textworld.env:TextWorldEnv",
     "MiniGrid": "opdlight.envs.minigrid_env:MiniGridEnv",
     "WebShop": "opdlight.envs.webshop.env:WebShopEnv",
     "OpenEnv": "opdlight.envs.openenv.env:OpenEnvEnv",

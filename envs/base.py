@@ -103,6 +103,7 @@ class About:
         expert: whether there is one.
         finite: whether it has a finite set of episodes; None: not known before an environment is made.
         missing: what it needs and this machine does not have, in a few words each, such as "$WEBSHOP_DATA".
+        slow: what takes long when an environment is made, such as "downloads the rows"; empty if nothing does.
     """
 
     source: str
@@ -110,6 +111,7 @@ class About:
     expert: bool
     finite: bool | None = None
     missing: tuple[str, ...] = ()
+    slow: str = ""
 
 
 class TextEnv(gymnasium.Env[str, str]):
@@ -161,6 +163,10 @@ class TextEnv(gymnasium.Env[str, str]):
             finite=False if cls.source == "generated" else None,
             missing=tuple(f"extra {extra}" for extra in dict.fromkeys(absent)),
         )
+
+    def reply(self, command: str) -> str:
+        """The text of an answer that plays `command`, in the form that the prompt asks for; here the command alone."""
+        return command
 
     def prepare(self, seed: int) -> None:
         """A hint that `reset(seed=seed)` follows, in this env or another of its class: build what is slow. Optional."""

@@ -7,12 +7,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, HELD_OUT_SHARE, About, on_side_of, unknown_name
 from opdlight.envs.grading import Verdict, compare
 from opdlight.envs.question import INSTRUCTION, AnswerFormat, QuestionEnv, last_boxed
-from opdlight.envs.rows import SHOWN, Row, beside, check_text, missing_rows, read_rows
+from opdlight.envs.rows import SHOWN, Row, beside, check_text, is_hub_name, missing_rows, read_rows
 from opdlight.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class MathDatasetEnv(QuestionEnv):
     one.
     """
 
-    licence = "that of its rows"
+    licence = "of its rows"
 
     def __init__(
         self,
@@ -87,8 +88,9 @@ class MathDatasetEnv(QuestionEnv):
         paths = [str(p) for p in (path, (held_out or {}).get("path")) if p]
         return replace(
             super().about(**arguments),
-            source=", ".join(paths) or "questions of your own",
+            source=" + ".join(Path(p).name for p in paths) or "questions of your own",
             finite=True,
+            slow="may download the rows" if any(is_hub_name(p) for p in paths) else "",
             missing=tuple(dict.fromkeys(why for p in paths if (why := missing_rows(p)))),
         )
 

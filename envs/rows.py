@@ -28,7 +28,7 @@ def read_rows(path: str, split: str | None, subset: str | None, key: str = "path
     readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
     suffix = Path(path).suffix.lower()
     if suffix not in readers:
-        if suffix in _OTHER_FILES or Path(path).exists():
+        if not is_hub_name(path):
             raise ConfigError.wrong(key, expected="a .jsonl or .parquet file or the name of a data set", got=path)
         yield from _read_hub(path, split, subset, key)
         return
@@ -42,9 +42,14 @@ def read_rows(path: str, split: str | None, subset: str | None, key: str = "path
 
 def missing_rows(path: str) -> str | None:
     """What `read_rows` would need and is not there, in a few words; None if nothing is known to be missing."""
-    if Path(path).suffix.lower() in (".jsonl", ".parquet"):
-        return None if Path(path).is_file() else f"file {path}"
-    return None if importlib.util.find_spec("datasets") else "package datasets"
+    if is_hub_name(path):
+        return None if importlib.util.find_spec("datasets") else "package datasets"
+    return None if Path(path).is_file() else f"file {path}"
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether it names a data set rather than a file."""
+    return Path(path).suffix.lower() not in {".jsonl", ".parquet", *_OTHER_FILES} and not Path(path).exists()
 
 
 def beside(key: str, name: str) -> str:

@@ -46,6 +46,11 @@ class WrappedTextEnv(TextEnv):
         action: str = self.env.get_wrapper_attr("expert_action")()
         return action
 
+    def reply(self, command: str) -> str:
+        """The answer that plays a command in the wrapped env."""
+        text: str = self.env.get_wrapper_attr("reply")(command)
+        return text
+
     def prepare(self, seed: int) -> None:
         """Pass the hint to the wrapped env."""
         self.env.get_wrapper_attr("prepare")(seed)

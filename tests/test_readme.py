@@ -6,11 +6,9 @@ import re
 import runpy
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import hydra
 import pytest
 
@@ -22,20 +20,6 @@ from tests.readme_blocks import READMES, ROOMS, ROOT, blocks, commands, words_of
 SMALLER = {"episodes=128": "episodes=2", "updates=20": "updates=2", "groups=48": "groups=2"}
 CONF = ROOT / "conf"
 of_each_readme = pytest.mark.parametrize("readme", READMES, ids=str)
-
-
-@pytest.fixture
-def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to stand in, whose modules can be imported; afterwards they are forgotten."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    modules, environments = set(sys.modules), dict(gymnasium.registry)
-    yield tmp_path
-    for name in set(sys.modules) - modules:
-        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
-    gymnasium.registry.clear()
-    gymnasium.registry.update(environments)
 
 
 def test_no_text_file_holds_conflict_markers() -> None:

@@ -105,7 +105,10 @@ def test_what_readmes_show_of_ones_own_parts_works_beside_the_wheel(installed: P
         write_files(ENGINE, folder)
         write_files(readme, folder)
         for words in commands(readme):
-            if "--config-dir" in words:
+            if words[2:4] == ["opdlight.tasks", "new"]:  # the files that the next command needs
+                jobs.append((str(folder), words[2], words[3:]))
+            elif "--config-dir" in words:
+                write_files(ENGINE, folder / words[words.index("--config-dir") + 1])
                 keys = {word.partition("=")[0] for word in words}
                 jobs.append((str(folder), words[2], [*words[3:], *(v for k, v in SMALL.items() if k not in keys)]))
     done = subprocess.run(

@@ -1,7 +1,8 @@
 """Training steps of random models of real shapes on a GPU: tokens a second, MFU, and peak memory beside the doctor's.
 
 `python tools/bench_shapes.py` prints a Markdown table, a row for each way to run the step. Rollouts are random tokens
-of random lengths, from no engine; no weight is downloaded.
+of random lengths, from no engine; no weight is downloaded. The models have the lab's tokenizer, so the ids of a top-K
+are chosen among its few tokens, while all logits are computed.
 
 Example: python tools/bench_shapes.py --student 0.5B --teacher 1.5B --ways padded checkpointed
 """

@@ -23,7 +23,7 @@ LAYERS = (
     ("data", "models", "run_folder", "report"),
     ("rollout",),
     ("distillation",),
-    ("callbacks", "doctor", "sft", "evaluate"),
+    ("callbacks", "doctor", "sft", "evaluate", "tasks"),
     ("train", "lab", "api"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -132,12 +132,15 @@ class ALFWorldEnv(TextEnv):
         if source == "generated":
             return replace(usual, source="generated", finite=False)
         there = all(split_folder(name).is_dir() for name in (split, held_out_split))
-        missing = usual.missing if there else (*usual.missing, "games in $ALFWORLD_DATA")
+        missing = usual.missing if there else (*usual.missing, "$ALFWORLD_DATA")
         return replace(usual, source="original files", finite=True, missing=missing)
 
     def expert_action(self) -> str:
         """What the expert does next, in the form that the prompt asks for."""
-        command = self._expert.act()
+        return self.reply(self._expert.act())
+
+    def reply(self, command: str) -> str:
+        """In tags if the prompt is the paper's."""
         return f"<action>{command}</action>" if self.fresh_prompt else command
 
     def _split(self, seed: int) -> str | None:

@@ -139,13 +139,17 @@ class WebShopEnv(TextEnv):
             try:
                 find_files(data, products)
             except ConfigError:
-                missing = (f"WebShop's files in {data or '$WEBSHOP_DATA'}",)
+                missing = (f"files in {data}" if data else "$WEBSHOP_DATA",)
         where = "generated catalogue" if source == "generated" else "original files"
-        return replace(super().about(**arguments), source=where, finite=True, missing=missing)
+        slow = "may build an index of its products" if source == "original" else ""
+        return replace(super().about(**arguments), source=where, finite=True, missing=missing, slow=slow)
 
     def expert_action(self) -> str:
         """What the expert does next, in the form that the prompt asks for."""
-        command = self._expert.act(self.session)
+        return self.reply(self._expert.act(self.session))
+
+    def reply(self, command: str) -> str:
+        """In tags if the prompt is the paper's."""
         return f"<action>{command}</action>" if self.fresh_prompt else command
 
     def _number(self, seed: int) -> int:

@@ -43,7 +43,7 @@ def check(cfg: DictConfig, schema: type) -> None:
 
 
 def compose(
-    config_name: str,
+    config_name: str | None,
     schema: type | None,
     overrides: Sequence[str] = (),
     *,
@@ -52,7 +52,8 @@ def compose(
 ) -> DictConfig:
     """Compose conf/<config_name>.yaml with command-line overrides and, given a `schema`, check it; interpolations stay.
 
-    `extra` is one more folder to search for groups and options (Hydra's --config-dir).
+    `extra` is one more folder to search for groups and options (Hydra's --config-dir). Without a `config_name` there
+    are only the groups that overrides add (`+task=sums`).
 
     Raises:
         ConfigError: Hydra's own errors in one sentence, and those of `check`.
@@ -61,7 +62,7 @@ def compose(
 
 
 def compose_both(
-    config_name: str, schema: type | None, overrides: Sequence[str], *, conf: Path, extra: Path | None
+    config_name: str | None, schema: type | None, overrides: Sequence[str], *, conf: Path, extra: Path | None
 ) -> tuple[DictConfig, DictConfig]:
     """What `compose` returns, and the same with Hydra's own config in it."""
     search = [] if extra is None else [search_path([f"file://{extra.absolute()}"])]
@@ -94,7 +95,7 @@ def _plain(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _explained(error: HydraException | ValueError, config_name: str, overrides: Sequence[str]) -> ConfigError:
+def _explained(error: HydraException | ValueError, config_name: str | None, overrides: Sequence[str]) -> ConfigError:
     """The error of a composition; the config without the value overrides tells what the right key may be."""
     folders = [o for o in overrides if o.lstrip("+").startswith("hydra.searchpath=")]
     pairs = [o.partition("=")[::2] for o in overrides]
@@ -111,10 +112,10 @@ def _explained(error: HydraException | ValueError, config_name: str, overrides: 
         groups = [g for g in _composed(config_name, folders).hydra.runtime.choices if not g.startswith("hydra/")]
         chosen = [f"{group}={option}" for group, option in pairs if group in groups and option in options[group]]
         known = _plain(hydra.compose(config_name, [*folders, *chosen]))
-    return explain_composition(error, known, command=config_name, groups=groups)
+    return explain_composition(error, known, command=config_name or "", groups=groups)
 
 
-def _composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
+def _composed(config_name: str | None, overrides: Sequence[str]) -> DictConfig:
     return hydra.compose(config_name, list(overrides), return_hydra_config=True)
 
 

@@ -66,6 +66,9 @@ def hydra_entry(
     `module` is what `python -m` runs where that is another name.
     The config is composed and checked first; a mistake is one message on stderr and exit code 2. Then Hydra takes over
     (--multirun, --cfg job and the rest). HYDRA_FULL_ERROR=1 shows the traceback of every error.
+
+    The `__main__.py` of the commands repeat a few lines around this. A dotted name of what each runs would be shorter,
+    but its late import would be hidden from mypy and tools/check_layers.py.
     """
 
     def decorate(run: Callable[[DictConfig], Any]) -> Callable[[], None]:

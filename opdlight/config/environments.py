@@ -1,10 +1,10 @@
 """The arguments of a Gymnasium environment against the signature of its class: the schema of a task's `env`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
-from gymnasium.envs.registration import load_env_creator
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from opdlight.bounds import PositiveInt
 from opdlight.config.checks import check_arguments, locate
@@ -22,17 +22,7 @@ def check_env(key: str, env: Mapping[str, Any]) -> None:
             its class does not take, lacks or has in another type.
     """
     name = env.get("id")
-    if not isinstance(name, str) or not name:
-        raise ConfigError.wrong(f"{key}.id", expected="the Gymnasium id of an environment", got=name)
-    try:
-        import_env_module(f"{key}.id", name)
-        spec = gymnasium.envs.registration._find_spec(name)
-        if isinstance(spec.entry_point, str):
-            import_module(f"{key}.id", name, spec.entry_point.partition(":")[0])
-        creator = spec.entry_point if callable(spec.entry_point) else load_env_creator(str(spec.entry_point))
-    except (gymnasium.error.Error, ImportError, AttributeError) as error:
-        package = "" if ":" in name else " One that a package or file of yours registers is named module:id."
-        raise ConfigError(f"Cannot find the environment of `{key}.id`, {name!r}: {error}{package}") from error
+    spec, creator = find_env(f"{key}.id", name)
     given = {k: v for k, v in env.items() if k not in ("id", "max_episode_steps", "adapter")}
     if "adapter" in env:  # opdlight's own
         check_value(f"{key}.adapter", env["adapter"], Adapter | None)
@@ -41,4 +31,23 @@ def check_env(key: str, env: Mapping[str, Any]) -> None:
             locate(f"{key}.adapter.observation", path)
     if "max_episode_steps" in env:  # Gymnasium's own
         check_value(f"{key}.max_episode_steps", env["max_episode_steps"], PositiveInt | None)
-    check_arguments(key, creator, {**spec.kwargs, **given}, name=name)
+    check_arguments(key, creator, {**spec.kwargs, **given}, name=str(name))
+
+
+def find_env(key: str, name: object) -> tuple[EnvSpec, Callable[..., Any]]:
+    """The registration of the environment that the config names at `key`, and the class or function that makes it.
+
+    Raises:
+        ConfigError: naming the key: no id, no such environment, or its module cannot be imported.
+    """
+    if not isinstance(name, str) or not name:
+        raise ConfigError.wrong(key, expected="the Gymnasium id of an environment", got=name)
+    try:
+        import_env_module(key, name)
+        spec = gymnasium.envs.registration._find_spec(name)
+        if isinstance(spec.entry_point, str):
+            import_module(key, name, spec.entry_point.partition(":")[0])
+        return spec, spec.entry_point if callable(spec.entry_point) else load_env_creator(str(spec.entry_point))
+    except (gymnasium.error.Error, ImportError, AttributeError) as error:
+        package = "" if ":" in name else " One that a package or file of yours registers is named module:id."
+        raise ConfigError(f"Cannot find the environment of `{key}`, {name!r}: {error}{package}") from error

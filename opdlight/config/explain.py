@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -114,10 +115,14 @@ def _missing_option(error: MissingConfigException, path: str) -> ConfigError:
     options = sorted(error.options or [])
     if not group:
         return ConfigError(f"There is no config `{option}`{where}.")
+    unknown = f"The group `{group}` has no option {option!r}{where}."
+    for folder in ("conf", "."):
+        if (file := Path(folder, group, f"{option}.yaml")).is_file():  # the user's, who forgot to add the folder
+            return ConfigError(f"{unknown} For {file}: --config-dir {folder}.")
     near = nearest(option, options)
     guess = f" Did you mean `{group}={near}`?" if near else ""
     choice = f" Options: {', '.join(options)}." if options else ""
-    return ConfigError(f"The group `{group}` has no option {option!r}{where}.{guess}{choice}")
+    return ConfigError(f"{unknown}{guess}{choice}")
 
 
 def _arguments(target: object) -> list[str]:

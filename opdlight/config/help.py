@@ -51,7 +51,7 @@ def help_text(
             mine = "(yours) " if extra is not None and file.is_relative_to(extra) else ""
             lines += _wrap(mine + next(iter(leading_comment(file)), ""), start)
     lines += ["", "Options worth knowing, as they are now:"]
-    sources = [("", file) for file in reversed(_lineage(conf, main))]
+    sources = [("", file) for file in reversed(lineage(conf, main))]
     options_of = [(g, _files(folders, g)[o]) for g, o in chosen.items() if o in _files(folders, g)]
     sources += [("" if _is_global(file) else f"{g}.", file) for g, file in options_of]
     replaced = {k: v for _, file in options_of if _is_global(file) for k, v in _leaves(_load(file))}
@@ -59,7 +59,7 @@ def help_text(
         found = {key: comment for key, comment in commented_keys(path) if not key.startswith("hydra")}
         for key, comment in found.items():
             settings = (
-                f"{prefix}{name}={_plain(replaced.get(f'{prefix}{name}', value))}"
+                f"{prefix}{name}={plain(replaced.get(f'{prefix}{name}', value))}"
                 for name, value in _settings(path, key)
                 if name not in found or name == key
             )
@@ -123,7 +123,7 @@ def chosen_options(folders: Sequence[Path], main: Path, overrides: Sequence[str]
     A chosen option that overrides other groups (an experiment) comes between the two.
     """
     chosen: dict[str, str | None] = {}
-    for file in _lineage(folders[0], main):
+    for file in lineage(folders[0], main):
         entries = [entry for entry in _load(file).get("defaults", []) if isinstance(entry, Mapping)]
         chosen |= {str(g): o for entry in entries for g, o in entry.items() if not str(g).startswith("override ")}
     pairs = [override.partition("=")[::2] for override in overrides]
@@ -141,10 +141,10 @@ def _files(folders: Sequence[Path], group: str) -> dict[str, Path]:
     return {file.stem: file for folder in reversed(folders) for file in (folder / group).glob("*.yaml")}
 
 
-def _lineage(conf: Path, main: Path) -> list[Path]:
-    """The main configs that a main config builds on, and itself at the end."""
+def lineage(conf: Path, main: Path) -> list[Path]:
+    """The configs of the folder `conf` that one of them builds on, and itself at the end."""
     files = [conf / f"{entry}.yaml" for entry in _load(main).get("defaults", []) if isinstance(entry, str)]
-    return [*(base for file in files if file.is_file() for base in _lineage(conf, file)), main]
+    return [*(base for file in files if file.is_file() for base in lineage(conf, file)), main]
 
 
 def _settings(path: Path, key: str) -> list[tuple[str, object]]:
@@ -167,8 +167,9 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, ob
             yield f"{prefix}{name}", value
 
 
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)  # as Hydra reads it
+def plain(value: object) -> str:
+    """A value as Hydra reads it on the command line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -87,6 +87,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         write_text(folder / "trajectories.jsonl", "".join(lines))
     with closing.part("print the table"):
         show(outcome_table(str(model), found, results))
+        for name, r in results.items():
+            if r.actions:
+                say(f"{name}: {r.actions}")
         say(f"run folder: {folder}")
     closing.end()
     return {f"success/{name}": r.success for name, r in results.items()}

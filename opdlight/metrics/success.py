@@ -123,6 +123,13 @@ class Result:
         """The name of the figure `success`: pass@1 or avg@n."""
         return "pass@1" if self.samples == 1 else f"avg@{self.samples}"
 
+    @property
+    def actions(self) -> str:
+        """Their shares in words; empty if no action was judged."""
+        if self.admissible_actions is None or self.wasted_actions is None:
+            return ""
+        return f"admissible actions {100 * self.admissible_actions:.1f} %, wasted {100 * self.wasted_actions:.1f} %"
+
     def __str__(self) -> str:
         return f"{100 * self.success:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from opdlight.errors import ConfigError
 
@@ -44,9 +45,10 @@ def _refusal(model: PreTrainedModel, name: str, dtype: str, problem: str) -> Con
 
 
 def _problem(model: PreTrainedModel, name: str, dtype: str) -> str | None:
-    """Why `model` cannot use one of `NAMES` here; None if it can, or if `name` is none of them."""
-    if name not in NAMES:
-        return None
+    """Why `model` cannot use `name` here; None if it can, or if only trying can tell."""
+    if name not in NAMES:  # another that is registered, or a kernel of the Hub
+        registered = "/" in name or name in ALL_ATTENTION_FUNCTIONS.valid_keys()
+        return None if registered else "There is no such implementation (a kernel of the Hub is owner/name)."
     if name not in ON_CPU and not torch.accelerator.is_available():
         return f"{name} trains on a GPU only, and there is none."
     if name.startswith("flash") and dtype == "float32":

@@ -1,7 +1,7 @@
 """The data of the inspector: for each trajectory a row of its list, and a line of JSON, parsed when it is opened."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -9,17 +9,31 @@ from opdlight.report.measures import token_columns
 from opdlight.report.read import Run
 from opdlight.report.text import script_json
 
+T = TypeVar("T")
+BYTES = 64_000_000  # most that the trajectories take on the page, so that a browser opens it at once
 BINS = 40  # of the strip in the list, which shows where in a trajectory the gap is large
 FULL = 3.0  # nats; a gap of this size has the full colour, in the strip as in a token
 
 
 def embed(runs: Sequence[Run], limit: int) -> tuple[str, str, int]:
-    """The list and the lines as JSON, and their number: at most `limit`, spread evenly over all trajectories."""
-    found = [(run.letter, t) for run in runs for t in run.trajectories]
-    if len(found) > limit:
-        found = [found[i] for i in np.linspace(0, len(found) - 1, limit).round().astype(int)]
+    """The list and the lines as JSON, and their number: spread evenly over all trajectories.
+
+    They are at most `limit`, and fewer if these were more than `BYTES`: one of 15 turns takes half a megabyte.
+    """
+    found = _spread([(run.letter, t) for run in runs for t in run.trajectories], limit)
+    lines = [script_json(t) for _, t in found]
+    while (size := sum(map(len, lines))) > BYTES and len(found) > 1:
+        fewer = max(1, min(len(found) - 1, int(len(found) * BYTES / size)))
+        found, lines = _spread(found, fewer), _spread(lines, fewer)
     index = [row(letter, t) for letter, t in found]
-    return script_json(index), "\n".join(script_json(t) for _, t in found), len(found)
+    return script_json(index), "\n".join(lines), len(found)
+
+
+def _spread(values: list[T], count: int) -> list[T]:
+    """At most `count` of them at even distances."""
+    if len(values) <= count:
+        return values
+    return [values[i] for i in np.linspace(0, len(values) - 1, count).round().astype(int)]
 
 
 def row(letter: str, trajectory: dict[str, Any]) -> dict[str, Any]:

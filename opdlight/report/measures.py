@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from opdlight.envs.actions import UNPARSABLE
 from opdlight.envs.base import read_action
 from opdlight.metrics.success import success_interval
 from opdlight.report.read import Array
@@ -142,16 +141,16 @@ def solved_within(episodes: Iterable[Episode], most: int) -> Array:
 
 
 def action_text(turn: Mapping[str, Any]) -> str:
-    """What the environment read in a turn; all that the student wrote where it read no action.
+    """The action in a turn, as environments read it (`read_action`); all that the student wrote if there is none.
 
     >>> turn = {"text": ["<think>", "Up?", "</think>", "Go ", "up.", "<|end|>"], "control": [1, 0, 1, 0, 0, 1]}
-    >>> action_text(turn | {"counts": {"unparsable_actions": 0.0}})
+    >>> action_text(turn)
     'go up'
     """
     marks = ("<think>", "</think>")
     pieces = zip(turn["text"], turn["control"], strict=True)
     text = "".join(text for text, control in pieces if not control or text in marks)
-    return text if turn["counts"].get(UNPARSABLE) else read_action(text) or text
+    return read_action(text) or text
 
 
 def config_differences(configs: Sequence[Mapping[str, str]], run_dirs: Sequence[str]) -> dict[str, list[str | None]]:

@@ -83,6 +83,8 @@ def close_run(
         write_text(folder / SUMMARY, json.dumps(summary, indent=2))
     with closing.part("print the table"):
         show(outcome_table(outcome, stacked=narrow()))
+        for line in action_lines(outcome):
+            say(line)
         say(f"run folder: {folder}")
 
 
@@ -118,6 +120,17 @@ def outcome_table(outcome: Mapping[str, Outcome], *, stacked: bool) -> Table:
     return made
 
 
+def action_lines(outcome: Mapping[str, Outcome]) -> Iterator[str]:
+    """Admissible and wasted actions of the student before and after, and of the teacher; a line each for every task."""
+    for name, o in outcome.items():
+        results = {"before": o.before, "after": o.after, "of the teacher": o.teacher}
+        for kind in ("admissible", "wasted"):
+            found = {when: getattr(r, f"{kind}_actions", None) for when, r in results.items()}
+            shares = ", ".join(f"{100 * share:.1f} % {when}" for when, share in found.items() if share is not None)
+            if shares:
+                yield f"{name}: {kind} actions: {shares}"
+
+
 def _stacked(r: Result) -> str:
     return f"{100 * r.success:.1f} %\n{100 * r.low:.1f}–{100 * r.high:.1f}"
 
@@ -134,7 +147,9 @@ def curves(folder: Path) -> None:
         "seconds a step": ("time/",),
         "gradient norm": ("optimizer/grad_norm",),
     }
-    figure, axes = plt.subplots(2, 3, figsize=(15, 7), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(15, 7))
+    # fixed: a layout engine draws everything twice, and the panels are always the same
+    figure.subplots_adjust(left=0.06, right=0.99, bottom=0.065, top=0.955, wspace=0.2, hspace=0.3)
     for axis, (title, prefixes) in zip(axes.flat, panels.items(), strict=True):
         for key in sorted({k for row in rows for k, v in row.items() if v and k.startswith(prefixes)}):
             points = [(float(r["step"]), float(r[key])) for r in rows if r.get(key)]

@@ -68,7 +68,7 @@ def demonstrate(name: str, task: Task, seed: int, detours: float) -> Demonstrati
     while True:
         choices |= dict.fromkeys(info.get("admissible_commands", []))
         if choices and rng.random() < detours:
-            step = Step(observation=observation, reply=str(rng.choice(list(choices))), learn=False)
+            step = Step(observation=observation, reply=env.reply(str(rng.choice(list(choices)))), learn=False)
         else:
             step = Step(observation=observation, reply=env.expert_action())
         steps.append(step)

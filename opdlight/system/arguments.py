@@ -4,9 +4,14 @@ import argparse
 import textwrap
 
 
-def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser that shows `description` in paragraphs; items of a list and commands keep lines of their own."""
-    return argparse.ArgumentParser(description=description, formatter_class=_Paragraphs)
+def argument_parser(description: str | None, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser that shows `description` in paragraphs; items of a list and commands keep lines of their own.
+
+    Args:
+        description: of the command.
+        prog: its name; None: that of the script.
+    """
+    return argparse.ArgumentParser(prog=prog, description=description, formatter_class=_Paragraphs)
 
 
 class _Paragraphs(argparse.HelpFormatter):

@@ -5,6 +5,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from opdlight.run_folder import summary
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave `curves.png` out, which takes half of the time of a small run."""
+    monkeypatch.setattr(summary, "curves", lambda folder: None)
+
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:

@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 from pyarrow import parquet
 
 from opdlight.config import CONF, TrainConfig, compose
-from opdlight.run_folder import summary
 from opdlight.train.run import train
 from tests.fakes import RecordingEngine
 from tests.tiny_models import save_tiny_qwen2
@@ -88,8 +87,8 @@ def local(cfg: DictConfig, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_plays(name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summary, "curves", lambda folder: None)  # half of the time
+@pytest.mark.usefixtures("no_curves")
+def test_a_preset_plays(name: str, folder: Path, tmp_path: Path) -> None:
     RecordingEngine.prompts.clear()
     chosen = [f"experiment={name}"]
     overrides = [*chosen, *local(compose("train", TrainConfig, chosen), folder), f"run_dir={tmp_path / 'run'}"]

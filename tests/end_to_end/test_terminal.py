@@ -13,13 +13,14 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from opdlight.metrics.success import Result
-from opdlight.run_folder.summary import Outcome, outcome_table
+from opdlight.run_folder.summary import Outcome, action_lines, outcome_table
 from opdlight.system.console import NARROW
 from tests.end_to_end.runs import SMALL, processes, start
 from tests.report.made_up import make_run
@@ -183,3 +184,18 @@ def test_the_outcome_table_is_whole(width: int) -> None:
     assert text.count("83.6 %") == 9
     assert text.count("76.2–89.0" if width < NARROW else "[76.2, 89.0]") == 9
     assert "…" not in text
+
+
+def test_actions_of_tasks_of_several_turns_get_a_line_each() -> None:
+    before, after = (replace(RESULT, admissible_actions=a, wasted_actions=w) for a, w in ((0.7, 0.412), (1.0, 0.0)))
+    outcome = {
+        "sums": Outcome(before=RESULT, after=RESULT, teacher=RESULT),
+        "shop": Outcome(before=before, after=after, teacher=None),
+        "house": Outcome(before=RESULT, after=after, teacher=before),  # resumed from a checkpoint that did not count
+    }
+    assert list(action_lines(outcome)) == [
+        "shop: admissible actions: 70.0 % before, 100.0 % after",
+        "shop: wasted actions: 41.2 % before, 0.0 % after",
+        "house: admissible actions: 100.0 % after, 70.0 % of the teacher",
+        "house: wasted actions: 0.0 % after, 41.2 % of the teacher",
+    ]

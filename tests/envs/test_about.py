@@ -51,15 +51,15 @@ def test_arguments_decide_where_episodes_come_from(tmp_path: Path, monkeypatch: 
     assert ALFWorldEnv.about(max_turns=3).finite is False
     about = ALFWorldEnv.about(source="original")
     assert (about.source, about.finite) == ("original files", True)
-    assert about.missing[-1] == "games in $ALFWORLD_DATA"
+    assert about.missing[-1] == "$ALFWORLD_DATA"
     for split in ("train", "valid_seen"):
         (tmp_path / "json_2.1.1" / split).mkdir(parents=True)
-    assert "games in $ALFWORLD_DATA" not in ALFWorldEnv.about(source="original").missing
-    assert "games in $ALFWORLD_DATA" in ALFWorldEnv.about(source="original", split="valid_unseen").missing
+    assert "$ALFWORLD_DATA" not in ALFWorldEnv.about(source="original").missing
+    assert "$ALFWORLD_DATA" in ALFWorldEnv.about(source="original", split="valid_unseen").missing
     monkeypatch.delenv("WEBSHOP_DATA", raising=False)
     assert (WebShopEnv.about().source, WebShopEnv.about().missing) == ("generated catalogue", ())
-    assert WebShopEnv.about(source="original").missing == ("WebShop's files in $WEBSHOP_DATA",)
-    assert WebShopEnv.about(source="original", data="x").missing == ("WebShop's files in x",)
+    assert WebShopEnv.about(source="original").missing == ("$WEBSHOP_DATA",)
+    assert WebShopEnv.about(source="original", data="x").missing == ("files in x",)
     for name in ("items_shuffle", "items_ins_v2", "items_human_ins"):
         (tmp_path / f"{name}.json").write_text("not read")
     assert WebShopEnv.about(source="original", data=str(tmp_path)).missing == ()
@@ -68,10 +68,10 @@ def test_arguments_decide_where_episodes_come_from(tmp_path: Path, monkeypatch: 
 def test_rows_are_looked_for_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "own.jsonl"
     about = MathDatasetEnv.about(path=str(file), held_out={"split": "test"}, question="question")
-    assert (about.source, about.missing, about.finite) == (str(file), (f"file {file}",), True)
+    assert (about.source, about.missing, about.finite) == ("own.jsonl", (f"file {file}",), True)
     file.write_text("no JSON")
     assert MathDatasetEnv.about(path=str(file)).missing == ()
     assert MathDatasetEnv.about().source == "questions of your own"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     about = MathDatasetEnv.about(path="a/b", held_out={"path": "c/d"})
-    assert (about.source, about.missing) == ("a/b, c/d", ("package datasets",))
+    assert (about.source, about.missing) == ("b + d", ("package datasets",))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from minigrid.core.world_object import Ball, Box, Door, Key, Wall
 
 import opdlight.envs.minigrid_env
 from opdlight.data.tasks import Task, TaskMixture
@@ -130,6 +131,37 @@ def test_an_action_is_ineffective_if_it_changes_nothing(level: str) -> None:
         assert env.step("dance")[4]["metrics"] == action_counts(parsed=True, admissible=False, ineffective=False)
         assert env.step(" ")[4]["metrics"] == action_counts(parsed=False, admissible=False, ineffective=False)
     assert min(counts.values()) > 5
+
+
+@pytest.mark.parametrize(
+    ("front", "carried", "expected"),
+    [
+        (None, None, {"go forward"}),
+        (None, Key("red"), {"go forward", "drop"}),
+        (Wall(), Key("red"), set()),
+        (Ball("blue"), None, {"pick up"}),
+        (Ball("blue"), Key("red"), set()),
+        (Box("grey"), None, {"pick up", "toggle"}),
+        (Box("grey"), Ball("red"), {"toggle"}),
+        (Door("red"), None, {"toggle"}),
+        (Door("red", is_open=True), None, {"go forward", "toggle"}),
+        (Door("red", is_locked=True), None, set()),
+        (Door("red", is_locked=True), Key("blue"), set()),
+        (Door("red", is_locked=True), Ball("red"), set()),
+        (Door("red", is_locked=True), Key("red"), {"toggle"}),
+    ],
+)
+def test_what_can_be_done_with_a_thing(front: Any, carried: Any, expected: set[str]) -> None:
+    env = MiniGridEnv("BabyAI-GoToObjS4-v0")
+    env.reset(seed=0)
+    game: Any = env.env.unwrapped
+    game.grid.set(*game.front_pos, front)
+    game.carrying = carried
+    assert {name for name in SIX if not env.ineffective(env.actions.read(name))} == {
+        "turn left",
+        "turn right",
+        *expected,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,6 @@
-"""ToyText in words, its shortest-path expert, and the tool that plays any task in a terminal."""
+"""ToyText in words, and its shortest-path expert."""
 
-import importlib.util
 from collections import deque
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gymnasium
@@ -12,7 +9,6 @@ import pytest
 import opdlight.envs  # noqa: F401
 from opdlight.envs.base import FIRST_HELD_OUT_SEED, read_action
 from opdlight.envs.conformance import check_text_env
-from opdlight.envs.toy_games import GAMES
 from opdlight.envs.toy_text import ToyTextEnv
 from opdlight.errors import ConfigError, NoExpertError
 
@@ -190,62 +186,3 @@ def test_slippery_ice_slips_and_has_no_expert() -> None:
     assert len(places) > 2
     with pytest.raises(NoExpertError, match="is_slippery"):
         env.expert_action()
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("play_env", Path(__file__).parents[2] / "tools" / "play_env.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_tool_lets_the_expert_play(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    for game in GAMES:
-        assert tool.main(["opdlight/ToyText-v0", f"game={game}", "--seed", "3", "--expert"]) == 0
-        printed = capsys.readouterr().out
-        assert "\n> move" in printed
-        assert "success: reward 1 (admissible_actions " in printed
-        assert ", inadmissible_actions 0, unparsable_actions 0, ineffective_actions 0, game_return" in printed
-    assert tool.main(["opdlight/ReasoningGym-v0", "dataset=chain_sum", 'params={"max_terms": 3}', "--expert"]) == 0
-    assert "success: reward 1" in capsys.readouterr().out
-
-
-def test_the_tool_lets_a_person_play(
-    tool: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = iter(["dance", "move up"])
-    monkeypatch.setattr("builtins.input", lambda _: next(answers))
-    assert tool.main(["opdlight/ToyText-v0", "game=CliffWalking-v1", "max_turns=2"]) == 0
-    counts = "admissible_actions 1, inadmissible_actions 1, unparsable_actions 0, ineffective_actions 0, game_return -1"
-    assert f"out of turns: reward 0 ({counts})" in capsys.readouterr().out
-
-    def leave(_: str) -> str:
-        raise EOFError
-
-    monkeypatch.setattr("builtins.input", leave)
-    assert tool.main(["opdlight/ToyText-v0"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["opdlight/ToyTxt-v0"], "did you mean 'opdlight/ToyText-v0'"), (["opdlight/ToyText-v0", "gme=3"], "`env.gme`"),
-        (["Taxi-v4"], "Add `adapter.observation`"), (["Taxy-v4"], "one of opdlight/ALFWorld-v0"),
-        (["opdlight/ToyText-v0", "game"], "name=value"), (["opdlight/ToyText-v0", "size=true"], "`env.size`"),
-        (["opdlight/ToyText-v0", "game=CliffWalking-v1", "is_slippery=true", "--expert"], "shortest path"),
-    ],
-)  # fmt: skip
-def test_the_tool_explains_wrong_arguments(
-    tool: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    assert tool.main(arguments) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_the_tool_has_help(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        tool.main(["--help"])
-    assert "python tools/play_env.py opdlight/ToyText-v0 game=Taxi-v4 --seed 3" in capsys.readouterr().out

@@ -256,7 +256,11 @@ def test_generated_catalogues_follow_the_seed() -> None:
 
 
 def test_the_shipped_task() -> None:
-    cfg = compose("train", TrainConfig, ["task=webshop", "task.tasks.webshop.teacher=lab/teacher-sums"])
+    cfg = compose(
+        "train",
+        TrainConfig,
+        ["task=webshop", "model.max_model_len=6144", "task.tasks.webshop.teacher=lab/teacher-sums"],
+    )
     mixture = instantiate(cfg.task)
     mixture.check_envs()
     env = mixture.tasks["webshop"].make_env()

@@ -39,6 +39,9 @@ class Count(TextEnv):
         info: dict[str, Any] = {"metrics": {}} | ({"success": won} if won or truncated else {})
         return f"at {self.n}", float(won), won, truncated, info
 
+    def reply(self, command: str) -> str:
+        return f"<{command}>"
+
     def expert_action(self) -> str:
         return str(self.n + 1)
 
@@ -86,7 +89,7 @@ def test_wrappers_work_and_the_innermost_words_are_heard() -> None:
     assert observation.startswith("GAME ")
     for answer in ("1", "2"):
         env.step(answer)
-    assert env.expert_action() == "3"
+    assert (env.expert_action(), env.reply("3")) == ("3", "<3>")
     env.prepare(7)
     assert env.unwrapped.prepared == [7]  # type: ignore[attr-defined]
     observation, reward, terminated, _, info = env.step("3")

@@ -85,8 +85,9 @@ def test_shares_of_actions_are_over_the_actions_of_all_trajectories() -> None:
     result = Result.of([*made, *trajectories("f")])  # the last one was not judged
     assert result.admissible_actions == 17 / 20
     assert result.wasted_actions == 7 / 20
+    assert result.actions == "admissible actions 85.0 %, wasted 35.0 %"
     unjudged = Result.of(trajectories("s"))
-    assert unjudged.admissible_actions is None and unjudged.wasted_actions is None
+    assert (unjudged.admissible_actions, unjudged.wasted_actions, unjudged.actions) == (None, None, "")
     seeds = outcome_rows(made)[:, 0].tolist()
     assert outcome_rows(made).tolist() == [
         [seeds[0], 1, 1, 0, 3, 3, 0], [seeds[1], 0, 0, 0, 4, 1, 3], [seeds[2], 0, 0, 0, 10, 10, 4],

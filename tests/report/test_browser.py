@@ -61,7 +61,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report(str(make_run(tmp_path_factory.mktemp("large") / "one", updates=20, trajectories=1000)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("opdlight.report.build.sections", lambda runs: [])  # figures take most of the time
+        return report(str(make_run(tmp_path_factory.mktemp("large") / "one", updates=20, trajectories=1000)))
 
 
 @pytest.fixture

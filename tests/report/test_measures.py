@@ -1,5 +1,6 @@
 """What the figures show, against slow obvious references."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from made_up import lines, make_run, trajectory
 
 from opdlight.metrics.success import success_interval, wilson_interval
-from opdlight.report.inspector import row
+from opdlight.report.inspector import embed, row
 from opdlight.report.measures import (
     action_text,
     by_bucket,
@@ -171,7 +172,7 @@ def test_share_solved_within_so_many_turns() -> None:
 def test_what_the_environment_has_read(pieces: str, action: str) -> None:
     text = pieces.replace("<|end|>", "<end>").split("|")
     control = [t in ("<think>", "</think>", "<end>") for t in text]
-    assert action_text({"text": text, "control": control, "counts": {}}) == action
+    assert action_text({"text": text, "control": control}) == action
 
 
 def test_the_terminal_gets_a_line_for_each_figure(tmp_path: Path) -> None:
@@ -189,6 +190,19 @@ def test_the_terminal_gets_a_line_for_each_figure(tmp_path: Path) -> None:
     assert next(turn_lines(read_run(run))) == (
         "alfworld: solved within 2 / 3 / 4 / 6 turns: 42 / 42 / 42 / 42 %, then 17 / 17 / 33 / 42 %"
     )
+
+
+def test_trajectories_that_are_too_large_for_a_page_are_fewer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run", updates=2, trajectories=12))
+    _, every, _ = embed([run], 1000)
+    sizes = [len(line) for line in every.split("\n")]
+    monkeypatch.setattr("opdlight.report.inspector.BYTES", sum(sizes) // 2)
+    index, lines, count = embed([run], 1000)
+    assert 2 <= count == len(json.loads(index)) == len(lines.split("\n")) <= 9
+    assert len(lines) <= sum(sizes) // 2 + count
+    assert (lines.split("\n")[0], lines.split("\n")[-1]) == (every.split("\n")[0], every.split("\n")[-1])
+    monkeypatch.setattr("opdlight.report.inspector.BYTES", 1)
+    assert embed([run], 1000)[2] == 1  # one is shown, however large
 
 
 def test_differences_between_configurations() -> None:

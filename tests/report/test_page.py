@@ -123,7 +123,10 @@ def test_the_data_can_be_read_back(page: tuple[Path, str]) -> None:
         assert short["task"] == whole["task"]
 
 
-def test_at_most_so_many_trajectories_spread_over_all(page: tuple[Path, str], tmp_path: Path) -> None:
+def test_at_most_so_many_trajectories_spread_over_all(
+    page: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("opdlight.report.build.sections", lambda runs: [])  # figures take nearly all of the time
     run = page[0].parents[1]
     text = report(str(run), str(tmp_path / "few.html"), trajectories=5).read_text()
     recorded = [json.loads(line) for line in (run / "trajectories.jsonl").read_text().splitlines()]
@@ -144,11 +147,7 @@ def test_actions_that_were_wasted_are_counted_by_their_text(page: tuple[Path, st
     assert f"{sum(kinds.values()):.0f} of the {len(turns)} actions" in table[0]
     rows = re.findall(r'tok-name">(.*?)</code></th>\s*<td>(\w+)</td><td class="n">(\d+)</td>', table[0])
     assert {kind: float(count) for _, kind, count in rows} == kinds
-    action = "take apple 1 from diningtable 1"
-    written = f"&lt;think&gt;The apple is on the table.&lt;/think&gt;{action}"
-    assert {kind: text for text, kind, _ in rows} == {
-        "inadmissible": action, "ineffective": action, "unparsable": written,
-    }  # fmt: skip
+    assert {text for text, *_ in rows} == {"take apple 1 from diningtable 1"}  # without thought and control token
     assert [int(count) for *_, count in rows] == sorted((int(count) for *_, count in rows), reverse=True)
     assert "Actions that were wasted most · sums" not in page[1]
 

@@ -54,6 +54,22 @@ def test_the_expert_recovers_from_detours_that_are_not_learnt() -> None:
     assert played == [demonstrate("c", TASK, seed, detours=0.3) for seed in range(40)]
 
 
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"id": "opdlight/WebShop-v0", "products": 50},
+        {"id": "opdlight/ALFWorld-v0", "source": "generated", "receptacles": [3, 5], "objects": [2, 4]},
+    ],
+    ids=["webshop", "alfworld"],
+)
+@pytest.mark.parametrize("prompt", ["paper", "conversation"])
+def test_detours_are_in_the_form_that_the_prompt_asks_for(env: dict[str, Any], prompt: str) -> None:
+    played = demonstrate("t", Task(env={**env, "prompt": prompt, "max_turns": 8}, teacher=""), 3, detours=0.5)
+    assert {step.learn for step in played.steps} == {False, True}
+    for step in played.steps:
+        assert (step.reply.startswith("<action>") and step.reply.endswith("</action>")) is (prompt == "paper")
+
+
 def test_collected_demonstrations_are_successful_and_complete(tmp_path: Path) -> None:
     task = Task(env={"id": "opdlight/ToyText-v0", "game": "FrozenLake-v1"}, teacher="")
     found = list(collect_demonstrations({"lake": task}, episodes=5, seed=0, detours=0.0))

@@ -2,7 +2,13 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+
+import pytest
+
+from opdlight.system.quiet import quiet_libraries
+from tests.distillation.one_update import fit, parts
 
 SCRIPT = """
 import logging, sys
@@ -36,3 +42,22 @@ def test_warnings_of_opdlight_reach_stderr_and_those_of_libraries_do_not(tmp_pat
     assert "an environment failed" in found.stderr
     assert "rows repeat" in found.stderr
     assert "chatter" not in found.stderr + found.stdout
+
+
+def test_a_machine_with_many_cores_brings_no_advice_about_loaders(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning wants a worker a core; ours hold requests."""
+    where = "lightning.pytorch.trainer.connectors.data_connector"
+    monkeypatch.setattr(f"{where}.suggested_max_num_workers", lambda local_world_size: 15)
+    said: list[list[str]] = []
+    for quiet in (False, True):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            if quiet:
+                quiet_libraries()
+            module, data, _ = parts(folders)
+            fit(module, data, tmp_path)
+        said.append([str(warning.message) for warning in found if "num_workers" in str(warning.message)])
+    assert len(said[0]) > 0
+    assert said[1] == []

@@ -15,12 +15,12 @@ SCRIPTS = sorted(path.name for path in (ROOT / "tools").glob("*.sh"))
 ENGINE = ["engine._target_=tests.fakes.AnsweringEngine", "rollout.groups=2", "task=sums", "task.tasks.sums.episodes=2"]
 
 
-def run(tool: str, *arguments: str, stdin: str = "", cwd: Path = ROOT) -> str:
+def run(tool: str, *arguments: str) -> str:
     """What a person sees who starts the tool; it must end with 0."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, ROOT / "tools" / tool, *arguments],
-        env=environment, cwd=cwd, input=stdin, capture_output=True, text=True, check=False,
+        env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
@@ -82,9 +82,6 @@ MISTAKES = {  # tool and arguments, what the one error names
     "check_layers.py --fix": "--fix",
     "compare_precision.py --updates 0": "--updates",
     "make_pictures.py nowhere": "'nowhere'",
-    "play_env.py opdlight/Chess-v0": "opdlight/Chess-v0",
-    "play_env.py opdlight/ToyText-v0 gaem=Taxi-v4": "gaem",
-    "play_env.py opdlight/ToyText-v0 game=Taxi-v4 --seed -1": "--seed",
     "soak.py --minutes 0": "--minutes",
     "update_constraints.py tpu": "'tpu'",
     "whole_checkpoint.py nowhere whole": "nowhere",
@@ -187,42 +184,6 @@ def test_build_lab(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "teacher-sums-2" / "student" / "config.json").read_text())
     assert config["hidden_size"] == 128
     assert (tmp_path / "bad-replies.jsonl").stat().st_size > 0
-
-
-def test_play_env_by_hand_and_by_the_expert(tmp_path: Path) -> None:
-    said = run(
-        "play_env.py", "opdlight/ToyText-v0", "game=FrozenLake-v1", "max_turns=2", stdin="up\nup\n", cwd=tmp_path
-    )
-    assert "out of turns: reward 0" in said
-    said = run("play_env.py", "opdlight/ToyText-v0", "game=Taxi-v4", "--seed", "3", "--expert", cwd=tmp_path)
-    assert "success: reward" in said
-
-
-def test_play_env_takes_an_environment_of_one_s_own(tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(
-        """import gymnasium
-from opdlight.envs.base import TextEnv
-
-class Own(TextEnv):
-    def __init__(self, word="on"):
-        super().__init__()
-        self.word = word
-    def reset(self, *, seed=None, options=None):
-        return "Where to?", {}
-    def step(self, action):
-        return "There.", 1.0, True, False, {"success": action == self.word, "metrics": {}}
-
-gymnasium.register(id="Own-v0", entry_point=Own)
-"""
-    )
-    assert "success: reward 1" in run("play_env.py", "own:Own-v0", "word=back", stdin="back\n", cwd=tmp_path)
-
-
-def test_play_env_needs_a_task_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ends("play_env.py", [], monkeypatch) == 2
-    assert capsys.readouterr().err.endswith("required: env\n")
-    assert ends("play_env.py", ["opdlight/ToyText-v0", "gaem=Taxi-v4"], monkeypatch) == 2
-    assert "Unknown key `env.gaem`" in capsys.readouterr().err
 
 
 def test_soak(tmp_path: Path) -> None:

@@ -1,0 +1,5 @@
+"""TextWorld: generated text adventures. Needs the extra `alfworld`."""
+
+from opdlight.envs.textworld.env import TextWorldEnv
+
+__all__ = ["TextWorldEnv"]
