@@ -216,6 +216,17 @@ def test_an_enum_names_the_actions_and_null_leaves_one_out() -> None:
     assert env.actions.name(np.int64(1)) == "go"
 
 
+def test_actions_may_be_numbered_from_another_number_than_0() -> None:
+    class Late(Script):
+        action_space = spaces.Discrete(2, start=5)
+
+    mask = {"action_mask": np.array([0, 1], np.int8)}
+    env = text_env(Late((0.0, False, False, mask)), Adapter(observation_key="words", actions=["push", "pull"]))
+    env.reset(seed=0)
+    *_, info = env.step("pull")
+    assert (env.env.played, info["admissible_commands"]) == ([6], ["pull"])  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("how", "end", "flags"),
     [
