@@ -65,8 +65,8 @@ class OneField(Reader):
         self.is_text = not kinds or "string" in kinds
         self.kind = " or ".join(sorted(map(str, kinds)))
         about = f" ({schema['description']})" if schema.get("description") else ""
-        what = "text" if self.is_text else f"{self.kind} in JSON"
-        self.instructions = f"Every turn, answer with your action alone: {self.name}, {what}{about}."
+        what = "the text" if self.is_text else f"a value of type {self.kind}"
+        self.instructions = f"Every turn, answer with your action alone, {what} for `{name}`{about}."
 
     def read(self, text: str) -> dict[str, Any]:
         """The action with this one field."""

@@ -64,9 +64,16 @@ class Session:
     Args:
         url: address of the server.
         timeout: longest wait for an answer, in seconds.
+
+    Raises:
+        MissingDependencyError: without the package websockets.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
+        try:
+            import websockets.sync.client  # noqa: F401
+        except ImportError as error:
+            raise MissingDependencyError.extra("A client of an OpenEnv server", "openenv") from error
         self.url, self.timeout = url, timeout
         self._connection: Any = None
         self._stack = ExitStack()
@@ -78,11 +85,9 @@ class Session:
 
     def open(self) -> None:
         """Connect; raises Unavailable."""
-        try:
-            from websockets.exceptions import WebSocketException
-            from websockets.sync.client import connect
-        except ImportError as error:
-            raise MissingDependencyError.extra("A client of an OpenEnv server", "openenv") from error
+        from websockets.exceptions import WebSocketException
+        from websockets.sync.client import connect
+
         try:
             self._connection = self._stack.enter_context(
                 connect(

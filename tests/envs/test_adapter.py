@@ -366,3 +366,9 @@ def test_one_entry_that_is_text_is_the_observation() -> None:
 
     assert text_env(OneText()).reset(seed=0)[0] == "begin"
     assert isinstance(text_env(OneText()), TextEnv)
+
+    class TextAndMore(Script):
+        observation_space = spaces.Dict({"a": spaces.Text(9), "number": spaces.Discrete(3)})  # type: ignore[assignment]
+
+    with pytest.raises(ConfigError, match=r"observes a Dict of a, number, which is no text"):
+        text_env(TextAndMore())

@@ -201,6 +201,27 @@ def test_the_bot_goes_on_after_detours_and_is_lost_without_an_error() -> None:
     assert (action, truncated) == ("turn left", True)
 
 
+def test_a_plan_that_is_carried_out_in_vain_is_given_up() -> None:
+    env = MiniGridEnv("BabyAI-GoToObj-v0")
+    env.reset(seed=0)
+    env.expert_action()
+    env._bot.bot.stack.clear()
+    for _ in range(3):
+        env.step("turn right")
+        assert env.expert_action() == "turn left"
+
+
+def test_the_bot_gives_up_when_a_box_is_opened() -> None:
+    env = MiniGridEnv("BabyAI-GoToObj-v0")
+    env.reset(seed=0)
+    game: Any = env.env.unwrapped
+    game.grid.set(*game.front_pos, Box("grey"))
+    env.expert_action()
+    env.step("toggle")
+    assert game.grid.get(*game.front_pos) is None
+    assert env.expert_action() == "turn left"
+
+
 def test_a_plan_that_grows_for_ever_is_given_up() -> None:
     env = MiniGridEnv("BabyAI-GoToImpUnlock-v0", max_turns=200, separate_starts=False)
     env.reset(seed=6)

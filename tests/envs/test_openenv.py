@@ -25,7 +25,7 @@ from opdlight.envs.base import FIRST_HELD_OUT_SEED
 from opdlight.envs.conformance import check_text_env
 from opdlight.envs.openenv import session
 from opdlight.envs.openenv.env import OpenEnvEnv
-from opdlight.errors import ConfigError, EnvError
+from opdlight.errors import ConfigError, EnvError, MissingDependencyError
 from opdlight.rollout.env_threads import ThreadPool
 from opdlight.train.run import train
 from tests.envs.fake_openenv import PATHS, FakeOpenEnv, hang_up, observation, say, silence
@@ -122,7 +122,7 @@ def test_the_fake_answers_as_the_real_server(real: str, fake: FakeOpenEnv) -> No
         text, *_ = play(wrong, "1")[1]
         assert text.startswith("That is not possible here: guess: Field required")
         assert make(url).system_prompt == (
-            "Find a hidden number.\n\nEvery turn, answer with your action alone: guess, text."
+            "Find a hidden number.\n\nEvery turn, answer with your action alone, the text for `guess`."
         )
 
 
@@ -136,9 +136,16 @@ def test_an_episode(real: str) -> None:
     ]
     assert play(env, "six", "", "<think>5", "4")[1:] == [
         ("That is not possible here: invalid literal for int() with base 10: 'six'", 0.0, False, False, 1.0, 0.0),
-        ("The answer is empty. Every turn, answer with your action alone: guess, text.", 0.0, False, False, 0.0, 1.0),
         (
-            "The thinking does not end. Every turn, answer with your action alone: guess, text.",
+            "The answer is empty. Every turn, answer with your action alone, the text for `guess`.",
+            0.0,
+            False,
+            False,
+            0.0,
+            1.0,
+        ),
+        (
+            "The thinking does not end. Every turn, answer with your action alone, the text for `guess`.",
             0.0,
             False,
             False,
@@ -201,7 +208,7 @@ def test_a_number_and_another_field(real: str) -> None:
         ("3 by hand", 0.0, False, False, 0.0, 0.0),
         (
             "The answer is not a value of type integer. "
-            "Every turn, answer with your action alone: throws, integer in JSON.",
+            "Every turn, answer with your action alone, a value of type integer for `throws`.",
             0.0, False, False, 0.0, 1.0,
         ),
     ]  # fmt: skip
@@ -239,7 +246,7 @@ def test_observations_and_prompt_by_templates(real: str) -> None:
         observation_template="{{ turn }}/{{ reward }}: {{ observation.text | upper }}",
         system_prompt="Play!\n{{ instructions }}",
     )
-    assert env.system_prompt == "Play!\nEvery turn, answer with your action alone: guess, text."
+    assert env.system_prompt == "Play!\nEvery turn, answer with your action alone, the text for `guess`."
     first, (second, *_), (third, *_) = play(env, "4", "5")
     assert (first, second, third) == ("0/0.0: GUESS A NUMBER FROM 1 TO 9.", "1/0.0: HIGHER.", "2/1.0: RIGHT!")
     last = make(f"{real}/guess", observation_template="{{ observation.messages[-1].content }}")  # as other servers have
@@ -366,6 +373,12 @@ def test_no_server_is_one_error_that_names_the_key() -> None:
     task.tasks["openenv"].env.update(url=url, retries=0)
     with pytest.raises(ConfigError, match=r"`task\.tasks\.openenv\.env`: Expected `url`"):
         task.check_envs()
+
+
+def test_without_the_client_of_websockets(fake: FakeOpenEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "websockets.sync.client", None)
+    with pytest.raises(MissingDependencyError, match=r"needs the extra `openenv`"):
+        make(fake.url)
 
 
 def test_an_unknown_argument_is_an_error() -> None:
