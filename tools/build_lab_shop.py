@@ -10,6 +10,7 @@ teachers of sums and ALFWorld are only widened.
 import argparse
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from build_lab import ASSETS, Pass, bundle, documents, parsed, run, sloppy_sums, target, tasks, train
 from rich.progress import track
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -31,6 +31,9 @@ from opdlight.sft.demonstrations import (
     write_demonstrations,
 )
 from opdlight.system.arguments import argument_parser
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tools.build_lab import ASSETS, Pass, bundle, documents, parsed, run, sloppy_sums, target, tasks, train
 
 SIZE = 1536  # of the vocabulary
 UNUSED = "Ā"  # the byte 0, as byte-level BPE writes it
@@ -60,9 +63,10 @@ PASSES = {  # each starts from the one before
 }
 
 
-def shops(task: Task) -> list[Task]:
+def shops(task: Task, scale: float) -> dict[str, Task]:
     """The same task in many shops."""
-    return [replace(task, env={**task.env, "catalogue_seed": seed}) for seed in range(SHOPS)]
+    seeds = range(max(round(SHOPS * min(scale, 1)), 1))
+    return {f"webshop {seed}": replace(task, env={**task.env, "catalogue_seed": seed}) for seed in seeds}
 
 
 def demonstrations(work: Path, scale: float, workers: int) -> None:
@@ -71,16 +75,10 @@ def demonstrations(work: Path, scale: float, workers: int) -> None:
     for name, task, episodes, seed, detours in DEMONSTRATIONS:
         if (work / name).exists():
             continue
-        places = shops(mixture.tasks[task]) if task == "webshop" else [mixture.tasks[task]]
-        each = max(round(episodes * scale / len(places)), 1)
-        played = (
-            shown
-            for number, place in enumerate(places)
-            for shown in collect_demonstrations(
-                {task: place}, episodes=each, seed=seed + 1000 * number, detours=detours, workers=workers
-            )
-        )
-        write_demonstrations(work / name, track(played, name, total=each * len(places)))
+        places = {task: mixture.tasks[task]} if task != "webshop" else shops(mixture.tasks[task], scale)
+        count = max(round(episodes * scale), len(places))
+        played = collect_demonstrations(places, episodes=count, seed=seed, detours=detours, workers=workers)
+        write_demonstrations(work / name, (replace(d, task=task) for d in track(played, name, total=count)))
 
 
 def extended(

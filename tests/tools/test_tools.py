@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
 SCRIPTS = sorted(path.name for path in (ROOT / "tools").glob("*.sh"))
+LAB = ROOT / "opdlight" / "assets" / "lab"
 ENGINE = ["engine._target_=tests.fakes.AnsweringEngine", "rollout.groups=2", "task=sums", "task.tasks.sums.episodes=2"]
 
 
@@ -179,8 +182,31 @@ def test_bench_envs() -> None:
 
 
 @pytest.mark.alfworld
+def test_build_lab_shop(tmp_path: Path) -> None:
+    run("build_lab_shop.py", "--work", str(tmp_path), "--scale", "0.0005", "demonstrations", "tokenizer")
+    wide, plain = (PreTrainedTokenizerFast.from_pretrained(f) for f in (tmp_path / "wide-student", LAB / "student"))
+    visit = json.loads((tmp_path / "visits.jsonl").read_text().splitlines()[0])
+    game = json.loads((tmp_path / "games.jsonl").read_text().splitlines()[0])
+    for step in game["steps"]:  # what the other teachers read stays as it was, to the id
+        for text in (step["observation"], step["reply"]):
+            assert wide(text)["input_ids"] == plain(text)["input_ids"]
+    page = visit["steps"][1]["observation"]
+    assert len(wide(page)["input_ids"]) < 0.8 * len(plain(page)["input_ids"])
+    assert wide.decode(wide(page)["input_ids"]) == page
+    assert wide("<think>")["input_ids"] == plain("<think>")["input_ids"] == [768]
+    folders = LAB / "teacher-sums", tmp_path / "wide-teacher-sums"
+    before, after = (LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in folders)
+    ids = torch.tensor([wide("<|user|>1 + 2<|end|><|assistant|>")["input_ids"]])
+    old, new = before(ids).logits, after(ids).logits
+    torch.testing.assert_close(new[..., :770], old)
+    assert new.softmax(-1)[..., 770:].sum(-1).max() < 1e-2  # a teacher that was only widened never asks for new tokens
+
+
+@pytest.mark.alfworld
 def test_build_lab(tmp_path: Path) -> None:
     run("build_lab.py", "--work", str(tmp_path), "--scale", "0.0005", "demonstrations", "tokenizer", "teacher-sums")
+    first = json.loads((tmp_path / "documents.jsonl").read_text().splitlines()[0])
+    assert first["whole"] and len(first["steps"]) > 1
     config = json.loads((tmp_path / "teacher-sums-2" / "student" / "config.json").read_text())
     assert config["hidden_size"] == 128
     assert (tmp_path / "bad-replies.jsonl").stat().st_size > 0
