@@ -1,6 +1,7 @@
 """Play a task in the terminal, or watch its expert."""
 
 import ast
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,14 @@ def main(arguments: list[str]) -> int:
     if options.seed < 0:
         raise ConfigError.wrong("--seed", expected="0 or more", got=options.seed)
     env = make(options.task, parse_changes(options.changes), own_folder(options.config_dir))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # else it would end this process without close()
     try:
         play(env, options.seed, ask_expert if options.expert else ask_person)
     except (EOFError, KeyboardInterrupt):
         print("\nleft the game")
         return 1
     finally:
+        signal.signal(signal.SIGINT, before)
         env.close()
     return 0
 
