@@ -2,6 +2,7 @@
 
 import ast
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError.wrong("--seed", expected="0 or more", got=options.seed)
     with progress("making the environment", log=False):  # some import packages for seconds
         env = make(options.task, parse_changes(options.changes), own_folder(options.config_dir))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # else it would end this process without close()
     try:
         play(env, options.seed, ask_expert if options.expert else ask_person)
         sys.stdout.flush()
@@ -59,6 +61,7 @@ def main(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     finally:
+        signal.signal(signal.SIGINT, before)
         env.close()
     return 0
 

@@ -1,5 +1,6 @@
 """`python -m opdlight.tasks play`: a person or the expert plays any task in the terminal."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 import opdlight.envs  # noqa: F401
+from opdlight.envs.base import TextEnv
 from opdlight.envs.toy_games import GAMES
 from opdlight.errors import ConfigError, NoExpertError
 from opdlight.tasks.play import main
@@ -64,6 +66,27 @@ def test_a_person_plays_and_may_leave(answers: list[str], capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "out of turns: reward 0" in printed and "inadmissible_actions 1" in printed and "game_return -1" in printed
     assert main(["frozen_lake"]) == 1
+    assert capsys.readouterr().out.endswith("left the game\n")
+
+
+def test_ctrl_c_leaves_the_game_and_closes_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press(_: str) -> str:
+        assert signal.getsignal(signal.SIGINT) is not signal.SIG_DFL, "it would end the process here"
+        signal.raise_signal(signal.SIGINT)
+        return ""
+
+    closed: list[str] = []
+    monkeypatch.setattr(TextEnv, "close", lambda env: closed.append("closed"))
+    monkeypatch.setattr("builtins.input", press)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the start of a command leaves it
+    try:
+        assert main(["opdlight/ToyText-v0", "game=CliffWalking-v1"]) == 1
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert closed == ["closed"]
     assert capsys.readouterr().out.endswith("left the game\n")
 
 
