@@ -168,7 +168,7 @@ def task_config(option: str, own: Path | None) -> DictConfig:
     Raises:
         ConfigError: if it cannot be composed, or holds no tasks.
     """
-    config = compose(None, None, [quoted("+task", option), "+model=lab"], extra=own)
+    config = compose(None, None, ["+model=lab", quoted("+task", option)], extra=own)
     tasks = OmegaConf.select(config, "task.tasks")
     if not isinstance(tasks, DictConfig) or not tasks:
         raise ConfigError.wrong("task.tasks", expected="at least one task", got=tasks)
