@@ -1,6 +1,8 @@
 """`python -m opdlight.tasks play`: a person or the expert plays any task in the terminal."""
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from opdlight.envs.toy_games import GAMES
 from opdlight.errors import ConfigError, NoExpertError
 from opdlight.tasks.play import main
 
+ROOT = Path(__file__).resolve().parents[2]
 OWN = """import gymnasium
 from opdlight.envs.base import TextEnv
 
@@ -96,6 +99,12 @@ def test_an_environment_of_one_s_own_is_played(
     assert "success: reward 1" in capsys.readouterr().out
 
 
+def test_output_that_is_cut_ends_the_game_without_a_word() -> None:
+    command = f"{sys.executable} -m opdlight.tasks play frozen_lake --expert | true"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ended.stderr == ""
+
+
 MISTAKES: dict[str, tuple[list[str], Any]] = {
     "did you mean 'opdlight/ToyText-v0'": (["opdlight/ToyTxt-v0"], ConfigError),
     "did you mean 'frozen_lake'": (["frozen_lak"], ConfigError),
@@ -106,13 +115,15 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     "name=value": (["opdlight/ToyText-v0", "game"], ConfigError),
     "`env.size`": (["opdlight/ToyText-v0", "size=true"], ConfigError),
     "`--seed` to be 0 or more": (["sums", "--seed", "-1"], ConfigError),
+    "Without --expert you play": (["own:Own-v0", "--expert"], NoExpertError),
     "shortest path": (["frozen_lake", "is_slippery=true", "--expert"], NoExpertError),
     "`--config-dir` to be a folder that exists": (["sums", "--config-dir", "nowhere"], ConfigError),
 }
 
 
 @pytest.mark.parametrize("message", MISTAKES)
-def test_a_mistake_is_one_error(message: str) -> None:
+def test_a_mistake_is_one_error(message: str, beside: Path) -> None:
+    (beside / "own.py").write_text(OWN)
     arguments, kind = MISTAKES[message]
     with pytest.raises(kind, match=message):
         main(arguments)
