@@ -19,6 +19,7 @@ from opdlight.errors import ConfigError, EnvError
 DEFAULT_MAX_TURNS = 100
 REDRAWS = 200  # a side has three starts in four, or one: the chance that none of so many draws is on it is below 1e-24
 SEVERAL = "{} gives several rewards at a time ({}), and a task has one: put a wrapper around it that makes them one."
+_REAL = (int, float, np.integer, np.floating, np.bool)
 Describe = Callable[[Any, gymnasium.Env[Any, Any]], str]
 
 
@@ -54,8 +55,8 @@ class AdaptedTextEnv(TextEnv):
     """A Gymnasium environment in its wrappers, played in words.
 
     An answer that names no action costs a turn without a step of the env. What the env raises on an action of its space
-    is an error of the env. Its reward is passed on. `info["action_mask"]` of a `Discrete` space, where the env gives
-    one, says which actions are admissible.
+    is an error of the env. Its reward is passed on, and the finite numbers of `info["metrics"]`. `info["action_mask"]`
+    of a `Discrete` space, where the env gives one flag for each action, says which are admissible.
     An env whose first observation tells nothing of the seed has the attribute `hidden_state = True`, as a TextEnv.
 
     Args:
@@ -97,7 +98,7 @@ class AdaptedTextEnv(TextEnv):
             expected = f"false: after {REDRAWS} draws every start of seed {seed} belongs to the other side"
             raise ConfigError.wrong("separate_starts", expected=expected, got=True)
         self._turn = 0
-        self._mask = info.get("action_mask")
+        self._mask = self._mask_of(info)
         return self._text, {**info, **self._listed(), "metrics": {}}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -116,10 +117,10 @@ class AdaptedTextEnv(TextEnv):
         else:
             observation, given, terminated, truncated, info = self.env.step(chosen)
             reward, over = self._one_reward(given), bool(terminated or truncated)
-            self._mask = info.get("action_mask")
+            self._mask = self._mask_of(info)
             text = self._text = self._said(observation)
             self.played(chosen)
-        info = {**info, **self._listed(), "metrics": {**info.get("metrics", {}), **counts}}
+        info = {**info, **self._listed(), "metrics": {**_numbers(info.get("metrics")), **counts}}
         if not over and self._turn < self.max_turns:
             return text, reward, False, False, info
         info["success"] = self._solved(reward, bool(terminated), info)
@@ -149,6 +150,10 @@ class AdaptedTextEnv(TextEnv):
         names = self.actions.names if (admissible := self.admissible()) is None else admissible
         return {} if names is None else {"admissible_commands": list(names)}
 
+    def _mask_of(self, info: Mapping[str, Any]) -> Any:
+        mask: Any = info.get("action_mask")
+        return mask if np.shape(mask) == (getattr(self.env.action_space, "n", None),) else None
+
     def _said(self, observation: Any) -> str:
         text = self._describe(observation, self.env)
         if isinstance(text, str):
@@ -169,12 +174,23 @@ class AdaptedTextEnv(TextEnv):
     def _solved(self, reward: float, terminated: bool, info: Mapping[str, Any]) -> bool:
         key = self.adapter.success_key
         for name in ("success", "is_success") if key is None else (key,):
-            if name in info:
-                return bool(info[name])
-        if key is not None and terminated:
+            if info.get(name) is not None:
+                said = np.asarray(info[name])
+                if said.size == 1 and said.dtype.kind in "biuf" and said.item() in (0, 1):
+                    return bool(said.item())
+                expected = f"an entry of `info` that is true or false, which {name!r} is not (a wrapper can make it so)"
+                raise ConfigError.wrong("adapter.success_key", expected=expected, got=info[name])
+        if key is not None and key not in info and terminated:
             expected = f"in the `info` with which {self._who} ends ({', '.join(sorted(info))})"
             raise ConfigError.wrong("adapter.success_key", expected=expected, got=key)
-        return terminated and reward > self.adapter.success_above
+        return key is None and terminated and reward > self.adapter.success_above
+
+
+def _numbers(metrics: Any) -> dict[str, float]:
+    """The finite numbers among what an env calls metrics: one that is not opdlight's may mean anything by it."""
+    found = metrics.items() if isinstance(metrics, Mapping) else ()
+    numbers = {k: float(v) for k, v in found if isinstance(k, str) and isinstance(v, _REAL)}
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}
 
 
 def step_limits(env: gymnasium.Env[Any, Any]) -> list[int]:

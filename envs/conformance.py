@@ -83,6 +83,7 @@ def play(env: TextEnv, seed: int, policy: Policy, where: str) -> Transcript:
     observation, info = env.reset(seed=seed)
     _check_text(observation, f"reset(), {where}")
     transcript: Transcript = [(observation,)]
+    counted = set()
     for turn in range(1, env.max_turns + 1):
         here = f"step {turn}, {where}"
         action = policy(env, turn)
@@ -97,6 +98,9 @@ def play(env: TextEnv, seed: int, policy: Policy, where: str) -> Transcript:
         if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
             _broken("reward", f"the reward must be a finite float, but is {reward!r}", here)
         _check_end(env, turn, terminated, truncated, info, here)
+        counted.add(ADMISSIBLE in info["metrics"])
+        if len(counted) > 1:
+            _broken("actions", "an env that counts actions counts each, but at some steps none is counted", here)
         transcript.append((action, observation, reward, terminated, truncated, info["metrics"], info.get("success")))
         if terminated or truncated:
             return transcript

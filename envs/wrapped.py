@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium
 
 from opdlight.envs.adapter import AdaptedTextEnv, Adapter, step_limits
-from opdlight.envs.base import TextEnv
+from opdlight.envs.base import TextEnv, unknown_name
 from opdlight.errors import ConfigError
 
 
@@ -92,6 +92,9 @@ def make_text_env(env_id: str, *, adapter: Mapping[str, Any] | None = None, **ar
         ConfigError: if there is no such environment, it does not take an argument, it cannot be said in words, or its
             package is missing.
     """
+    for name in adapter or ():
+        if name not in Adapter.__dataclass_fields__:
+            raise unknown_name("adapter", name, Adapter.__dataclass_fields__)
     how = None if adapter is None else Adapter(**adapter)
     try:
         return text_env(gymnasium.make(env_id, disable_env_checker=True, **arguments), how)

@@ -82,7 +82,7 @@ class ALFWorldEnv(TextEnv):
         """Start the game of the seed."""
         super().reset(seed=seed)
         if seed is None:
-            seed = int(self.np_random.integers(2**31))
+            seed = int(self.np_random.integers(FIRST_HELD_OUT_SEED))
         self._play = Play(_game(self.design, self._split(seed), seed))
         self._expert: Expert = EXPERTS[self.expert](self._play)
         self._history: list[Step] = []

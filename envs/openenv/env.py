@@ -3,11 +3,12 @@
 import logging
 import threading
 import weakref
+from dataclasses import replace
 from typing import Any, Literal
 
 from opdlight.bounds import FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from opdlight.envs.actions import action_counts
-from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, unknown_name
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, About, TextEnv, unknown_name
 from opdlight.envs.openenv.actions import InadmissibleError, Reader, UnparsableError, reader_of
 from opdlight.envs.openenv.observations import cut, default_text, parse_template
 from opdlight.envs.openenv.server import check_url, describe, number_of_tasks
@@ -143,6 +144,11 @@ class OpenEnvEnv(TextEnv):
     def close(self) -> None:
         """End the session."""
         self._session.close()
+
+    @classmethod
+    def about(cls, **arguments: Any) -> About:
+        """The server is not asked."""
+        return replace(super().about(**arguments), slow="asks its server, and again while there is none")
 
     def _begin(self, message: dict[str, Any]) -> dict[str, Any]:
         self._session.close()  # of an episode that was cut

@@ -27,12 +27,17 @@ class Description(NamedTuple):
 
 
 def check_url(url: str) -> str:
-    """`url` without a slash at its end; raises ConfigError unless it is the address of an HTTP server."""
-    parsed = httpx2.URL(url)
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
-        got = f"{parsed.scheme}://…@{parsed.host}" if parsed.userinfo else url
-        raise ConfigError.wrong("url", expected="like http://host:8000, without user and password", got=got)
-    return url.rstrip("/")
+    """`url` as it is usually spelt, without a slash at its end; raises ConfigError unless it is an HTTP server's."""
+    expected, got = "like http://host:8000, without user and password", url.rpartition("@")[2]
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise ConfigError.wrong("url", expected=f"{expected} ({error})", got=got) from error
+    port = 80 if parsed.port is None else parsed.port
+    odd = parsed.userinfo or parsed.query or parsed.fragment or not 0 < port < 2**16
+    if parsed.scheme not in ("http", "https") or not parsed.host or odd:
+        raise ConfigError.wrong("url", expected=expected, got=got)
+    return str(parsed).rstrip("/")
 
 
 @lru_cache(maxsize=64)

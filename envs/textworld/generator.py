@@ -47,7 +47,7 @@ def generate(design: Design, seed: int) -> Any:
     failures: list[Exception] = []
     for attempt in range(_DRAWS):
         try:
-            game = _make(design, redraw(seed, attempt))
+            game = _make(design, redraw(seed, attempt) % 2**32)  # numpy takes no larger seed
         except QuestGenerationError as error:
             failures.append(error)
             if len(failures) > 20:

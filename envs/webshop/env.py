@@ -91,7 +91,7 @@ class WebShopEnv(TextEnv):
         """Open the shop with the goal of the seed."""
         super().reset(seed=seed)
         if seed is None:
-            seed = int(self.np_random.integers(2**31))
+            seed = int(self.np_random.integers(FIRST_HELD_OUT_SEED))
         self.goal = self.catalogue.goal(self._number(seed))
         self.session = Session(self.catalogue, self.goal.instruction, self.show_attributes)
         self._expert = Expert(self.catalogue, self.goal, self.nouns)

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning as L
@@ -33,7 +33,9 @@ class RolloutMetrics(L.Callback):
     ) -> None:
         """Log the figures of this step's trajectories."""
         values: dict[str, list[float]] = defaultdict(list)
-        for rank in all_gather(self.values(outputs["step"].trajectories, outputs["step"].version)):
+        mine = outputs["step"].trajectories
+        counters = [pair for rank in all_gather(counters_of(mine)) for pair in rank]
+        for rank in all_gather(self.values(mine, outputs["step"].version, counters)):
             for key, found in rank.items():
                 values[key] += found
         for key, found in values.items():
@@ -44,8 +46,16 @@ class RolloutMetrics(L.Callback):
             for task, epoch in data.train_set.epochs(batch_idx + 1).items():
                 pl_module.log(f"data/epoch/{task}", epoch)
 
-    def values(self, trajectories: Sequence[Trajectory], version: int) -> dict[str, list[float]]:
-        """Key → the values of these trajectories or turns; what is logged is their mean, of `SUMMED` their sum."""
+    def values(
+        self, trajectories: Sequence[Trajectory], version: int, counters: Iterable[tuple[str, str]] = ()
+    ) -> dict[str, list[float]]:
+        """Key → the values of these trajectories or turns; what is logged is their mean, of `SUMMED` their sum.
+
+        Args:
+            trajectories: of this rank.
+            version: of the student after the rollout.
+            counters: `counters_of` the trajectories of other ranks; those that lack one count as 0.
+        """
         values: dict[str, list[float]] = defaultdict(list)
         for t in trajectories:
             values[f"rollout/reward/{t.task}"].append(t.reward)
@@ -68,7 +78,12 @@ class RolloutMetrics(L.Callback):
                 values["rollout/completion_tokens"].append(float(len(turn.completion_ids)))
                 values["rollout/sampled_tokens"].append(float(len(turn.completion_ids)))
                 values["rollout/staleness"].append(float(version - turn.policy_version))
-        for name, task in {(name, t.task) for t in trajectories for name in t.metrics}:
+        for name, task in {*counters_of(trajectories), *counters}:
             mine = [t.metrics.get(name, 0.0) for t in trajectories if t.task == task]
             values[f"env/{name}/{task}"] += mine
         return dict(values)
+
+
+def counters_of(trajectories: Iterable[Trajectory]) -> list[tuple[str, str]]:
+    """The environments' own counters, each with its task."""
+    return sorted({(name, t.task) for t in trajectories for name in t.metrics})

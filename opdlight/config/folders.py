@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
@@ -19,8 +20,9 @@ from opdlight.errors import ConfigError
 
 LONGEST = 80  # characters of a name that is made of overrides
 LOCK = ".lock"  # in the folder of a run that is going on
-# what a run writes before it begins to roll out and train, and Hydra for a sweep
-DESCRIPTION = (LOCK, "overrides.json", "config.yaml", "versions.json", "events.out.tfevents.*", "multirun.yaml")
+SWEEP = "multirun.yaml"  # what Hydra writes into the folder of a sweep
+# what a run writes before it begins to roll out and train; of a sweep, what Hydra does
+DESCRIPTION = (LOCK, "overrides.json", "config.yaml", "versions.json", "events.out.tfevents.*", SWEEP)
 
 
 def folder_overrides(full: DictConfig, overrides: Sequence[str], *, multirun: bool) -> tuple[list[str], Path | None]:
@@ -112,15 +114,23 @@ def make_new_folder(folder: Path) -> Path:
 
 
 def remove_refused(folder: Path) -> None:
-    """Remove the folder of a run that was refused before it began, in a sweep those of its jobs.
+    """Remove the folder of a run that was refused before it began, or of such a sweep, if all its jobs were refused.
 
-    One that holds more than `DESCRIPTION`, or that another process has locked, stays.
+    Only folders that hold nothing but `DESCRIPTION`, and that no other process has locked, are removed: a run that has
+    begun keeps all that it wrote. One that cannot be removed stays.
     """
-    for job in folder.iterdir():
-        if job.is_dir():
-            remove_refused(job)
-    files = [file.name for file in folder.iterdir()]
-    if all(any(fnmatch(name, known) for known in DESCRIPTION) for name in files) and not _locked(folder / LOCK):
+    with suppress(OSError):
+        if (folder / SWEEP).is_file():
+            for job in [file for file in folder.iterdir() if file.is_dir() and not file.is_symlink()]:
+                with suppress(OSError):
+                    _remove_description(job)
+        _remove_description(folder)
+
+
+def _remove_description(folder: Path) -> None:
+    """Remove the folder of one run, unless it holds more than `DESCRIPTION` or is locked."""
+    names = [file.name for file in folder.iterdir()]
+    if all(any(fnmatch(name, known) for known in DESCRIPTION) for name in names) and not _locked(folder / LOCK):
         shutil.rmtree(folder)
 
 
@@ -128,7 +138,7 @@ def _locked(file: Path) -> bool:
     """Does another process hold this lock?"""
     if not file.exists():
         return False
-    with file.open("w") as opened:
+    with file.open("a") as opened:
         try:
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -108,10 +108,12 @@ class TaskMixture:
         Raises:
             ConfigError: naming the key of each that cannot be made.
             MissingDependencyError: if the environment's package is not installed.
+            Exception: what an environment itself raises; a note names the key.
         """
         for name, task in self.tasks.items():
             check_env(f"task.tasks.{name}.env", task.env)
         problems = []
+        failed: Exception | None = None
         with ThreadPoolExecutor(len(self.tasks)) as pool:
             made = {name: pool.submit(task.make_env) for name, task in self.tasks.items()}
         for name, env in made.items():
@@ -119,8 +121,13 @@ class TaskMixture:
                 env.result().close()
             except ConfigError as error:
                 problems.append(f"`task.tasks.{name}.env`: {error}")
+            except Exception as error:  # noqa: BLE001  raised below, after the others are closed
+                error.add_note(f"This came from the environment of `task.tasks.{name}.env`.")
+                failed = failed or error
         if problems:
-            raise ConfigError("\n".join(problems))
+            raise ConfigError("\n".join(problems)) from failed
+        if failed is not None:
+            raise failed
 
     def shares(self, step: int, groups: int) -> dict[str, int]:
         """Task → its number of the `groups` of batch `step`; tasks without a group are left out."""

@@ -168,7 +168,8 @@ def _panel(curve: Curve, task: str, keys: dict[str, str], runs: Sequence[Run]) -
             steps, values = run.curves[keys["key"]]
             line = smooth(values, max(1, len(values) // 12))
             axis.plot(steps, values, color=colour, lw=0.8, alpha=0.35)
-            axis.plot(steps, line, color=colour, lw=2, label=run.letter if len(runs) > 1 else None)
+            mark = "." if len(line) == 1 else ""  # a line of one point is not seen
+            axis.plot(steps, line, mark + "-", color=colour, lw=2, label=run.letter if len(runs) > 1 else None)
         if keys["dashed"] in run.curves:
             steps, values = run.curves[keys["dashed"]]
             line = smooth(values, max(1, len(values) // 12))
@@ -200,7 +201,7 @@ def _panel(curve: Curve, task: str, keys: dict[str, str], runs: Sequence[Run]) -
 def _updates(axis: Axes, unit: str) -> None:
     axis.set_xlabel("update")
     axis.set_ylabel(unit)
-    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     if axis.get_yscale() == "linear":
         axis.yaxis.set_major_locator(MaxNLocator(5))
     axis.margins(x=0.01)

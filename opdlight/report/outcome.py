@@ -16,12 +16,15 @@ def draw_outcome(runs: Sequence[Run]) -> Iterator[Chart]:
     if not rows:
         return
     figure, axis = canvas(4.4, 0.8 + 0.34 * len(rows))
+    measured = [y for y, row in enumerate(rows) if row[3]["teacher"]]
     for y, (i, _, _, result) in enumerate(rows):
         before, after, teacher = result["before"], result["after"], result["teacher"]
         colour = RUNS[i % len(RUNS)]
         if teacher:
             axis.plot([teacher["low"], teacher["high"]], [y, y], color=TEACHER, lw=10, alpha=0.2, solid_capstyle="butt")
-            axis.plot([teacher["success"]], [y], "D", color=TEACHER, ms=6, label="teacher" if y == 0 else None)
+            axis.plot(
+                [teacher["success"]], [y], "D", color=TEACHER, ms=6, label="teacher" if y == measured[0] else None
+            )
         shift = 0.0 if before["high"] < after["low"] else 0.13
         for result_at, at, face in ((before, y - shift, "#fefefe"), (after, y + shift, colour)):
             axis.plot([result_at["low"], result_at["high"]], [at, at], color=colour, lw=2.4, alpha=0.75)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -153,9 +154,10 @@ def curves(folder: Path) -> None:
     for axis, (title, prefixes) in zip(axes.flat, panels.items(), strict=True):
         for key in sorted({k for row in rows for k, v in row.items() if v and k.startswith(prefixes)}):
             points = [(float(r["step"]), float(r[key])) for r in rows if r.get(key)]
-            style = "o" if key.startswith("val/") else "-"
+            style = "o" if key.startswith("val/") else "." if len(points) == 1 else "-"
             axis.plot(*zip(*points, strict=True), style, label=key, linewidth=1.2)
         axis.set(title=title, xlabel="update")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7)

@@ -168,7 +168,7 @@ def task_config(option: str, own: Path | None) -> DictConfig:
     Raises:
         ConfigError: if it cannot be composed, or holds no tasks.
     """
-    config = compose(None, None, [quoted("+task", option), "+model=lab"], extra=own)
+    config = compose(None, None, ["+model=lab", quoted("+task", option)], extra=own)
     tasks = OmegaConf.select(config, "task.tasks")
     if not isinstance(tasks, DictConfig) or not tasks:
         raise ConfigError.wrong("task.tasks", expected="at least one task", got=tasks)
@@ -208,12 +208,14 @@ def env_facts(key: str, env: Mapping[str, Any]) -> Facts:
     """
     spec, creator = find_env(f"{key}.id", env.get("id"))
     arguments = {**spec.kwargs, **{k: v for k, v in env.items() if k not in ("id", "max_episode_steps", "adapter")}}
+    registered = env.get("max_episode_steps") or spec.max_episode_steps
     if not (isinstance(creator, type) and issubclass(creator, TextEnv)):  # an adapter puts it into words
-        package = creator.__module__.partition(".")[0]
-        return Facts(turns=None, episodes=None, about=About(source=package, licence="of its package", expert=False))
+        set_here = [n for n in ((env.get("adapter") or {}).get("max_turns"), registered) if isinstance(n, int)]
+        about = About(source=creator.__module__.partition(".")[0], licence="of its package", expert=False)
+        return Facts(turns=min(set_here, default=None), episodes=None, about=about)
     parameter = inspect.signature(creator).parameters.get("max_turns")
     usual = creator.max_turns if parameter is None or parameter.default is parameter.empty else parameter.default
-    limits = (arguments.get("max_turns", usual), env.get("max_episode_steps"), spec.max_episode_steps)
+    limits = (arguments.get("max_turns", usual), registered)
     sides = (creator.training_episodes, creator.held_out_episodes)
     return Facts(
         turns=min(limit for limit in limits if isinstance(limit, int)),

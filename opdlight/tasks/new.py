@@ -19,7 +19,7 @@ python -m opdlight.tasks new maze
 python -m opdlight.tasks new quiz --turns 1 --folder my_tasks
 """
 TEMPLATES = Path(__file__).parent / "templates"
-NAMES = re.compile(r"[a-z][a-z0-9_]*")
+NAMES = re.compile(r"[a-z][a-z0-9_]{,99}")  # file names have a limit
 # to YAML or Hydra these are no texts, and the last two are commands
 RESERVED = {"true", "false", "null", "yes", "no", "on", "off", "nan", "inf", "new", "play"}
 TEST = '''"""The environment keeps the rules of opdlight, and its expert solves it."""
@@ -77,8 +77,9 @@ def write(name: str, turns: str, folder: Path) -> list[Path]:
     if there := [str(file) for file in texts if file.exists()]:
         raise ConfigError.wrong("name", expected=f"that of a new task ({', '.join(there)} is there)", got=name)
     try:
-        for file, text in texts.items():
+        for file in texts:  # all folders first: what cannot be finished is not begun
             file.parent.mkdir(parents=True, exist_ok=True)
+        for file, text in texts.items():
             with file.open("x", encoding="utf-8") as opened:
                 opened.write(text)
     except OSError as error:
@@ -90,7 +91,7 @@ def write(name: str, turns: str, folder: Path) -> list[Path]:
 def check_name(name: str) -> None:
     """Raise ConfigError if a task, a module or an environment has this name, or none could have it."""
     if not NAMES.fullmatch(name) or keyword.iskeyword(name) or name in RESERVED:
-        expected = "a lower-case Python identifier that is no word of Python or YAML, such as my_task"
+        expected = "a lower-case Python identifier of at most 100 characters and no word of Python or YAML, as my_task"
         raise ConfigError.wrong("name", expected=expected, got=name)
     if (CONF / "task" / f"{name}.yaml").is_file():
         raise ConfigError.wrong("name", expected=f"another name than that of opdlight's task {name!r}", got=name)

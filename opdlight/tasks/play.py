@@ -1,6 +1,9 @@
 """Play a task in the terminal, or watch its expert."""
 
 import ast
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +11,9 @@ from typing import Any
 from opdlight.config.environments import check_env
 from opdlight.envs.base import TextEnv
 from opdlight.envs.wrapped import make_text_env
-from opdlight.errors import ConfigError
+from opdlight.errors import ConfigError, NoExpertError
 from opdlight.system.arguments import argument_parser
+from opdlight.system.console import progress
 from opdlight.tasks.found import find_env_config, own_folder
 
 HELP = """Play a task in the terminal, or watch its expert play.
@@ -42,13 +46,22 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.seed < 0:
         raise ConfigError.wrong("--seed", expected="0 or more", got=options.seed)
-    env = make(options.task, parse_changes(options.changes), own_folder(options.config_dir))
+    with progress("making the environment", log=False):  # some import packages for seconds
+        env = make(options.task, parse_changes(options.changes), own_folder(options.config_dir))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # else it would end this process without close()
     try:
         play(env, options.seed, ask_expert if options.expert else ask_person)
+        sys.stdout.flush()
+    except NoExpertError as error:
+        raise NoExpertError(f"{error} Without --expert you play.") from error
     except (EOFError, KeyboardInterrupt):
         print("\nleft the game")
         return 1
+    except BrokenPipeError:  # `… | head`. SIGPIPE stays ignored: an environment may have a connection of its own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     finally:
+        signal.signal(signal.SIGINT, before)
         env.close()
     return 0
 
@@ -80,7 +93,8 @@ def make(task: str, changes: dict[str, Any], own: Path | None) -> TextEnv:
 
 def play(env: TextEnv, seed: int, answer: Callable[[TextEnv], str]) -> bool:
     """One episode, printed; returns whether it was a success."""
-    observation, _ = env.reset(seed=seed)
+    with progress("beginning the episode", log=False):
+        observation, _ = env.reset(seed=seed)
     if env.system_prompt:
         print(f"{env.system_prompt}\n")
     total, metrics = 0.0, dict[str, float]()

@@ -23,9 +23,13 @@ def newest_checkpoint(cfg: DictConfig) -> Path | None:
 
     Raises:
         CheckpointError: if no checkpoint of the folder is sound.
-        ConfigError: if the run has done more updates than `trainer.max_steps` allows now.
+        ConfigError: if the run has done more updates than `trainer.max_steps` allows now, or if a new run would write
+            into a folder that holds checkpoints.
     """
     if not cfg.resume:
+        if is_first_process() and checkpoints.list_checkpoints(Path(cfg.run_dir)):
+            expected = "a folder without checkpoints, or `resume` it"
+            raise ConfigError.wrong("run_dir", expected=expected, got=str(cfg.run_dir))
         return None
     checkpoint = checkpoints.newest(Path(cfg.run_dir).absolute(), first=is_first_process())
     done = checkpoints.steps_of(checkpoint) if checkpoint else 0
@@ -36,15 +40,8 @@ def newest_checkpoint(cfg: DictConfig) -> Path | None:
 
 
 def prepare_folder(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> bool:
-    """Cut the records of a resumed run back to its checkpoint and say what happens; False if nothing is left to do.
-
-    Raises:
-        ConfigError: if a new run would write into a folder that holds checkpoints.
-    """
+    """Cut the records of a resumed run back to its checkpoint and say what happens; False if nothing is left to do."""
     if not cfg.resume:
-        if is_first_process() and checkpoints.list_checkpoints(folder):
-            expected = "a folder without checkpoints, or `resume` it"
-            raise ConfigError.wrong("run_dir", expected=expected, got=str(folder))
         say(f"run folder: {folder}")  # before anything slow, so that each of several runs can be watched
         return True
     trained = (

@@ -135,6 +135,21 @@ def test_tokens_that_the_teacher_lacks_are_not_scored(module: OnPolicyDistillati
     assert [x is None for x in line["turns"][2]["student"]] == [False, True]
 
 
+def test_a_counter_that_only_one_rank_has_seen_is_a_mean_over_all(
+    module: OnPolicyDistillation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: dict[str, float] = {}
+    module.log = lambda key, value, **_: logged.__setitem__(key, float(value))  # type: ignore[method-assign, assignment]
+    here = [replace(MADE, metrics={}), replace(MADE, metrics={})]
+    there = [replace(MADE, metrics={"found": 4.0}), replace(MADE, metrics={})]
+    counters = [("found", MADE.task)]
+    others = iter([counters, RolloutMetrics().values(there, 5, counters)])
+    monkeypatch.setattr("opdlight.callbacks.rollouts.all_gather", lambda mine: [mine, next(others, mine)])
+    outputs = {"step": Step(trajectories=here, version=5)}
+    RolloutMetrics().on_train_batch_end(None, module, outputs, None, 0)  # type: ignore[arg-type]
+    assert logged[f"env/found/{MADE.task}"] == 1.0
+
+
 def test_rollout_metrics_by_hand(module: OnPolicyDistillation) -> None:
     logged: dict[str, float] = {}
     module.log = lambda key, value, **_: logged.__setitem__(key, float(value))  # type: ignore[method-assign, assignment]

@@ -241,9 +241,11 @@ def test_what_cannot_go_on_is_one_message(
         f"resume={tmp_path}"
     )
     assert "Expected `resume` to be of one run, but got '--multirun'" in said(f"resume={whole[0]}", "--multirun")
+    described = {name: (whole[0] / name).read_text() for name in ("overrides.json", "config.yaml", "versions.json")}
     assert "Expected `run_dir` to be a folder without checkpoints, or `resume` it" in said(
-        *SMALL, f"hydra.run.dir={whole[0]}"
+        *SMALL, "seed=7", f"hydra.run.dir={whole[0]}"
     )
+    assert {name: (whole[0] / name).read_text() for name in described} == described  # a resume needs them
     folder = stopped_after(1, whole[0], tmp_path / "run")
     for state in folder.glob("checkpoints/*/state.pt"):
         state.unlink()

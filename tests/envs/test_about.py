@@ -9,7 +9,7 @@ from gymnasium.envs.registration import load_env_creator
 
 import opdlight.envs  # noqa: F401
 from opdlight.envs.alfworld.env import ALFWorldEnv
-from opdlight.envs.base import TextEnv
+from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv
 from opdlight.envs.math_dataset import MathDatasetEnv
 from opdlight.envs.toy_text import ToyTextEnv
 from opdlight.envs.webshop.env import WebShopEnv
@@ -22,6 +22,28 @@ def test_every_registered_environment_says_its_source_and_its_licence(name: str)
     about: Any = load_env_creator(str(gymnasium.registry[name].entry_point)).about()
     how = "set `source` and `licence` in the class, or override `TextEnv.about` where they depend on its arguments"
     assert about.source and about.licence, f"{name}: {how}"
+
+
+class Highest:
+    """Draws the highest number."""
+
+    def integers(self, high: int) -> int:
+        return high - 1
+
+
+@pytest.mark.parametrize("name", ["ALFWorld", "MiniGrid", "TextWorld", "ToyText", "WebShop"])
+def test_an_episode_without_a_seed_is_one_to_train_on(name: str) -> None:
+    env: Any = gymnasium.make(f"opdlight/{name}-v0").unwrapped
+    env.reset(seed=0)
+    env._np_random = Highest()
+    drawn = env.reset()[0]
+    assert drawn == env.reset(seed=FIRST_HELD_OUT_SEED - 1)[0]
+
+
+@pytest.mark.parametrize("name", ["ALFWorld", "MiniGrid", "TextWorld", "ToyText", "WebShop"])
+def test_a_seed_may_be_any_size(name: str) -> None:
+    env: Any = gymnasium.make(f"opdlight/{name}-v0").unwrapped
+    assert env.reset(seed=2**64 + 1)[0] == env.reset(seed=2**64 + 1)[0]
 
 
 class Own(TextEnv):

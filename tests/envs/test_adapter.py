@@ -241,6 +241,9 @@ def test_actions_may_be_numbered_from_another_number_than_0() -> None:
         ({"success_above": -5.0}, (-1.0, True, False, {}), (True, False, True)),
         ({"success_above": 1.0}, (1.0, True, False, {}), (True, False, False)),
         ({}, (np.float32(0.5), np.True_, np.False_, {}), (True, False, True)),
+        ({}, (1.0, True, False, {"success": None, "is_success": False}), (True, False, False)),
+        ({}, (1.0, True, False, {"success": np.array([0])}), (True, False, False)),
+        ({"success_key": "won"}, (1.0, True, False, {"won": None}), (True, False, False)),
         ({"max_turns": 1}, (1.0, False, False, {"success": True}), (True, False, True)),
         ({"max_turns": 1, "success_key": "won"}, (1.0, False, False, {}), (False, True, False)),
     ],
@@ -255,6 +258,23 @@ def test_success(how: dict[str, Any], end: Any, flags: tuple[bool, bool, bool]) 
 def test_figures_of_the_environment_are_kept() -> None:
     info = scripted((1.0, False, False, {"metrics": {"steps": 2.0}, "more": 3})).step("pull")[4]
     assert (info["metrics"], info["more"]) == ({"steps": 2.0, **ADMISSIBLE}, 3)
+
+
+def test_of_what_an_environment_calls_metrics_only_numbers_are_kept() -> None:
+    odd = {"mean": np.float32(0.5), "won": True, "name": "x", "all": [1.0], "none": None, "nan": np.nan, 3: 1.0}
+    info = scripted((1.0, False, False, {"metrics": odd})).step("pull")[4]
+    assert info["metrics"] == {"mean": 0.5, "won": 1.0, **ADMISSIBLE}
+    assert {type(number) for number in info["metrics"].values()} == {float}
+    for other in (None, [1.0], "steps"):
+        assert scripted((1.0, False, False, {"metrics": other})).step("pull")[4]["metrics"] == ADMISSIBLE
+
+
+@pytest.mark.parametrize("mask", [[1], np.ones((2, 2)), {"pull": 1}, None, 1])
+def test_an_action_mask_of_another_form_says_nothing(mask: Any) -> None:
+    env = scripted((0.0, False, False, {"action_mask": mask}), (0.0, False, False, {"action_mask": [True, False]}))
+    for listed in (["push it", "pull"], ["push it"]):
+        info = env.step("pull")[4]
+        assert (info["admissible_commands"], info["metrics"]) == (listed, ADMISSIBLE)
 
 
 def test_an_action_mask_says_what_is_admissible() -> None:
@@ -336,11 +356,19 @@ def test_what_cannot_be_said_is_refused(name: str, adapter: dict[str, Any], mess
         ({}, ({"a": 1.0}, False, False, {}), ConfigError, "Script gives several rewards at a time"),
         ({}, (float("nan"), False, False, {}), EnvError, "reward of Script to be a finite number, but got nan"),
         ({"success_key": "won"}, (0.0, True, False, {"lost": 1}), ConfigError, r"_key` to be in .*ends \(.*lost"),
+        ({}, (0.0, True, False, {"success": "False"}), ConfigError, r"true or false, which 'success' is not"),
+        ({"success_key": "won"}, (0.0, True, False, {"won": 0.3}), ConfigError, r"_key` .*'won' is not.* got 0\.3"),
+        ({}, (0.0, True, False, {"is_success": np.ones(2)}), ConfigError, r"which 'is_success' is not"),
     ],
 )  # fmt: skip
 def test_what_the_first_step_shows(how: dict[str, Any], end: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         scripted(end, **how).step("pull")
+
+
+def test_a_misspelt_key_of_the_adapter_is_named_without_a_config() -> None:
+    with pytest.raises(ConfigError, match=r"`adapter` to be .*mean 'observation'\?\), but got 'obsrvation'"):
+        make_text_env("Taxi-v4", adapter={"obsrvation": f"{HERE}.cell"})
 
 
 def test_observations_are_texts() -> None:

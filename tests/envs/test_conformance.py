@@ -133,6 +133,13 @@ class IneffectiveAndInadmissible(GuessEnv):
         return *rest, info | {"metrics": counts}  # type: ignore[return-value]
 
 
+class CountsTheFirstOnly(GuessEnv):
+    def step(self, action: str) -> Step:
+        *rest, info = super().step(action)
+        counts = action_counts(parsed=True, admissible=True) if self.turn == 1 else {}
+        return *rest, info | {"metrics": counts}  # type: ignore[return-value]
+
+
 class NoSuccess(GuessEnv):
     def step(self, action: str) -> Step:
         *rest, info = super().step(action)
@@ -219,6 +226,7 @@ BROKEN: list[tuple[type[GuessEnv], str]] = [
     (CountsTwice, "Rule `actions` broken .step 2.*exactly one of admissible_actions"),
     (OnlyBad, "Rule `actions` broken .step 1"),
     (IneffectiveAndInadmissible, "Rule `actions` broken .step 1.*admissible actions only"),
+    (CountsTheFirstOnly, "Rule `actions` broken .step 2.*at some steps none is counted"),
     (NoSuccess, "Rule `success` broken .*must be a bool"),
     (TruncatedSuccess, "Rule `success` broken .*terminated"),
     (RaisesOnText, "Rule `bad-action` broken .*UnicodeError"),

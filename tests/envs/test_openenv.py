@@ -237,6 +237,7 @@ def test_success_is_what_the_config_says(real: str) -> None:
     assert ends("echo", *three) == (False, True, False, pytest.approx(1.2))  # the server never ends it
     assert ends("echo", *three, ends_at_success=True) == (False, True, False, pytest.approx(1.2))
     assert ends("echo", *three, ends_at_success=True, success_by="return") == (True, False, True, pytest.approx(1.2))
+    assert ends("echo", "a" * 10, "a", "a")[:3] == (False, True, False), "only `ends_at_success` ends it"
     assert ends("echo", "a" * 10, ends_at_success=True) == (True, False, True, 1.0)
 
 
@@ -362,7 +363,8 @@ def test_no_server_is_one_error_that_names_the_key() -> None:
         pytest.raises(ConfigError, match=r"OpenEnv server, but got .* without /schema"),
     ):
         make(other.url)
-    for wrong in ("localhost:8000", "ws://host", "http://me:secret@host"):
+    wrongs = ("http://[::1", "http://host:99999", "http://host:0", "http://host?token=x", "http://h/#x", "http://\x00")
+    for wrong in ("localhost:8000", "ws://host", "http://me:secret@host", "http://me:secret@[::1", *wrongs):
         with pytest.raises(ConfigError, match="`url` to be like http://host:8000, without user") as error:
             make(wrong)
         assert "secret" not in str(error.value)
@@ -373,6 +375,10 @@ def test_no_server_is_one_error_that_names_the_key() -> None:
     task.tasks["openenv"].env.update(url=url, retries=0)
     with pytest.raises(ConfigError, match=r"`task\.tasks\.openenv\.env`: Expected `url`"):
         task.check_envs()
+
+
+def test_an_address_may_be_spelt_in_capitals(fake: FakeOpenEnv) -> None:
+    assert play(make(f"{fake.url.replace('http', 'HTTP')}/"), "5")[1][:3] == ("Right!", 1.0, True)
 
 
 def test_without_the_client_of_websockets(fake: FakeOpenEnv, monkeypatch: pytest.MonkeyPatch) -> None:

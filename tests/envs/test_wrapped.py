@@ -131,6 +131,34 @@ def test_arguments_are_checked_before_anything_else(env: dict[str, Any], message
         TaskMixture({"a": Task(env=env, teacher="t")}).check_envs()
 
 
+class Fails(Count):
+    """Its author's mistake."""
+
+    closed = 0
+
+    def __init__(self, fails: bool = True) -> None:
+        super().__init__()
+        if fails:
+            raise ValueError("a mistake of its author")
+
+    def close(self) -> None:
+        Fails.closed += 1
+
+
+def test_what_an_environment_raises_when_it_is_made_names_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = gymnasium.envs.registration.EnvSpec("test/Fails-v0", Fails)
+    monkeypatch.setitem(gymnasium.registry, "test/Fails-v0", spec)
+    good = Task(env={"id": "test/Fails-v0", "fails": False}, teacher="t")
+    bad = Task(env={"id": "test/Fails-v0"}, teacher="t")
+    with pytest.raises(ValueError, match="a mistake of its author") as error:
+        TaskMixture({"bad": bad, "good": good}).check_envs()
+    assert error.value.__notes__ == ["This came from the environment of `task.tasks.bad.env`."]
+    assert Fails.closed == 1, "the others are closed"
+    wrong = Task(env={"id": "CartPole-v1"}, teacher="t")
+    with pytest.raises(ConfigError, match=r"^`task\.tasks\.wrong\.env`: .* is no text"):
+        TaskMixture({"bad": bad, "wrong": wrong}).check_envs()
+
+
 def test_what_is_no_environment_is_named() -> None:
     with pytest.raises(ConfigError, match=r"Expected a gymnasium\.Env, but got int"):
         text_env(3)  # type: ignore[arg-type]

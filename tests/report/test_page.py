@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 from made_up import lines, make_run, trajectory
+from matplotlib.figure import Figure
 from numpy.random import default_rng
 
 from opdlight.report.build import Section, report
 from opdlight.report.build import page as page_of
+from opdlight.report.curves import draw_curves
+from opdlight.report.draw import Chart, chart
+from opdlight.report.outcome import draw_outcome
 from opdlight.report.read import read_run
 from opdlight.report.turns import draw_turns, turn_lines, wasted_tables
 
@@ -172,6 +176,31 @@ def test_a_run_that_did_not_note_turns_and_actions_has_its_page(tmp_path: Path) 
     assert (list(wasted_tables(found)), list(turn_lines(found))) == ([], [])
     text = page_of([found], [Section(slug="turns", title="Turns", charts=charts)], 10)
     assert "Coverage by turn · alfworld" in text and "Actions that were wasted" not in text
+
+
+def test_a_task_of_one_update_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "metrics.csv").write_text("loss/train,rollout/success/sums,step\n0.5,,0\n0.4,0.25,1\n")
+    run = read_run(tmp_path, "A")
+    seen: dict[str, list[str]] = {}
+
+    def shown(slug: str, title: str, caption: str, figure: Figure, *, wide: bool = False) -> Chart:
+        seen[slug] = [str(line.get_marker()) for line in figure.axes[0].lines if line.get_linewidth() == 2]
+        return chart(slug, title, caption, figure, wide=wide)
+
+    monkeypatch.setattr("opdlight.report.curves.chart", shown)
+    list(draw_curves([run], ["sums"]))
+    assert seen == {"curve loss/train": ["None"], "curve rollout/success/sums": ["."]}
+
+
+def test_the_teacher_has_its_name_though_the_first_task_has_none(tmp_path: Path) -> None:
+    make_run(tmp_path, updates=3, trajectories=1)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    known = summary["tasks"]["sums"]
+    assert known["teacher"]
+    summary["tasks"] = {"a_test": {**known, "teacher": None}, "sums": known}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (drawn,) = draw_outcome([read_run(tmp_path, "A")])
+    assert ">teacher<" in drawn.svg
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:

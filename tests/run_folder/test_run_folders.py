@@ -1,5 +1,6 @@
 """Run folders: two runs never share one, and their names contain what was overridden."""
 
+import errno
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -178,6 +179,30 @@ def test_a_run_that_was_refused_leaves_no_folder(
     with pytest.raises(SystemExit) if arguments[0] != "seed=1" else nullcontext():
         hydra_entry("toy", Small, conf=Path("../conf").absolute())(refused)()
     assert {str(p.relative_to(at)) for p in [*at.glob("*"), *at.glob("sweep/*")]} == left
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_run_that_stops_later_keeps_all_that_it_wrote(tmp_path: Path, sweep: bool) -> None:
+    run = tmp_path / "0_seed-1" if sweep else tmp_path
+    if sweep:
+        (tmp_path / "multirun.yaml").write_text("")
+    for name in ("config.yaml", "metrics.csv", "events/events.out.tfevents.1"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("")
+    (run / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    remove_refused(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_refused_folder_that_cannot_be_removed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(folder: Path) -> None:
+        raise OSError(errno.EBUSY, "busy", str(folder))
+
+    (tmp_path / "config.yaml").write_text("")
+    monkeypatch.setattr("shutil.rmtree", busy)
+    remove_refused(tmp_path)  # it hides no other error
+    assert (tmp_path / "config.yaml").exists()
 
 
 HOLDS = """

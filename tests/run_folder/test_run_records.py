@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+from matplotlib.figure import Figure
+
 from opdlight.run_folder.records import MetricsFile, lengths, truncate
+from opdlight.run_folder.summary import curves
 
 
 def test_metrics_get_rows_and_columns(tmp_path: Path) -> None:
@@ -40,3 +44,12 @@ def test_records_go_back_to_what_they_were(tmp_path: Path) -> None:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["alarms.jsonl", "metrics.csv", "student.json"]
     truncate(tmp_path, {})
     assert [p.name for p in tmp_path.iterdir()] == ["student.json"]
+
+
+def test_curves_show_a_task_that_was_trained_on_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "metrics.csv").write_text("loss/train,rollout/success/sums,step\n0.5,,0\n0.4,0.25,1\n")
+    drawn: list[Figure] = []
+    monkeypatch.setattr("opdlight.run_folder.summary.plt.close", drawn.append)
+    curves(tmp_path)
+    panels = {axis.get_title(): [line.get_marker() for line in axis.lines] for axis in drawn[0].axes}
+    assert panels["success"] == ["."] and panels["loss (nats)"] == ["None"], "a line of one point is not seen"

@@ -4,16 +4,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 import opdlight.envs  # noqa: F401
 from opdlight.config import CONF
+from opdlight.data.tasks import Task
 from opdlight.errors import ConfigError
 from opdlight.tasks import new
 from opdlight.tasks.detail import detail
-from opdlight.tasks.found import FoundOption, find_option, find_tasks, own_folder, task_files
+from opdlight.tasks.found import FoundOption, env_facts, find_option, find_tasks, own_folder, task_files
 from opdlight.tasks.table import LEGEND, environment_table, registered, task_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,6 +161,34 @@ def test_an_episode_that_cannot_be_shown_is_explained() -> None:
     hub = "\n".join(detail(*find_tasks("paper_math", None), None))
     assert "making the environment may download the rows: python -m opdlight.tasks play paper_math.math\n" in hub
     assert "other tasks of it: paper_math.aime24, " in hub
+
+
+def test_no_server_is_asked_for_an_episode_that_nobody_plays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opdlight.envs.openenv.server.httpx2.Client", None)
+    said = "\n".join(detail(*find_tasks("openenv", None), None))
+    assert "because making the environment asks its server, and again while there is none: python -m" in said
+
+
+@pytest.mark.parametrize(
+    ("env", "turns"),
+    [
+        ({"id": "FrozenLake-v1"}, 100),  # of its registration
+        ({"id": "FrozenLake-v1", "max_episode_steps": 150}, 150),
+        ({"id": "FrozenLake-v1", "max_episode_steps": 7, "adapter": {"max_turns": 12}}, 7),
+        ({"id": "FrozenLake-v1", "adapter": {"max_turns": 12}}, 12),
+        ({"id": "Blackjack-v1"}, None),
+        ({"id": "Blackjack-v1", "adapter": None}, None),
+        ({"id": "Blackjack-v1", "adapter": {"max_turns": 12}}, 12),
+        ({"id": "own:Few-v0"}, 5),
+        ({"id": "own:Few-v0", "max_episode_steps": 6}, 6),
+        ({"id": "own:Few-v0", "max_episode_steps": 9}, 7),
+    ],
+)
+def test_turns_are_those_of_the_smallest_limit(env: dict[str, Any], turns: int | None, mine: Path) -> None:
+    assert env_facts("env", env).turns == turns
+    if env["id"] == "FrozenLake-v1":
+        words = {"actions": [*"abcd"], "observation": "builtins.repr", **env.get("adapter", {})}
+        assert Task(env={**env, "adapter": words}).make_env().max_turns == turns
 
 
 def test_the_command_lists_without_torch(mine: Path) -> None:

@@ -61,6 +61,7 @@ def test_training_and_held_out_episodes_differ(written: Path) -> None:
         ("My-Task", "lower-case Python identifier"), ("2d", "identifier"), ("../up", "identifier"), ("é", "identifier"),
         ("class", "identifier"), ("null", "identifier"), ("on", "identifier"), ("play", "identifier"),
         ("alfworld", "opdlight's task 'alfworld'"), ("json", "module that Python finds .*json"), ("sys", "built-in"),
+        ("a" * 250, "at most 100 characters"),
     ],
 )  # fmt: skip
 def test_a_name_that_cannot_be_is_one_error(name: str, message: str, tmp_path: Path) -> None:
@@ -80,6 +81,11 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="`--folder` to be a folder that can be written"):
         new.write("own_maze", "many", tmp_path / "file")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "conf").write_text("a file, and no folder")
+    with pytest.raises(ConfigError, match="`--folder` to be a folder that can be written"):
+        new.write("own_maze", "many", tmp_path / "half")
+    assert [f.name for f in (tmp_path / "half").iterdir()] == ["conf"], "what cannot be finished is not begun"
 
 
 def test_the_class_has_a_name_that_the_file_does_not_use_otherwise() -> None:

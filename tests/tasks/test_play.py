@@ -1,15 +1,20 @@
 """`python -m opdlight.tasks play`: a person or the expert plays any task in the terminal."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import opdlight.envs  # noqa: F401
+from opdlight.envs.base import TextEnv
 from opdlight.envs.toy_games import GAMES
 from opdlight.errors import ConfigError, NoExpertError
 from opdlight.tasks.play import main
 
+ROOT = Path(__file__).resolve().parents[2]
 OWN = """import gymnasium
 from opdlight.envs.base import TextEnv
 
@@ -64,6 +69,27 @@ def test_a_person_plays_and_may_leave(answers: list[str], capsys: pytest.Capture
     assert capsys.readouterr().out.endswith("left the game\n")
 
 
+def test_ctrl_c_leaves_the_game_and_closes_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press(_: str) -> str:
+        assert signal.getsignal(signal.SIGINT) is not signal.SIG_DFL, "it would end the process here"
+        signal.raise_signal(signal.SIGINT)
+        return ""
+
+    closed: list[str] = []
+    monkeypatch.setattr(TextEnv, "close", lambda env: closed.append("closed"))
+    monkeypatch.setattr("builtins.input", press)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the start of a command leaves it
+    try:
+        assert main(["opdlight/ToyText-v0", "game=CliffWalking-v1"]) == 1
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert closed == ["closed"]
+    assert capsys.readouterr().out.endswith("left the game\n")
+
+
 def test_an_environment_of_one_s_own_is_played(
     answers: list[str], beside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +97,12 @@ def test_an_environment_of_one_s_own_is_played(
     answers.append("back")
     assert main(["own:Own-v0", "word=back"]) == 0
     assert "success: reward 1" in capsys.readouterr().out
+
+
+def test_output_that_is_cut_ends_the_game_without_a_word() -> None:
+    command = f"{sys.executable} -m opdlight.tasks play frozen_lake --expert | true"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ended.stderr == ""
 
 
 MISTAKES: dict[str, tuple[list[str], Any]] = {
@@ -83,13 +115,15 @@ MISTAKES: dict[str, tuple[list[str], Any]] = {
     "name=value": (["opdlight/ToyText-v0", "game"], ConfigError),
     "`env.size`": (["opdlight/ToyText-v0", "size=true"], ConfigError),
     "`--seed` to be 0 or more": (["sums", "--seed", "-1"], ConfigError),
+    "Without --expert you play": (["own:Own-v0", "--expert"], NoExpertError),
     "shortest path": (["frozen_lake", "is_slippery=true", "--expert"], NoExpertError),
     "`--config-dir` to be a folder that exists": (["sums", "--config-dir", "nowhere"], ConfigError),
 }
 
 
 @pytest.mark.parametrize("message", MISTAKES)
-def test_a_mistake_is_one_error(message: str) -> None:
+def test_a_mistake_is_one_error(message: str, beside: Path) -> None:
+    (beside / "own.py").write_text(OWN)
     arguments, kind = MISTAKES[message]
     with pytest.raises(kind, match=message):
         main(arguments)
