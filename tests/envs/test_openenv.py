@@ -163,8 +163,8 @@ def test_tools(real: str) -> None:
     call = '{"name": "%s", "arguments": %s}'
     found = play(
         env,
-        call % ("look", "{}"),
-        "I add.<tool_call>\n%s\n</tool_call>" % (call % ("add", '{"a": 1, "b": 2}')),
+        "<tool_call>%s</tool_call>" % (call % ("look", "{}")),
+        "I add.<tool_call>\n```json\n%s\n```\n</tool_call>" % (call % ("add", '{"a": 1, "b": 2}')),
         call % ("add", '"{\\"a\\": 1, \\"b\\": 2}"'),
         call % ("add", '{"a": 1}'),
         call % ("multiply", "{}"),
