@@ -1,6 +1,7 @@
 """What tests of several folders share."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from tests.tiny_models import save_tiny
 
+# Ray starts its workers at nice 15, so on busy cores its engines would wait for all other tests
+os.environ.setdefault("RAY_worker_niceness", "0")
 # files that take most of the time: begun first, so that no process is left with a long one while the others have ended
 LONG = ("tests/end_to_end/", "tests/tools/test_tools.py", "tests/lab/", "tests/test_wheel.py", "tests/report/")
 
