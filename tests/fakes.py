@@ -86,6 +86,7 @@ class CheckpointedLayers(L.Callback):
 
     def __init__(self) -> None:
         self.calls: list[int] = []  # by layer
+        self.before = 0  # updates that a resumed run had made
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         layers = [m for m in pl_module.student.modules() if isinstance(m, GradientCheckpointingLayer)]
@@ -100,6 +101,10 @@ class CheckpointedLayers(L.Callback):
 
         return count
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.before = trainer.global_step
+
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if not self.calls or min(self.calls) < trainer.global_step:
-            raise RuntimeError(f"{trainer.global_step} updates, but the layers were checkpointed {self.calls} times")
+        updates = trainer.global_step - self.before
+        if not self.calls or min(self.calls) < updates:
+            raise RuntimeError(f"{updates} updates, but the layers were checkpointed {self.calls} times")
