@@ -13,7 +13,7 @@ from gymnasium import spaces
 from opdlight.bounds import FiniteFloat, PositiveInt
 from opdlight.envs.actions import action_counts
 from opdlight.envs.adapted_actions import NamedActions, actions_of, described, is_text
-from opdlight.envs.base import FIRST_HELD_OUT_SEED, TextEnv, on_side_of, read_action, redraw
+from opdlight.envs.base import TextEnv, on_side_of, read_action, redraw
 from opdlight.errors import ConfigError, EnvError
 
 DEFAULT_MAX_TURNS = 100
@@ -87,8 +87,7 @@ class AdaptedTextEnv(TextEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin the episode of the seed."""
         super().reset(seed=seed)
-        if seed is None:
-            seed = int(self.np_random.integers(FIRST_HELD_OUT_SEED))
+        seed = self.episode_seed(seed)
         for draw in range(REDRAWS if self.adapter.separate_starts else 1):
             observation, info = self.env.reset(seed=redraw(seed, draw), options=options)
             self._text = self._said(observation)

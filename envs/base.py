@@ -164,6 +164,10 @@ class TextEnv(gymnasium.Env[str, str]):
             missing=tuple(f"extra {extra}" for extra in dict.fromkeys(absent)),
         )
 
+    def episode_seed(self, seed: int | None) -> int:
+        """The seed of an episode: that of `reset`, after `super().reset(seed=seed)`; else one of training is drawn."""
+        return int(self.np_random.integers(FIRST_HELD_OUT_SEED)) if seed is None else seed
+
     def reply(self, command: str) -> str:
         """The text of an answer that plays `command`, in the form that the prompt asks for; here the command alone."""
         return command

@@ -103,7 +103,7 @@ class QuestionEnv(TextEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """The question of `seed`, followed by the instruction; with a template, both where it puts them."""
         super().reset(seed=seed)
-        question = self.pose(int(self.np_random.integers(10**9)) if seed is None else seed)
+        question = self.pose(self.episode_seed(seed))
         if self._template is not None:
             return self._template.render(question=question, instruction=self.instruction), {}
         return (f"{question}\n{self.instruction}" if self.instruction else question), {}

@@ -17,6 +17,21 @@ from opdlight.errors import ConfigError, EnvError
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
+_GAME_TURN = r"""
+{% if history %}
+You have taken {{ history | length }} steps so far. The last {{ history[-2:] | length }} were:
+{% for step in history[-2:] %}
+[Observation {{ step.number }}: '{{ step.observation }}', Action {{ step.number }}: '{{ step.action }}']
+{% endfor %}
+{% endif %}
+You are now at step {{ history | length + 1 }}. Your current observation is: {{ observation }}
+Your admissible actions are:
+['{{ admissible_actions | join("',\n'") }}']
+
+First reason step by step about the situation, within <think> </think> tags. Then choose one admissible action and write it within <action> </action> tags.
+"""  # noqa: E501
+
+
 class Step(NamedTuple):
     """A past step, as a template sees it in the slot `history` of a task of several turns."""
 
@@ -102,6 +117,16 @@ class PromptTemplate:
             return self._template.render(**values)
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise EnvError(f"`{self._key}` cannot be filled: {error}") from error
+
+
+def game_template(opening: str, later: Mapping[str, Any]) -> PromptTemplate:
+    """One turn of a text game as a complete prompt: task, last two steps, what is seen, what can be done.
+
+    Args:
+        opening: who the player is, and the slot `task`.
+        later: the slots in a later turn, to try the template with.
+    """
+    return PromptTemplate(opening + _GAME_TURN, ({**later, "history": []}, later), required=["observation"])
 
 
 def turn_template(own: PromptTemplate, prompt: str, path: str | None) -> PromptTemplate:

@@ -45,7 +45,7 @@ class ToyTextEnv(TextEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Draw the map or the start of `seed` and describe it."""
         super().reset(seed=seed)
-        self.game.start(int(self.np_random.integers(10**9)) if seed is None else seed)
+        self.game.start(self.episode_seed(seed))
         self._turn = 0
         self._best_action: dict[int, str] | None = None
         return f"{self.game.introduction()}{self.game.describe()}", {}

@@ -81,8 +81,7 @@ class ALFWorldEnv(TextEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start the game of the seed."""
         super().reset(seed=seed)
-        if seed is None:
-            seed = int(self.np_random.integers(FIRST_HELD_OUT_SEED))
+        seed = self.episode_seed(seed)
         self._play = Play(_game(self.design, self._split(seed), seed))
         self._expert: Expert = EXPERTS[self.expert](self._play)
         self._history: list[Step] = []

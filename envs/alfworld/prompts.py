@@ -1,6 +1,6 @@
 """What the language model reads and how its answer is understood."""
 
-from opdlight.envs.templates import PromptTemplate, Step
+from opdlight.envs.templates import Step, game_template
 
 CONVERSATION = (
     "Solve the task in this room. Answer with one action: go to X, open X, close X, take O from X, move O to X, use O, "
@@ -14,21 +14,4 @@ LATER = {  # the slots of a template, in the third turn
     "admissible_actions": ["look", "take mug 1 from desk 1"],
 }
 # one turn as a complete prompt: the task, the last two steps, what is seen, what can be done
-PAPER = PromptTemplate(
-    r"""
-You are an expert agent in the ALFRED embodied environment. Your task is to: {{ task }}.
-{% if history %}
-You have taken {{ history | length }} steps so far. The last {{ history[-2:] | length }} were:
-{% for step in history[-2:] %}
-[Observation {{ step.number }}: '{{ step.observation }}', Action {{ step.number }}: '{{ step.action }}']
-{% endfor %}
-{% endif %}
-You are now at step {{ history | length + 1 }}. Your current observation is: {{ observation }}
-Your admissible actions are:
-['{{ admissible_actions | join("',\n'") }}']
-
-First reason step by step about the situation, within <think> </think> tags. Then choose one admissible action and write it within <action> </action> tags.
-""".removeprefix("\n"),  # noqa: E501
-    ({**LATER, "history": []}, LATER),
-    required=["observation"],
-)
+PAPER = game_template("You are an expert agent in the ALFRED embodied environment. Your task is to: {{ task }}.", LATER)

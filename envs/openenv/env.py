@@ -93,8 +93,7 @@ class OpenEnvEnv(TextEnv):
             EnvError: if the environment cannot begin this episode.
         """
         super().reset(seed=seed)
-        if seed is None:
-            seed = int(self.np_random.integers(FIRST_HELD_OUT_SEED))
+        seed = self.episode_seed(seed)
         self._turn, self._return = 0, 0.0
         message = {**self._arguments, **self._task(seed), "seed": seed}
         try:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from opdlight.bounds import PositiveInt
 from opdlight.envs.actions import action_counts
-from opdlight.envs.base import FIRST_HELD_OUT_SEED, About, TextEnv, read_action, unknown_name
+from opdlight.envs.base import About, TextEnv, read_action, unknown_name
 from opdlight.envs.templates import Step, turn_template
 from opdlight.envs.textworld.design import GAMES, LEVELS, OBJECTIVES, REWARDS, Design
 from opdlight.envs.textworld.files import find_games
@@ -91,8 +91,7 @@ class TextWorldEnv(TextEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start the game of the seed."""
         super().reset(seed=seed)
-        if seed is None:
-            seed = int(self.np_random.integers(FIRST_HELD_OUT_SEED))
+        seed = self.episode_seed(seed)
         self._play = self._start(seed)
         self._objective = "" if self.design.objective == "none" else self._play.objective.strip()
         self._history: list[Step] = []

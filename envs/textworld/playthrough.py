@@ -1,10 +1,11 @@
 """A playthrough of a TextWorld game by TextWorld's own rules; subclasses say what is read."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 
-class Playthrough:
+class Playthrough(ABC):
     """One playthrough, from its start. The game is only read; all playthroughs share it.
 
     A quest is completed when the conditions of one of its events hold, once unless it can be repeated, and lost
@@ -66,9 +67,9 @@ class Playthrough:
         policy = self._policy.winning_policy
         return self._words(policy[0]) if policy else "look"
 
+    @abstractmethod
     def _say(self, command: str, action: Any, gained: int) -> str:
         """What is read after an action that `gained` so many points."""
-        raise NotImplementedError
 
     def _possible(self) -> dict[str, Any]:
         rules, constants = self.game.kb.rules.values(), self.game.kb.types.constants_mapping

@@ -90,8 +90,7 @@ class WebShopEnv(TextEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Open the shop with the goal of the seed."""
         super().reset(seed=seed)
-        if seed is None:
-            seed = int(self.np_random.integers(FIRST_HELD_OUT_SEED))
+        seed = self.episode_seed(seed)
         self.goal = self.catalogue.goal(self._number(seed))
         self.session = Session(self.catalogue, self.goal.instruction, self.show_attributes)
         self._expert = Expert(self.catalogue, self.goal, self.nouns)

@@ -1,7 +1,6 @@
 """List, show, play and write tasks: `python -m opdlight.tasks [<task> | play <task> | new <name>]`."""
 
 import sys
-from pathlib import Path
 
 import opdlight.envs  # noqa: F401  (registers the environments)
 from opdlight.errors import OpdError
@@ -10,7 +9,7 @@ from opdlight.system.console import progress, say, show
 from opdlight.system.pipes import may_be_cut
 from opdlight.tasks import new, play
 from opdlight.tasks.detail import detail
-from opdlight.tasks.found import find_option, find_tasks, own_folder, task_files
+from opdlight.tasks.found import add_config_dir, find_option, find_tasks, own_folder, task_files
 from opdlight.tasks.table import LEGEND, environment_table, task_table
 
 HELP = """List the tasks there are, opdlight's and your own; show one in full; play it; write one.
@@ -43,11 +42,7 @@ def _list(arguments: list[str]) -> None:
     """`python -m opdlight.tasks` and `python -m opdlight.tasks <task>`."""
     parser = argument_parser(HELP, "python -m opdlight.tasks")
     parser.add_argument("task", nargs="?", help="the one to show in full (with a dot one of several: agent_math.sums)")
-    parser.add_argument(
-        "--config-dir",
-        type=Path,
-        help="a folder of your own with task/<name>.yaml in it (default: conf, if it is there)",
-    )
+    add_config_dir(parser)
     options = parser.parse_args(arguments)
     own = own_folder(options.config_dir)
     if options.task is not None:

@@ -1,6 +1,7 @@
 """Which tasks there are, and what is known of each without making its environment or loading a model."""
 
 import inspect
+from argparse import ArgumentParser
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,6 @@ from opdlight.envs.base import About, TextEnv, unknown_name
 from opdlight.errors import ConfigError
 
 MISSING = "???"
-# the help of the option of this name
-CONFIG_DIR = "a folder of your own with task/<name>.yaml in it (default: conf, or the current folder)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +77,12 @@ class FoundOption:
     def shown(self) -> list[FoundTask]:
         """The tasks that it trains on; all, if it trains on none."""
         return [task for task in self.tasks if task.trained] or self.tasks
+
+
+def add_config_dir(parser: ArgumentParser) -> None:
+    """The option that `own_folder` takes."""
+    about = "a folder of your own with task/<name>.yaml in it (default: conf, or the current folder)"
+    parser.add_argument("--config-dir", type=Path, help=about)
 
 
 def own_folder(given: Path | None) -> Path | None:

@@ -14,7 +14,7 @@ from opdlight.envs.wrapped import make_text_env
 from opdlight.errors import ConfigError, NoExpertError
 from opdlight.system.arguments import argument_parser
 from opdlight.system.console import progress
-from opdlight.tasks.found import find_env_config, own_folder
+from opdlight.tasks.found import add_config_dir, find_env_config, own_folder
 
 HELP = """Play a task in the terminal, or watch its expert play.
 
@@ -38,11 +38,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("changes", nargs="*", metavar="name=value", help="arguments of the environment")
     parser.add_argument("--seed", type=int, default=0, help="the episode (default 0; held-out ones from 1000000000 on)")
     parser.add_argument("--expert", action="store_true", help="let the task's expert play")
-    parser.add_argument(
-        "--config-dir",
-        type=Path,
-        help="a folder of your own with task/<name>.yaml in it (default: conf, if it is there)",
-    )
+    add_config_dir(parser)
     options = parser.parse_intermixed_args(arguments)
     if options.seed < 0:
         raise ConfigError.wrong("--seed", expected="0 or more", got=options.seed)

@@ -10,7 +10,7 @@ from opdlight.train.run import train
 LAKE = (
     "+task.tasks.lake={_target_: opdlight.data.Task, teacher: lab/teacher-sums, turn_tokens: 8, trajectory_tokens: 512,"
     " episodes: 1, env: {id: FrozenLake-v1, max_episode_steps: 4, is_slippery: false, adapter: {"
-    "actions: [left, down, right, up], observation: tests.envs.test_adapter.cell}}}"
+    "actions: [left, down, right, up], observation: tests.envs.foreign_games.cell}}}"
 )
 
 

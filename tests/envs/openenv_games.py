@@ -110,7 +110,7 @@ class Calculator(MCPEnvironment):
         return observation
 
     def _step_impl(self, action: Action, **_: Any) -> Observation:
-        raise NotImplementedError
+        raise NotImplementedError  # the package asks for it; both ways to step are above, and do not come here
 
     @property
     def state(self) -> State:

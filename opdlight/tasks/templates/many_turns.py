@@ -26,7 +26,7 @@ class ManyTurns(TextEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin the episode of a seed; training and held-out seeds share no beginning."""
         super().reset(seed=seed)  # seeds self.np_random
-        seed = int(self.np_random.integers(10**9)) if seed is None else seed
+        seed = self.episode_seed(seed)
         while True:
             self.at, self.exit = (int(door) for door in self.np_random.choice(self.doors, size=2, replace=False))
             if on_side_of(seed, self._where()):
