@@ -8,7 +8,7 @@ floating-point operations, and what they are of the machine's own matrix product
   pass is one product for the hidden states and one for the weight, if it is trained. `score` and `backward` are the
   heads, `watch` holds the student's pass over the vocabulary at the probed positions.
 - The peak is the best of 10 products of two square matrices, before and after the updates, in the dtype of the
-  student's forward pass; of 2,048 rows on a CPU, 8,192 on a GPU.
+  student's forward pass; of 1,024 rows on a CPU, 8,192 on a GPU.
 - `watching in all` is all that is done for callbacks (probing tokens in both models, what they do with it, what they
   write). It is part of the stages above it.
 
@@ -212,7 +212,7 @@ def table(tasks: str, seconds: list[dict[str, float]], flops: list[dict[str, flo
 
 def matrix_product(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the best of 10 products of two square matrices."""
-    size = 8192 if device.type == "cuda" else 2048
+    size = 8192 if device.type == "cuda" else 1024
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     times = []
     for _ in range(10):

@@ -149,7 +149,7 @@ def test_compare_precision(tmp_path: Path) -> None:
 def test_bench_step() -> None:
     said = run("bench_step.py", "--updates", "2", *ENGINE)
     assert "sums: mean of 1 updates" in said
-    stages = {line.split("│")[1].strip() for line in said.splitlines() if line.count("│") == 4}
+    stages = {line.split("│")[1].strip() for line in said.splitlines() if line.count("│") == 8}
     assert {"rollout", "watching in all", "publish"} <= stages, stages
 
 
