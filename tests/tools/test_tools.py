@@ -1,7 +1,6 @@
 """Every tool runs: its help, its errors, and the smallest case of what it does, in a process of its own."""
 
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests.forked import script
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
@@ -20,11 +21,7 @@ ENGINE = ["engine._target_=tests.fakes.AnsweringEngine", "rollout.groups=2", "ta
 
 def run(tool: str, *arguments: str) -> str:
     """What a person sees who starts the tool; it must end with 0."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools" / tool, *arguments],
-        env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = script(ROOT / "tools" / tool, *arguments)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -169,7 +166,7 @@ def test_compare_precision(tmp_path: Path) -> None:
 def test_bench_step() -> None:
     said = run("bench_step.py", "--updates", "2", *ENGINE)
     assert "sums: mean of 1 updates" in said
-    stages = {line.split("│")[1].strip() for line in said.splitlines() if line.count("│") == 4}
+    stages = {line.split("│")[1].strip() for line in said.splitlines() if line.count("│") == 8}
     assert {"rollout", "watching in all", "publish"} <= stages, stages
 
 
