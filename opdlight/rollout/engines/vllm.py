@@ -117,6 +117,7 @@ class VLLMEngine:
             self._stop_ids, self.shapes = stop_token_ids(folder, **trust), checkpoint_shapes(folder, **trust)
             self._vllm = vllm_start.import_vllm()
             if self._vllm.platforms.current_platform.is_cpu():
+                vllm_start.count_ranks_at_once()
                 arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
                 # with chunked prefill vLLM resets the random generator of a request, which is not possible on a CPU
                 arguments["enable_chunked_prefill"] = False
