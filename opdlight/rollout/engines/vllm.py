@@ -118,6 +118,8 @@ class VLLMEngine:
             self._vllm = vllm_start.import_vllm()
             if self._vllm.platforms.current_platform.is_cpu():
                 arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
+                # only whole blocks of a prompt are cached: the least that vLLM's attention takes, not its usual 128
+                arguments["block_size"] = 32
                 # with chunked prefill vLLM resets the random generator of a request, which is not possible on a CPU
                 arguments["enable_chunked_prefill"] = False
             elif self._gpu is not None:
