@@ -164,8 +164,10 @@ class VLLMEngine:
             flat_logprobs=True,
             detokenize=False,
             output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # vLLM need not copy what is made for this request only
         )
-        self._engine.add_request(request.request_id, {"prompt_token_ids": request.prompt_ids}, parameters)
+        prompt = {"type": "token", "prompt_token_ids": request.prompt_ids}  # `vllm.inputs.TokensInput`
+        self._engine.add_request(request.request_id, prompt, parameters)
         self._running.add(request.request_id)
 
     def step(self) -> list[Completion]:
