@@ -1,7 +1,6 @@
 """Every tool runs: its help, its errors, and the smallest case of what it does, in a process of its own."""
 
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -12,6 +11,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.forked import script
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
 SCRIPTS = sorted(path.name for path in (ROOT / "tools").glob("*.sh"))
@@ -21,11 +22,7 @@ ENGINE = ["engine._target_=tests.fakes.AnsweringEngine", "rollout.groups=2", "ta
 
 def run(tool: str, *arguments: str) -> str:
     """What a person sees who starts the tool; it must end with 0."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools" / tool, *arguments],
-        env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = script(ROOT / "tools" / tool, *arguments)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -205,7 +202,8 @@ def test_bench_webshop() -> None:
 def test_bench_rollout() -> None:
     sizes = ["--episodes", "2", "--repeats", "1", "--turn-tokens", "4", "--trajectory-tokens", "256", "--threads", "1"]
     said = run("bench_rollout.py", "--env", "opdlight/ToyText-v0", "--env-args", "max_turns=2", *sizes)
-    assert "in 1 pairs" in " ".join(said.split()) and "lock-step" in said
+    said = " ".join(said.split())
+    assert said.count("in 1 pairs") == 2 and "continuous / plain vLLM" in said and "continuous / lock-step" in said
 
 
 def test_bench_envs() -> None:
