@@ -189,7 +189,8 @@ def test_bench_webshop() -> None:
 def test_bench_rollout() -> None:
     sizes = ["--episodes", "2", "--repeats", "1", "--turn-tokens", "4", "--trajectory-tokens", "256", "--threads", "1"]
     said = run("bench_rollout.py", "--env", "opdlight/ToyText-v0", "--env-args", "max_turns=2", *sizes)
-    assert "in 1 pairs" in " ".join(said.split()) and "lock-step" in said
+    said = " ".join(said.split())
+    assert said.count("in 1 pairs") == 2 and "continuous / plain vLLM" in said and "continuous / lock-step" in said
 
 
 def test_bench_envs() -> None:
