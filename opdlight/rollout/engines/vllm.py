@@ -91,6 +91,7 @@ class VLLMEngine:
         self.threads = threads
         self._processes = tensor_parallel_size
         self._gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self.shares_cores = self._gpu is None
         self._can_sleep, self._asleep = False, False
         self._running: set[str] = set()
         self._stats = dict.fromkeys(_COUNTERS, 0.0)
