@@ -1,5 +1,6 @@
 """The collector with a scripted engine and small environments: batching, limits, statuses, determinism."""
 
+import queue
 import random
 import threading
 import time
@@ -287,10 +288,18 @@ def test_an_engine_on_the_same_cores_waits_a_moment_for_each_answer() -> None:
     for number in (1, 2, 3):
         pool.reset(number, "task", 0)
     assert [number for number, _ in pool.answers(wait=False, patience=60.0)] == [1, 2, 3]
+    waited: list[bool] = []
+
+    class Empty:
+        def get(self, *, block: bool, timeout: float) -> None:
+            waited.append(block)
+            raise queue.Empty
+
+    pool._received = Empty()  # type: ignore[assignment]
     pool.step(1, "go")
-    assert pool.answers(wait=False, patience=0.001) == []
-    assert pool.answers(wait=False, patience=3600.0) == []  # nothing asked since: a slow environment is not waited for
-    assert pool.in_flight == 1
+    for _ in range(2):
+        assert pool.answers(wait=False, patience=60.0) == []
+    assert waited == [True, False]  # nothing asked since: a slow environment is not waited for again
 
 
 def test_only_an_engine_on_the_same_cores_waits_for_environments(monkeypatch: pytest.MonkeyPatch) -> None:
