@@ -73,6 +73,7 @@ MISTAKES = {  # tool and arguments, what the one error names
     "bench_rollout.py --episodes 0": "--episodes",
     "bench_rollout.py --env opdlight/Chess-v0": "opdlight/Chess-v0",
     "bench_rollout.py --env opdlight/ToyText-v0 --env-args gaem=Taxi-v4": "gaem",
+    "bench_sampling.py --top-p 1": "--top-p",
     "bench_shapes.py --device cpu --updates 2": "--updates",
     "bench_shapes.py --ways padding": "--ways",
     "bench_step.py --updates 0": "--updates",
@@ -173,6 +174,13 @@ def test_bench_rollout() -> None:
     sizes = ["--episodes", "2", "--repeats", "1", "--turn-tokens", "4", "--trajectory-tokens", "256", "--threads", "1"]
     said = run("bench_rollout.py", "--env", "opdlight/ToyText-v0", "--env-args", "max_turns=2", *sizes)
     assert "in 1 pairs" in " ".join(said.split()) and "lock-step" in said
+
+
+@pytest.mark.vllm
+def test_bench_sampling() -> None:
+    sizes = ["--model", "lab/student", "--sequences", "3", "--tokens", "4", "--turns", "1", "--threads", "1"]
+    said = run("bench_sampling.py", *sizes)
+    assert "3 of 3 sequences have the same tokens" in said and "in 1 turns" in said
 
 
 def test_bench_envs() -> None:
