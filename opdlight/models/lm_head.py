@@ -1,4 +1,4 @@
-"""The LM head: the only file that makes tensors of width V.
+"""The LM head: with `one_pass.py`, where no gradient is wanted, the only file that makes tensors of width V.
 
 Letters: N positions, d hidden size, V rows of the head (padding included), K support size, U distinct ids of a batch.
 Precision: hidden states and weight are multiplied in the dtype of the hidden states, as the model itself does. The sums
@@ -14,10 +14,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from opdlight.errors import ConfigError
 from opdlight.models.support_product import SupportProduct
 from opdlight.models.wide_product import HeadProduct, SummedInFloat32, wide, wide_dtype
-from opdlight.types import ProbeScores, SharedVocabulary
 
 CHUNK = 256  # positions whose V logits exist at the same time in the full-width functions
 
@@ -124,86 +122,6 @@ def token_logprobs(
     return torch.cat([_checkpointed(_token_logprobs, h, head, temperature, ids, top_p) for h, ids in pairs])
 
 
-@torch.no_grad()
-def top_k(hidden: Tensor, head: LMHead, k: int, *, shared: SharedVocabulary, chunk: int = CHUNK) -> Tensor:
-    """The `k` most probable ids of a vocabulary [N, K], best first.
-
-    Raises:
-        ConfigError: naming `loss.k`, if the vocabulary holds fewer than `k` ids.
-    """
-    _check_k(k, shared)
-    return torch.cat([_top_k(head.logits(h), k, shared) for h in hidden.split(chunk)])
-
-
-@torch.no_grad()
-def top_k_and_token(
-    hidden: Tensor,
-    head: LMHead,
-    k: int,
-    token_ids: Tensor,
-    *,
-    temperature: float,
-    shared: SharedVocabulary,
-    chunk: int = CHUNK,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids of `top_k` [N, K], `log_normaliser` [N] and `token_logprobs` [N] from one pass over the vocabulary."""
-    _check_k(k, shared)
-    parts = []
-    for h, ids in zip(hidden.split(chunk), token_ids.split(chunk), strict=True):
-        logits = head.logits(h) / temperature
-        normaliser = logits.logsumexp(-1)
-        parts.append(
-            (_top_k(logits, k, shared), normaliser, logits.gather(1, ids.unsqueeze(1)).squeeze(1) - normaliser)
-        )
-    ids_parts, normaliser_parts, token_parts = zip(*parts, strict=True)
-    return torch.cat(ids_parts), torch.cat(normaliser_parts), torch.cat(token_parts)
-
-
-@torch.no_grad()
-def entropy(hidden: Tensor, head: LMHead, *, temperature: float, chunk: int = CHUNK) -> Tensor:
-    """−Σ_v p log p over the full width V, in nats [N]; no gradient."""
-    parts = []
-    for h in hidden.split(chunk):
-        logprobs = (head.logits(h) / temperature).log_softmax(-1)
-        parts.append(-(logprobs.exp() * logprobs).sum(-1))
-    return torch.cat(parts)
-
-
-@torch.no_grad()
-def probe_scores(
-    hidden: Tensor,
-    head: LMHead,
-    k: int,
-    *,
-    token_ids: Tensor,
-    other_ids: Tensor,
-    temperature: float,
-    shared: SharedVocabulary,
-    chunk: int = CHUNK,
-) -> ProbeScores:
-    """What a model says at n probed positions, from one pass over the vocabulary; no gradient.
-
-    Args:
-        hidden: [n, d].
-        head: of the same model.
-        k: size of the top-K.
-        token_ids: [n] the student's tokens.
-        other_ids: [n, K] the other model's top-K.
-        temperature: divides the logits.
-        shared: the ids that the top-K is chosen from.
-        chunk: positions whose V logits exist at the same time.
-    """
-    _check_k(k, shared)
-    columns: list[list[Tensor]] = []
-    for h, ids, others in zip(hidden.split(chunk), token_ids.split(chunk), other_ids.split(chunk), strict=True):
-        logprobs = (head.logits(h) / temperature).log_softmax(-1)
-        best, best_ids = shared.only(logprobs).topk(k, dim=-1)
-        token = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
-        columns.append([best_ids, best, token, -(logprobs.exp() * logprobs).sum(-1), logprobs.gather(1, others)])
-    top_ids, top_logprobs, sampled, spread, at_other = (torch.cat(parts) for parts in zip(*columns, strict=True))
-    return ProbeScores(top_ids=top_ids, top_logprobs=top_logprobs, sampled=sampled, entropy=spread, at_other=at_other)
-
-
 def _checkpointed(function: Any, hidden: Tensor, head: LMHead, *rest: Any) -> Tensor:
     """Call `function` with gradient checkpointing: its intermediates are recomputed in the backward pass."""
     result: Tensor = checkpoint(function, hidden, head, *rest, use_reentrant=False, preserve_rng_state=False)
@@ -230,12 +148,3 @@ def _outside_nucleus(logits: Tensor, token_ids: Tensor, top_p: float) -> Tensor:
 
 def _pick(logits: Tensor, token_ids: Tensor) -> Tensor:
     return logits.gather(1, token_ids.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)
-
-
-def _top_k(logits: Tensor, k: int, shared: SharedVocabulary) -> Tensor:
-    return shared.only(logits).topk(k, dim=-1).indices
-
-
-def _check_k(k: int, shared: SharedVocabulary) -> None:
-    if not 1 <= k <= len(shared):
-        raise ConfigError.wrong("loss.k", expected=f"from 1 to the {len(shared)} ids both models share", got=k)

@@ -11,7 +11,8 @@ from opdlight.bounds import PositiveInt
 from opdlight.losses.divergences import reverse_kl
 from opdlight.metrics.tokens import overlap, subsample
 from opdlight.models.base import ScoreRequest
-from opdlight.models.lm_head import LMHead, probe_scores, token_logprobs
+from opdlight.models.lm_head import LMHead
+from opdlight.models.one_pass import OwnScores, logprobs_at
 from opdlight.types import ProbeScores, TokenBatch
 
 
@@ -124,32 +125,20 @@ class Probe:
 
 @torch.no_grad()
 def probe_result(
-    batch: TokenBatch, request: ScoreRequest, teacher: ProbeScores, hidden: Tensor, head: LMHead
+    batch: TokenBatch, request: ScoreRequest, own: OwnScores, teacher: ProbeScores, hidden: Tensor, head: LMHead
 ) -> ProbeResult:
     """Put together what the teacher said and what the student says at the same positions.
 
     Args:
         batch: with N loss positions.
         request: with the student's part.
-        teacher: its scores at `request.probe_at`.
+        own: the student's scores at `request.probe_at`.
+        teacher: the teacher's there.
         hidden: the student's hidden states [N, d].
         head: the student's.
     """
-    at, student_ids = request.probe_at, request.probe_student_ids
+    at = request.probe_at
     assert at is not None
-    assert student_ids is not None
-    chosen, token = hidden[at], batch.target_ids[at]
-    student = probe_scores(
-        chosen,
-        head,
-        student_ids.shape[1],
-        token_ids=token,
-        other_ids=teacher.top_ids,
-        temperature=request.temperature,
-        shared=request.shared,
-    )
-    assert student.entropy is not None
-    trainer = student.sampled if request.temperature == 1.0 else token_logprobs(chosen, head, token)
     return ProbeResult(
         tasks=batch.tasks,
         loss_tokens=batch.num_tokens,
@@ -157,17 +146,17 @@ def probe_result(
         task=batch.task_index[at],
         turn=batch.turn_index[at],
         position=batch.token_position[at],
-        token=token,
+        token=batch.target_ids[at],
         engine=batch.sampled_logprobs[at],
-        trainer=trainer,
-        student=student.sampled,
+        trainer=own.untempered,
+        student=own.sampled,
         teacher=teacher.sampled,
-        student_entropy=student.entropy,
+        student_entropy=own.entropy,
         teacher_entropy=teacher.entropy,
         teacher_ids=teacher.top_ids,
         teacher_top=teacher.top_logprobs,
-        student_at_teacher=student.at_other,
-        student_ids=student.top_ids,
-        student_top=student.top_logprobs,
+        student_at_teacher=logprobs_at(own, hidden[at], head, teacher.top_ids, request.temperature),
+        student_ids=own.top_ids,
+        student_top=own.top_logprobs,
         teacher_at_student=teacher.at_other,
     )

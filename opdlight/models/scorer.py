@@ -1,5 +1,6 @@
 """③ What student and teachers say about a micro-batch: the one place that asks both."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -10,7 +11,8 @@ from opdlight.batch.split import at_positions
 from opdlight.losses import Loss, Needs
 from opdlight.models.base import BatchScorer, ScoreRequest
 from opdlight.models.in_chunks import sum_in_chunks
-from opdlight.models.lm_head import CHUNK, LMHead, log_normaliser, support_values, token_logprobs, top_k
+from opdlight.models.lm_head import CHUNK, LMHead, log_normaliser, support_values, token_logprobs
+from opdlight.models.one_pass import OwnScores, one_pass
 from opdlight.models.probe import ProbeResult, probe_result
 from opdlight.models.student import Student
 from opdlight.system.timer import Timer
@@ -60,6 +62,12 @@ class ScoredLater(NamedTuple):
     probe: ProbeResult | None
 
 
+class _Asked(NamedTuple):
+    request: ScoreRequest  # with the student's part
+    teacher: TeacherScores  # and the reference's
+    own: OwnScores | None  # the student's, where it is probed
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
     """Asks the student, then the teachers, then the student again.
@@ -89,41 +97,33 @@ class Scorer:
         """
         hidden = self.student.hidden(batch) if hidden is None else hidden
         head = self.student.head()
-        request, teacher = self._ask(batch, request, hidden, head)
-        scores = student_scores(hidden, head, batch.target_ids, request, teacher)
-        return Scored(scores, self._probe(batch, request, teacher, hidden, head))
+        asked = self._ask(batch, request, hidden, head)
+        scores = student_scores(hidden, head, batch.target_ids, asked.request, asked.teacher)
+        return Scored(scores, self._probe(batch, asked, hidden, head))
 
     def score_later(self, batch: TokenBatch, request: ScoreRequest) -> ScoredLater:
         """What `score` would find, to be compared a few positions at a time."""
         hidden, head = self.student.hidden(batch), self.student.head()
-        request, teacher = self._ask(batch, replace(request, support_later=True), hidden, head)
-        probe = self._probe(batch, request, teacher, hidden, head)
-        return ScoredLater(ChunkedScores(hidden, head, batch, request, teacher), probe)
+        asked = self._ask(batch, replace(request, support_later=True), hidden, head)
+        probe = self._probe(batch, asked, hidden, head)
+        return ScoredLater(ChunkedScores(hidden, head, batch, asked.request, asked.teacher), probe)
 
-    def _ask(
-        self, batch: TokenBatch, request: ScoreRequest, hidden: Tensor, head: LMHead
-    ) -> tuple[ScoreRequest, TeacherScores]:
-        """The request with the student's part, and what teachers and reference say."""
-        request = replace(request, student_ids=student_choice(hidden, head, request))
-        if request.probe_at is not None:
-            with self.timer("watch"):
-                at = request.probe_at.to(hidden.device)
-                best = top_k(hidden[at], head, min(request.probe_k, len(request.shared)), shared=request.shared)
-                request = replace(request, probe_at=at, probe_student_ids=best)
+    def _ask(self, batch: TokenBatch, request: ScoreRequest, hidden: Tensor, head: LMHead) -> _Asked:
+        """What student, teachers and reference say that does not depend on the loss."""
+        with nullcontext() if request.needs.chosen_by == "student" else self.timer("watch"):
+            request, own = with_student(hidden, head, batch.target_ids, request)
         teacher = self.teachers.score(batch, request)
         if request.needs.reference:
             assert self.reference is not None
             start = ScoreRequest(needs=Needs(sampled=True), shared=request.shared, temperature=request.temperature)
             teacher = replace(teacher, reference=self.reference.score(batch, start).sampled)
-        return request, teacher
+        return _Asked(request, teacher, own)
 
-    def _probe(
-        self, batch: TokenBatch, request: ScoreRequest, teacher: TeacherScores, hidden: Tensor, head: LMHead
-    ) -> ProbeResult | None:
-        if teacher.probe is None:
+    def _probe(self, batch: TokenBatch, asked: _Asked, hidden: Tensor, head: LMHead) -> ProbeResult | None:
+        if asked.teacher.probe is None or asked.own is None:
             return None
         with self.timer("watch"):
-            return probe_result(batch, request, teacher.probe, hidden.detach(), head)
+            return probe_result(batch, asked.request, asked.own, asked.teacher.probe, hidden.detach(), head)
 
     @torch.no_grad()
     def student_logprobs(self, batch: TokenBatch, request: ScoreRequest) -> Tensor:
@@ -136,11 +136,26 @@ def in_chunks(request: ScoreRequest, num_tokens: int) -> bool:
     return request.full_vocabulary and not request.needs.whole_trajectories and num_tokens > CHUNK
 
 
-def student_choice(hidden: Tensor, head: LMHead, request: ScoreRequest) -> Tensor | None:
-    """The student's top-K of the shared ids [N, K], if the loss compares there; no gradient."""
-    if request.needs.chosen_by != "student":
-        return None
-    return top_k(hidden, head, request.needs.k, shared=request.shared)
+def with_student(
+    hidden: Tensor, head: LMHead, target_ids: Tensor, request: ScoreRequest
+) -> tuple[ScoreRequest, OwnScores | None]:
+    """The request with the student's part, and what it says at the probed positions; from one pass over the vocabulary.
+
+    Its part is the top-K of the shared ids: [N, K] if the loss compares there, and [n, K] at the probed positions.
+    """
+    at = None if request.probe_at is None else request.probe_at.to(hidden.device)
+    found = one_pass(
+        hidden,
+        head,
+        target_ids,
+        shared=request.shared,
+        temperature=request.temperature,
+        k=request.needs.k if request.needs.chosen_by == "student" else 0,
+        probe_at=at,
+        probe_k=min(request.probe_k, len(request.shared)),
+    )
+    probed = None if found.probe is None else found.probe.top_ids
+    return replace(request, student_ids=found.top_ids, probe_at=at, probe_student_ids=probed), found.probe
 
 
 def student_scores(

@@ -11,18 +11,10 @@ from opdlight.losses import SupportKind, make_support
 from opdlight.models.attention import use_attention
 from opdlight.models.backbone import check_head, divide, head_of, hidden_at
 from opdlight.models.base import ScoreRequest
-from opdlight.models.lm_head import (
-    LMHead,
-    entropy,
-    log_normaliser,
-    probe_scores,
-    support_values,
-    token_logprobs,
-    top_k,
-    top_k_and_token,
-)
+from opdlight.models.lm_head import LMHead, support_values
 from opdlight.models.loading import load_model, load_tokenizer
-from opdlight.types import Support, TeacherScores, TokenBatch
+from opdlight.models.one_pass import OwnScores, logprobs_at, one_pass
+from opdlight.types import ProbeScores, Support, TeacherScores, TokenBatch
 
 
 class Teacher(nn.Module):
@@ -111,35 +103,23 @@ class Teacher(nn.Module):
 def teacher_scores(hidden: Tensor, head: LMHead, target_ids: Tensor, request: ScoreRequest) -> TeacherScores:
     """What `request` asks of a teacher, from its hidden states [N, d]; the sampled tokens are `target_ids` [N].
 
-    No pass over the vocabulary is made twice: top-K, log-normaliser and the token's log-prob come from one.
+    No pass over the vocabulary is made twice: see `one_pass`.
     """
     needs, temperature, shared = request.needs, request.temperature, request.shared
-    probe = None
-    if request.probe_at is not None:
-        assert request.probe_student_ids is not None
-        probe = probe_scores(
-            hidden[request.probe_at],
-            head,
-            request.probe_student_ids.shape[1],
-            token_ids=target_ids[request.probe_at],
-            other_ids=request.probe_student_ids,
-            temperature=temperature,
-            shared=shared,
-        )
-    teacher_entropy = entropy(hidden, head, temperature=temperature) if needs.teacher_entropy else None
-    token, normaliser, ids = None, None, request.student_ids
-    normalised = needs.normaliser or needs.support is SupportKind.TEACHER_NUCLEUS
-    if needs.chosen_by == "teacher":
-        if needs.sampled or normalised:
-            ids, normaliser, token = top_k_and_token(
-                hidden, head, needs.k, target_ids, temperature=temperature, shared=shared
-            )
-        else:
-            ids = top_k(hidden, head, needs.k, shared=shared)
-    if needs.sampled and token is None:
-        token = token_logprobs(hidden, head, target_ids, temperature)
-    if normalised and normaliser is None:
-        normaliser = log_normaliser(hidden, head, temperature)
+    found = one_pass(
+        hidden,
+        head,
+        target_ids,
+        shared=shared,
+        temperature=temperature,
+        k=needs.k if needs.chosen_by == "teacher" else 0,
+        normaliser=needs.normaliser or needs.sampled or needs.support is SupportKind.TEACHER_NUCLEUS,
+        entropy=needs.teacher_entropy,
+        probe_at=request.probe_at,
+        probe_k=0 if request.probe_student_ids is None else request.probe_student_ids.shape[1],
+    )
+    ids = request.student_ids if found.top_ids is None else found.top_ids
+    normaliser = found.normaliser
 
     @torch.no_grad()
     def support_at(at: Tensor | slice) -> Support:
@@ -153,7 +133,18 @@ def teacher_scores(hidden: Tensor, head: LMHead, target_ids: Tensor, request: Sc
     return TeacherScores(
         support=support_at(slice(None)) if asked and not later else None,
         support_at=support_at if asked and later else None,
-        sampled=token if needs.sampled else None,
-        entropy=teacher_entropy,
-        probe=probe,
+        sampled=found.sampled if needs.sampled else None,
+        entropy=found.entropy,
+        probe=None if found.probe is None else _probe(found.probe, hidden, head, request),
+    )
+
+
+def _probe(own: OwnScores, hidden: Tensor, head: LMHead, request: ScoreRequest) -> ProbeScores:
+    assert request.probe_student_ids is not None
+    return ProbeScores(
+        top_ids=own.top_ids,
+        top_logprobs=own.top_logprobs,
+        sampled=own.sampled,
+        entropy=own.entropy,
+        at_other=logprobs_at(own, hidden[request.probe_at], head, request.probe_student_ids, request.temperature),
     )

@@ -2,10 +2,7 @@
 
 import io
 import json
-import os
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ from opdlight.train.build import build
 from opdlight.train.run import train
 from tests.doctor.cases import edited, save
 from tests.doctor.test_tokens import swap
+from tests.forked import command
 from tests.tiny_models import tiny_tokenizer
 
 FAKE = "engine._target_=tests.fakes.AnsweringEngine"
@@ -56,28 +54,22 @@ def doctor(tmp_path: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
     return code, json.loads(out.read_text())
 
 
-def start(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(CONF.parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "opdlight.doctor", *arguments]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
-
-
 def test_the_lab_pair_is_healthy_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    done = start(tmp_path, "task=sums")
+    done = command("opdlight.doctor", "task=sums", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "doctor: 12 pass, 0 warn, 0 fail" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fail_is_exit_code_1_and_a_wrong_config_2(tmp_path: Path) -> None:
-    done = start(tmp_path, "task=sums", "loss.k=5000", "out=report.json")
+    done = command("opdlight.doctor", "task=sums", "loss.k=5000", "out=report.json", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["verdict"] == "fail"
     (failed,) = [f for f in report["findings"] if f["verdict"] == "fail" and f["check"] == "support"]
     assert failed["repair"] == "loss.k=770"
     assert "Traceback" not in done.stderr
-    wrong = start(tmp_path, "task=sums", "loss.kk=5")
+    wrong = command("opdlight.doctor", "task=sums", "loss.kk=5", cwd=tmp_path)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: Unknown key `loss.kk`")
 

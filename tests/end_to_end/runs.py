@@ -2,7 +2,7 @@
 
 import csv
 import json
-import multiprocessing
+import multiprocessing.context
 import os
 import sys
 import time
@@ -10,17 +10,15 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from tests.forked import HANGS, processes
+
 SMALL = [
     "task.schedule=mixed", "evaluate_teachers=false", "task.tasks.sums.episodes=2", "task.tasks.alfworld.episodes=2",
     "rollout.groups=4", "micro_batch_tokens=600", "engine._target_=tests.fakes.AnsweringEngine",
     "callbacks.checkpoints.every=2",
 ]  # fmt: skip
-HANGS = 900.0  # seconds after which a test that hangs fails; a busy machine stays below
 ONLY_CLOCKS = ("time/", "throughput/", "memory/")
 RECORDS = ("trajectories.jsonl", "token_gaps.jsonl", "profile.csv")
-
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["opdlight.train.run", "tests.fakes", "opdlight.train.__main__"])
 
 
 def train(arguments: list[str], log: str) -> None:

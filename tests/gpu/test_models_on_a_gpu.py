@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from opdlight.losses import Needs
-from opdlight.models import Scorer, ScoreRequest, Student, Teacher, Teachers, lm_head, support_product
+from opdlight.models import Scorer, ScoreRequest, Student, Teacher, Teachers, support_product
 from opdlight.models.backbone import hidden_at
 from opdlight.models.lm_head import LMHead, log_normaliser, support_logits, token_logprobs
 from opdlight.models.offloading import Offloaded
+from opdlight.models.one_pass import one_pass
 from opdlight.models.packing import resolve_packing
 from opdlight.models.wide_product import wide_product
 from opdlight.types import SharedVocabulary
@@ -71,7 +72,9 @@ def test_the_head_in_bfloat16(strategy: None, n: int) -> None:
         signs = [torch.linspace(-1, 1, e.numel(), device=device, dtype=e.dtype) for e in each]
         sum((e * s).sum() for e, s in zip(each, signs, strict=True)).backward()  # type: ignore[union-attr]
         assert hidden.grad is not None and weight.grad is not None
-        return [*each, lm_head.entropy(hidden, head, temperature=1.0, chunk=64), hidden.grad, weight.grad]
+        entropy = one_pass(hidden, head, at[:, 0], shared=SharedVocabulary(v), entropy=True, chunk=64).entropy
+        assert entropy is not None
+        return [*each, entropy, hidden.grad, weight.grad]
 
     got, exact = outcome(CUDA, BF16), outcome(CPU, torch.float64)
     assert [g.dtype for g in got] == [torch.float32] * 4 + [BF16] * 2
@@ -83,7 +86,10 @@ def test_the_head_in_bfloat16(strategy: None, n: int) -> None:
 def test_the_best_ids_are_the_best(strategy: None) -> None:
     hidden, weight = random(300, 64, seed=1), random(5000, 64, seed=2)
     shared = SharedVocabulary(4990, frozenset({3, 17}))
-    best = lm_head.top_k(hidden.to(CUDA), LMHead(weight=weight.to(CUDA)), 32, shared=shared).cpu()
+    tokens = torch.zeros(300, dtype=torch.long, device=CUDA)
+    found = one_pass(hidden.to(CUDA), LMHead(weight=weight.to(CUDA)), tokens, shared=shared, k=32).top_ids
+    assert found is not None
+    best = found.cpu()
     assert bool(shared.holds(best).all())
     exact = shared.only(hidden.double() @ weight.double().T)
     torch.testing.assert_close(exact.gather(1, best), exact.topk(32).values, atol=1e-4, rtol=1e-5)

@@ -183,7 +183,6 @@ def test_tokens_are_scored_as_the_models_alone_score_them() -> None:
     assert by_token(found, student.tokenizer)[said[2].text]["count"] == 2
 
 
-@pytest.mark.vllm
 def test_the_whole_study_runs(tmp_path: Path) -> None:
     from opdlight.lab.failure_modes.study import study
 
@@ -196,6 +195,7 @@ def test_the_whole_study_runs(tmp_path: Path) -> None:
         "special.batch_size=4",
         "special.opd_updates=1",
         "special.groups=2",
+        "engine._target_=tests.fakes.AnsweringEngine",
         f"run_dir={tmp_path}",
     ]
     study(compose("failure_modes", FailureModesConfig, overrides))

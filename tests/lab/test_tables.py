@@ -3,8 +3,6 @@
 import csv
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from opdlight.lab.tables.differences import crossed_mean
 from opdlight.lab.tables.outcomes import Curve, Ran, read
 from opdlight.lab.tables.runs import Planned, slug
 from opdlight.lab.tables.study import arms_csv, plan, runs_csv, table_rows
+from tests.forked import command
 
 
 def test_intervals_over_seeds_and_episodes_hold_what_they_say() -> None:
@@ -132,15 +131,15 @@ def test_a_study_runs_counts_what_failed_and_goes_on(tmp_path: Path) -> None:
         "task=sums", "trainer.max_steps=2", "trainer.val_check_interval=1", "rollout.groups=2",
         "task.tasks.sums.episodes=3", "engine._target_=tests.fakes.AnsweringEngine",
     ]  # fmt: skip
-    command = [
-        sys.executable, "-m", "opdlight.lab.tables", f"run_dir={tmp_path}", "seeds=[1]", "only=[broken]", "jobs=2",
-        "~settings.agent_math", f"settings.sums.overrides={json.dumps(small)}",
+    study = [
+        "opdlight.lab.tables", f"run_dir={tmp_path}", "seeds=[1]", "only=[broken]", "jobs=2", "~settings.agent_math",
+        f"settings.sums.overrides={json.dumps(small)}",
     ]  # fmt: skip
-    broken = subprocess.run([*command, "+arms.broken=['optimizer.lr=nonsense']"], capture_output=True, text=True)
+    broken = command(*study, "+arms.broken=['optimizer.lr=nonsense']")
     assert broken.returncode == 2, broken.stderr
     assert "sums, broken, seed 1 failed" in broken.stdout and "1 of 2 runs failed" in broken.stderr
     assert "sums,broken,1,,1," in (tmp_path / "runs.csv").read_text()  # those that failed are counted
-    again = subprocess.run([*command, "+arms.broken=['optimizer.lr=1e-4']"], capture_output=True, text=True)
+    again = command(*study, "+arms.broken=['optimizer.lr=1e-4']")
     assert again.returncode == 0, again.stderr
     assert "1 of 2 runs are finished already" in again.stdout
     arms = list(csv.DictReader((tmp_path / "arms.csv").read_text().splitlines()))

@@ -3,8 +3,6 @@
 import csv
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from opdlight.lab.toy.report import Rising, csv_text, table_rows
 from opdlight.lab.toy.study import check_study, finite, toy, vary, verdict
 from opdlight.lab.toy.training import Ends, Outcome, Setting
 from opdlight.lab.toy.walk import WALKS
+from tests.forked import command
 from tests.lab.test_toy import SMALL
 
 
@@ -204,15 +203,7 @@ def test_a_setting_refuses_what_cannot_be(change: dict[str, Any], message: str) 
 
 
 def test_the_command_ends_with_code_2_and_one_line(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "opdlight.lab.toy",
-        "setting.walks=65",
-        f"run_dir={tmp_path}",
-        f"hydra.run.dir={tmp_path}",
-    ]
-    done = subprocess.run(command, cwd=CONF.parents[1], capture_output=True, text=True, check=False)
+    done = command("opdlight.lab.toy", "setting.walks=65", f"run_dir={tmp_path}", f"hydra.run.dir={tmp_path}")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: Cannot build `setting`: ") and done.stderr.count("\n") == 1
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from opdlight.errors import ConfigError
 from opdlight.losses.divergences import reverse_kl
 from opdlight.losses.outside import renormalised
 from opdlight.models import support_product
@@ -16,12 +15,8 @@ from opdlight.models.lm_head import (
     LMHead,
     log_normaliser,
     support_logits,
-    support_values,
     token_logprobs,
-    top_k,
-    top_k_and_token,
 )
-from opdlight.types import SharedVocabulary
 
 N, K, D, V = 13, 4, 6, 40
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 6e-2}
@@ -169,7 +164,6 @@ def test_no_positions(strategy: str) -> None:
     assert total.item() == 0.0
     assert hidden.grad is not None
     assert not hidden.grad.any()
-    assert top_k(none, head, 3, shared=SharedVocabulary(V)).shape == (0, 3)
 
 
 @dtypes
@@ -189,38 +183,6 @@ def test_normaliser_and_token_logprobs_equal_full_logits(kind: str, dtype: torch
         assert_same(got, expected, dtype)
         for mine, theirs in zip(gradients(got, hidden, head), gradients(expected, hidden, head), strict=True):
             assert_same(mine, theirs, dtype)
-
-
-@dtypes
-@pytest.mark.parametrize("chunk", [1, 5, 256])
-def test_top_k_is_the_sorted_full_distribution_below_the_limit(dtype: torch.dtype, chunk: int) -> None:
-    hidden, head = make("all", dtype)
-    limit, shared, tokens = 25, SharedVocabulary(25), support(v=25)[:, 0]
-    full = (reference(hidden, head) / 1.3).log_softmax(-1)
-    ids, normaliser, token = top_k_and_token(hidden, head, 7, tokens, temperature=1.3, shared=shared, chunk=chunk)
-    assert ids.max() < limit
-    assert_same(full.gather(1, ids), full[:, :limit].sort(-1, descending=True).values[:, :7], dtype)
-    assert_same(token, full.gather(1, tokens[:, None]).squeeze(1), dtype)
-    assert torch.equal(normaliser, log_normaliser(hidden, head, 1.3, chunk))
-    assert not normaliser.requires_grad
-    assert torch.equal(top_k(hidden, head, 7, shared=shared, chunk=chunk), ids)
-
-
-def test_padding_of_the_head_keeps_its_mass() -> None:
-    hidden, head = make()
-    ids, normaliser = top_k(hidden, head, 30, shared=SharedVocabulary(30)), log_normaliser(hidden, head)
-    inside = (support_values(hidden, head, ids, 1.0, full_vocabulary=False) - normaliser[:, None]).exp().sum(-1)
-    all_ids = top_k(hidden, head, V, shared=SharedVocabulary(V))
-    everything = support_values(hidden, head, all_ids, 1.0, full_vocabulary=False).logsumexp(-1)
-    assert (inside < 1 - 1e-6).all()
-    torch.testing.assert_close(everything, normaliser)
-
-
-@pytest.mark.parametrize("k", [0, 26])
-def test_more_ids_than_there_are_is_refused(k: int) -> None:
-    hidden, head = make()
-    with pytest.raises(ConfigError, match=r"`loss\.k` to be from 1 to the 25 ids"):
-        top_k(hidden, head, k, shared=SharedVocabulary(25))
 
 
 def test_token_logprobs_are_never_positive_in_bfloat16() -> None:
@@ -322,7 +284,6 @@ def test_full_width_functions_hold_one_chunk_at_a_time() -> None:
     hidden, head = make(v=v)
     with Sizes() as sizes:
         (log_normaliser(hidden, head, 1.0, 3) + token_logprobs(hidden, head, support()[:, 0], 1.0, 3)).sum().backward()
-        top_k(hidden, head, K, shared=SharedVocabulary(v), chunk=3)
     transposed = (D, v)  # a view of the weight
     assert max(s[0] for s in sizes.shapes - {transposed} if len(s) == 2 and s[1] == v) == 3
 

@@ -1,8 +1,5 @@
 """The command `python -m opdlight.report` in a process of its own."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,19 +8,14 @@ from made_up import make_run
 from opdlight.config import CONF, ReportConfig, compose
 from opdlight.config.help import help_text
 from opdlight.errors import ConfigError
-
-
-def start(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(CONF.parents[1])}
-    command = [sys.executable, "-m", "opdlight.report", *arguments]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+from tests.forked import command
 
 
 def test_it_leaves_the_page_and_nothing_else(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs" / "one", updates=5, trajectories=4)
     (tmp_path / "runs" / "latest").symlink_to("one")
     before = {p.name for p in run.iterdir()}
-    done = start(tmp_path)
+    done = command("opdlight.report", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(f" %\nreport: {run / 'report' / 'index.html'}\n")
     assert {p.name for p in run.iterdir()} == before | {"report"}
@@ -31,7 +23,7 @@ def test_it_leaves_the_page_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_no_run_is_one_message_and_code_2(tmp_path: Path) -> None:
-    done = start(tmp_path)
+    done = command("opdlight.report", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: Expected `run` to be the folder of a run (one that holds config.yaml,")
     assert done.stderr.endswith("but got 'runs/latest'.\n")

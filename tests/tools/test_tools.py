@@ -1,15 +1,17 @@
 """Every tool runs: its help, its errors, and the smallest case of what it does, in a process of its own."""
 
 import json
-import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests.forked import script
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
@@ -20,21 +22,22 @@ ENGINE = ["engine._target_=tests.fakes.AnsweringEngine", "rollout.groups=2", "ta
 
 def run(tool: str, *arguments: str) -> str:
     """What a person sees who starts the tool; it must end with 0."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools" / tool, *arguments],
-        env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = script(ROOT / "tools" / tool, *arguments)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
 
 
-def ends(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int | str | None:
-    """The exit code, or message, of the tool in this process: fast, since torch is imported already."""
+def run_here(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the module of the tool defines, after it has run in this process: fast, since torch is imported already."""
     monkeypatch.setattr(sys, "argv", [tool, *arguments])
     monkeypatch.setattr(sys, "path", [str(ROOT / "tools"), str(ROOT), *sys.path])
+    return runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
+
+
+def ends(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int | str | None:
+    """The exit code, or message, of the tool in this process."""
     with pytest.raises(SystemExit) as left:
-        runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
+        run_here(tool, arguments, monkeypatch)
     return left.value.code
 
 
@@ -69,6 +72,10 @@ MISTAKES = {  # tool and arguments, what the one error names
     "bench_lm_head.py --repeat 0": "--repeat",
     "bench_overlap.py --pairs 0": "--pairs",
     "bench_envs.py --workers 0": "--workers",
+    "bench_growth.py --series k": "--series",
+    "bench_growth.py --steps 0": "--steps",
+    "bench_peers.py --pairs 0": "--pairs",
+    "bench_peers.py --work sumz": "--work",
     "bench_rollout.py --model nowhere": "'nowhere'",
     "bench_rollout.py --episodes 0": "--episodes",
     "bench_rollout.py --env opdlight/Chess-v0": "opdlight/Chess-v0",
@@ -116,13 +123,36 @@ def test_each_tool_is_run_by_a_test() -> None:
     }
     for tool in TOOLS:
         text = (ROOT / "tests" / elsewhere[tool]).read_text() if tool in elsewhere else here
-        assert f'run("{tool}"' in text or f'"tools" / "{tool}"' in text, tool
+        assert f'run("{tool}"' in text or f'run_here("{tool}"' in text or f'"tools" / "{tool}"' in text, tool
 
 
 @pytest.mark.alfworld
 def test_bench_alfworld() -> None:
     said = run("bench_alfworld.py", "--games", "1", "--resets", "1", "--no-stock")
     assert "small: reset cold" in said and "large: reset cold" in said and "after     1 games" in said
+
+
+def test_bench_growth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module = run_here("bench_growth.py", ["--series", "tokens", "--sizes", "1", "3", "2", "--steps", "1"], monkeypatch)
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows] == ["tokens", "1", "2", "3"]
+    tokens = [float(row[1]) for row in rows[1:]]
+    assert tokens == sorted(tokens) and tokens[0] > 64, "a prompt and an answer of 64 tokens"
+    judge = module["judge"]
+    assert judge([1.0, 1.1], [2.0, 2.2], work=2.0) == ("1.00", "no faster")
+    assert judge([1.0, 1.1], [2.2, 2.4], work=2.0) == ("1.13", "no faster, within the spread")
+    assert judge([1.0, 1.1], [4.0, 4.4], work=2.0) == ("2.00", "FASTER")
+    assert judge([1.0], [1.5], work=1.0) == ("× 1.50, the same work", "FASTER")
+
+
+def test_bench_peers() -> None:
+    small = ["rollout.groups=2", "task.tasks.sums.turn_tokens=4", "engine._target_=tests.fakes.AnsweringEngine"]
+    sides = ["--sides", "topk_rkl", "transformers", "--pairs", "1", "--warm-up", "0"]
+    said = run("bench_peers.py", "--work", "sums", *sides, *small)
+    ours, theirs, ratio = (line.strip("| ").split(" | ") for line in said.splitlines() if "(" in line and "|" in line)
+    assert ours[0] == "opdlight, topk_rkl" and ours[3:5] == ["8 (8–8)", "8 (8–8)"], "two answers of four tokens"
+    assert theirs[0] == "TRL, transformers generates" and float(theirs[4].split()[0]) <= 8
+    assert ratio[0] == f"{theirs[0]} / {ours[0]}" and all(float(figure.split()[0]) > 0 for figure in ratio[1:])
 
 
 def test_bench_lm_head() -> None:
@@ -150,7 +180,7 @@ def test_compare_precision(tmp_path: Path) -> None:
 def test_bench_step() -> None:
     said = run("bench_step.py", "--updates", "2", *ENGINE)
     assert "sums: mean of 1 updates" in said
-    stages = {line.split("│")[1].strip() for line in said.splitlines() if line.count("│") == 4}
+    stages = {line.split("│")[1].strip() for line in said.splitlines() if line.count("│") == 8}
     assert {"rollout", "watching in all", "publish"} <= stages, stages
 
 

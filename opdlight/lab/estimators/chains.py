@@ -8,7 +8,7 @@ from torch import Tensor
 from opdlight.losses import Loss, Needs, Remembers
 from opdlight.models import ScoreRequest
 from opdlight.models.lm_head import LMHead
-from opdlight.models.scorer import student_choice, student_scores
+from opdlight.models.scorer import student_scores, with_student
 from opdlight.models.teacher import teacher_scores
 from opdlight.types import SharedVocabulary, SupportScores, TokenBatch
 
@@ -26,7 +26,7 @@ def table_scores(needs: Needs, z: Tensor, q: Tensor, tokens: Tensor) -> SupportS
     """
     head = LMHead(weight=torch.eye(z.shape[1], dtype=z.dtype, device=z.device))
     request = ScoreRequest(needs=needs, shared=SharedVocabulary(z.shape[1]))
-    request = replace(request, student_ids=student_choice(z, head, request))
+    request, _ = with_student(z, head, tokens, request)
     return student_scores(z, head, tokens, request, teacher_scores(q, head, tokens, request))
 
 

@@ -118,17 +118,19 @@ def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Colle
                 student,
                 partial(Teacher, dtype=cfg.model.compute_dtype, trust_remote_code=cfg.model.trust_remote_code),
             )
+            collector.engine.wake()  # it sleeps since the arm before
             collector.engine.update_weights(student.named_weights(), 0)
+            source = RolloutSource(
+                lambda: collector,
+                sampling=Sampling(temperature=1.0, top_p=1.0),
+                evaluation=Sampling(temperature=1.0, top_p=cfg.top_p),
+                seed=cfg.seed,
+            )
             module = OnPolicyDistillation(
                 student=student,
                 teachers=teachers,
                 loss=make(),
-                source=RolloutSource(
-                    lambda: collector,
-                    sampling=Sampling(temperature=1.0, top_p=1.0),
-                    evaluation=Sampling(temperature=1.0, top_p=cfg.top_p),
-                    seed=cfg.seed,
-                ),
+                source=source,
                 collate=Collate(
                     tasks=(name,),
                     shared=teachers.shared_vocabulary,
@@ -146,6 +148,7 @@ def distil(cfg: DictConfig, mixture: TaskMixture, folder: Path, collector: Colle
             )
             trainer = quiet_trainer(cfg, special.opd_updates)
             trainer.fit(module, datamodule=data)
+            source.publish(student, special.opd_updates)  # what the last update made
             arms.append(_evaluate(cfg, mixture, collector, title, masked=masked))
     return arms
 
