@@ -7,7 +7,17 @@ the sort give the same tokens for the same seeds, which is checked. Ratios are o
     python tools/bench_sampling.py --model lab/student --sequences 64
 """
 
+import sys
+
+from opdlight.system.heap import keep_freed_memory
+from opdlight.system.threads import choose_wait_policy
+
+if "torch" not in sys.modules:  # as every command does
+    choose_wait_policy()
+    keep_freed_memory()
+
 import argparse
+import functools
 import statistics
 import time
 
@@ -46,7 +56,9 @@ def decode(engine: VLLMEngine, prompts: list[list[int]], tokens: int, top_p: flo
     start = time.perf_counter()
     while engine.has_unfinished():
         found |= {c.request_id: c.token_ids for c in engine.step()}
-    return len(prompts) * (tokens - 1) / (time.perf_counter() - start), [found[str(i)] for i in range(len(prompts))]
+    seconds = time.perf_counter() - start
+    assert all(len(ids) == tokens for ids in found.values())
+    return len(prompts) * (tokens - 1) / seconds, [found[str(i)] for i in range(len(prompts))]
 
 
 def main() -> None:
@@ -64,7 +76,8 @@ def main() -> None:
             max_num_seqs=args.sequences,
             threads=args.threads,
         )
-    engine._stop_ids = []  # every sequence goes on to its last token
+    engine._stop_ids = []  # every sequence goes on to its last token, beyond the end of its text
+    engine._vllm.SamplingParams = functools.partial(engine._vllm.SamplingParams, ignore_eos=True)
     own = engine._own_top_p
     ways = {"top-p 1": (1.0, own), "vLLM's sort": (args.top_p, False), "nucleus": (args.top_p, own)}
     speeds: dict[str, list[float]] = {name: [] for name in ways}
