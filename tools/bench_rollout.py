@@ -1,15 +1,22 @@
-"""Continuous batching against turn-by-turn lock-step, on the same episodes, side by side in one run.
+"""Rollouts with continuous batching against plain vLLM and against turn-by-turn lock-step, side by side in one run.
 
+Plain vLLM is its own loop without opdlight, given the prompts, limits, seeds and sampling of the rollout's requests all
+at once. With one turn an episode that is what the collector costs; with several it is a bound that no rollout reaches,
+as no turn waits for the one before it.
 Lock-step waits at a barrier after each turn: the next turn begins when every live trajectory has been answered by its
-environment, and environments act when every completion is finished. Both ways use the same engine, collector, seeds
-and weights, so they generate the same tokens; the prefix cache is emptied before each run, and the order alternates.
+environment, and environments act when every completion is finished.
+All ways use the same engine, seeds and weights, so they generate the same tokens (on a CPU but for roundings that
+depend on the batch); the prefix cache is emptied before each run, and the order alternates.
 
-    python tools/bench_rollout.py --model opdlight/assets/lab/student --env opdlight/ALFWorld-v0 --episodes 64
+    python tools/bench_rollout.py --env opdlight/ALFWorld-v0 --episodes 64
+    python tools/bench_rollout.py --env opdlight/ReasoningGym-v0 --env-args dataset=chain_sum --episodes 256
 """
 
 import argparse
 import statistics
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +31,64 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from opdlight.data.tasks import Task
 from opdlight.errors import OpdError
 from opdlight.rollout import ChatRenderer, Collector, Completion, Engine, Limits, Request, Sampling, VLLMEngine
-from opdlight.rollout.collector import RolloutStats
 from opdlight.system.arguments import argument_parser
 from opdlight.types import RolloutRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one run took and gave."""
+
+    seconds: float
+    tokens: int
+    turns: int
+
+    @property
+    def speed(self) -> float:
+        """Generated tokens per second."""
+        return self.tokens / self.seconds
+
+
+class RecordingEngine(VLLMEngine):
+    """Remembers its requests and can send them to vLLM once more, without opdlight."""
+
+    def __init__(self, model: str, **arguments: Any) -> None:
+        super().__init__(model, **arguments)
+        self.requests: list[Request] = []
+
+    def add_request(self, request: Request) -> None:
+        """Remember the request and queue it."""
+        self.requests.append(request)
+        super().add_request(request)
+
+    def plain(self) -> Run:
+        """Generate the remembered requests in vLLM's own loop."""
+        final = self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY
+        work = [
+            (
+                request.request_id,
+                {"prompt_token_ids": request.prompt_ids},
+                self._vllm.SamplingParams(
+                    temperature=request.sampling.temperature,
+                    top_p=request.sampling.top_p,
+                    max_tokens=request.max_tokens,
+                    seed=request.seed,
+                    stop_token_ids=request.sampling.stop_ids(self._stop_ids),
+                    logprobs=0,
+                    detokenize=False,
+                    output_kind=final,
+                ),
+            )
+            for request in self.requests
+        ]
+        vllm, tokens = self._engine, 0
+        with self._engine_state():
+            start = time.perf_counter()
+            for name, prompt, parameters in work:
+                vllm.add_request(name, prompt, parameters)
+            while vllm.has_unfinished_requests():
+                tokens += sum(len(output.outputs[0].token_ids) for output in vllm.step() if output.finished)
+            return Run(time.perf_counter() - start, tokens, len(work))
 
 
 class LockStep:
@@ -89,6 +151,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--episodes", type=int, default=64, help="episodes of one run")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each way")
+    parser.add_argument("--top-p", type=float, default=1.0, help="share of the probability that is sampled from")
     parser.add_argument("--turn-tokens", type=int, default=64, help="longest completion")
     parser.add_argument("--trajectory-tokens", type=int, default=2048, help="longest context")
     parser.add_argument("--max-num-seqs", type=int, default=64, help="sequences decoded at the same time")
@@ -121,7 +184,7 @@ def main() -> None:
     limits = {"bench": Limits(turn_tokens=args.turn_tokens, trajectory_tokens=args.trajectory_tokens)}
     requests = [RolloutRequest(task="bench", seed=seed, group=seed) for seed in range(args.episodes)]
     with console.status("starting vLLM"):
-        engine = VLLMEngine(
+        engine = RecordingEngine(
             args.model,
             dtype=args.dtype,
             max_model_len=args.trajectory_tokens,
@@ -135,12 +198,25 @@ def main() -> None:
         name: Collector(e, renderer, make_env, limits, args.env_threads, max_active=args.episodes)
         for name, e in engines.items()
     }
-    found: dict[str, list[RolloutStats]] = {name: [] for name in collectors}
+
+    def roll_out(name: str, progress: Callable[[int, int], None]) -> Run:
+        engine.requests.clear()
+        collectors[name].collect(requests, Sampling(top_p=args.top_p), progress=progress)
+        stats = collectors[name].last
+        assert stats is not None
+        return Run(stats.seconds, stats.generated_tokens, stats.turns)
+
+    ways = {
+        "continuous": lambda progress: roll_out("continuous", progress),
+        "plain vLLM": lambda progress: engine.plain(),
+        "lock-step": lambda progress: roll_out("lock-step", progress),
+    }
+    found: dict[str, list[Run]] = {name: [] for name in ways}
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     try:
         with Progress(*columns, console=console) as bar:
-            for repeat in range(-1, args.repeats):  # the first pair warms up: games are built, code is loaded
-                for name in list(collectors)[:: 1 if repeat % 2 else -1]:
+            for repeat in range(-1, args.repeats):  # the first round warms up: games are built, code is loaded
+                for name in list(ways)[:: 1 if repeat % 2 else -1]:
                     title = f"warm-up, {name}" if repeat < 0 else f"run {repeat + 1} of {args.repeats}, {name}"
                     line = bar.add_task(title, total=args.episodes)
 
@@ -149,11 +225,10 @@ def main() -> None:
                         bar.update(line, completed=finished)
 
                     engine.update_weights(weights.items(), repeat + 1)  # the same ones: this empties the prefix cache
-                    collectors[name].collect(requests, Sampling(), progress=progress)
-                    stats = collectors[name].last
-                    assert stats is not None
+                    run = ways[name](progress)
+                    bar.update(line, completed=args.episodes)
                     if repeat >= 0:
-                        found[name].append(stats)
+                        found[name].append(run)
     finally:
         for collector in collectors.values():
             collector.close()
@@ -161,21 +236,21 @@ def main() -> None:
 
     table = Table("", "tokens/s", "seconds", "generated tokens", "turns", title=f"{args.env}, {args.episodes} episodes")
     for name, runs in found.items():
-        speeds = [s.tokens_per_second for s in runs]
+        speeds = [run.speed for run in runs]
         table.add_row(
             name,
             f"{statistics.median(speeds):.0f} ({min(speeds):.0f}–{max(speeds):.0f})",
-            f"{statistics.median(s.seconds for s in runs):.2f}",
-            f"{statistics.median(s.generated_tokens for s in runs):.0f}",
-            f"{statistics.median(s.turns for s in runs):.0f}",
+            f"{statistics.median(run.seconds for run in runs):.2f}",
+            f"{statistics.median(run.tokens for run in runs):.0f}",
+            f"{statistics.median(run.turns for run in runs):.0f}",
         )
     console.print(table)
-    pairs = zip(found["continuous"], found["lock-step"], strict=True)
-    ratios = [a.tokens_per_second / b.tokens_per_second for a, b in pairs]
-    console.print(
-        f"continuous / lock-step, tokens per second: median {statistics.median(ratios):.2f}, "
-        f"from {min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} pairs"
-    )
+    for other in ("plain vLLM", "lock-step"):
+        ratios = [a.speed / b.speed for a, b in zip(found["continuous"], found[other], strict=True)]
+        console.print(
+            f"continuous / {other}, tokens per second: median {statistics.median(ratios):.2f}, "
+            f"from {min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} pairs"
+        )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """The rules of a game at work: which actions apply to the present facts, and what they change.
 
 Actions are not grounded in advance: bindings are found by matching preconditions against the facts, so a game loads in
-milliseconds and a step needs no planner.
+milliseconds and a step needs no planner. Every step matches all actions, so a conjunction is compiled to a Python
+function.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 Facts = dict[str, set[tuple[str, ...]]]  # predicate → argument tuples that hold
-Binding = dict[str, str]  # variable → object
+Matcher = Callable[[Facts, Sequence[str]], Iterator[tuple[str, ...]]]  # see `compiled`
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Effect:
     """The literal becomes true if the conjunction `when` held before the action."""
 
     literal: Literal
-    when: Conjunction
+    when: Matcher  # given the action's parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Action:
 
     name: str
     parameters: tuple[str, ...]
-    alternatives: tuple[Conjunction, ...]
+    alternatives: tuple[Matcher, ...]  # given nothing; they yield the parameters
     effects: tuple[Effect, ...]
     moves: bool  # adds and deletes facts of one predicate
 
@@ -49,7 +51,7 @@ class Problem:
     actions: tuple[Action, ...]
     types: Mapping[str, str]  # object → type
     facts: Facts  # what holds at the start; never changed
-    goal: tuple[Conjunction, ...]
+    goal: tuple[Matcher, ...]  # alternatives, given nothing
 
 
 def type_predicate(kind: str) -> str:
@@ -57,38 +59,53 @@ def type_predicate(kind: str) -> str:
     return f"type {kind}"
 
 
-def solutions(literals: Conjunction, facts: Facts, binding: Binding) -> Iterator[Binding]:
-    """Every extension of `binding` under which all literals hold. Yields one dict that is changed in place: copy it."""
-    if not literals:
-        yield binding
-        return
-    head, rest = literals[0], literals[1:]
-    args = tuple([binding.get(a, a) for a in head.args])
-    if not any(a.startswith("?") for a in args):
-        known = args[0] == args[1] if head.predicate == "=" else args in facts.get(head.predicate, ())
-        if known == head.positive:
-            yield from solutions(rest, facts, binding)
-        return
-    for row in facts.get(head.predicate, ()):
-        new: Binding = {}
-        if all(a == v or (a.startswith("?") and new.setdefault(a, v) == v) for a, v in zip(args, row, strict=True)):
-            binding.update(new)
-            yield from solutions(rest, facts, binding)
-            for name in new:
-                del binding[name]
+def compiled(literals: Conjunction, given: Sequence[str] = (), wanted: Sequence[str] = ()) -> Matcher:
+    """A function of the facts and the values of the variables `given`: nested loops over the facts, one a literal.
+
+    It yields the values of the variables `wanted` for each way to make all literals hold.
+    """
+    names = {variable: f"v{i}" for i, variable in enumerate(given)}
+    lines = ["def match(facts, given):", f" {_row(names.values())} = given"]
+    for literal in literals:
+        rows: list[str] = []
+        tests: list[str] = []
+        known = {a: names.get(a, repr(a)) for a in literal.args if a in names or not a.startswith("?")}
+        for argument in literal.args:
+            if argument in known:
+                rows.append(f"r{len(rows)}")
+                tests.append(f"{rows[-1]} == {known[argument]}")
+            else:
+                rows.append(known.setdefault(argument, names.setdefault(argument, f"v{len(names)}")))
+        facts = f"facts.get({literal.predicate!r}, ())"
+        if len(tests) == len(rows):  # nothing to bind: a check
+            values = [known[a] for a in literal.args]
+            holding = " == ".join(values) if literal.predicate == "=" else f"{_row(values)} in {facts}"
+            tests = [f"({holding}) is {literal.positive}"]
+        else:
+            lines.append(" " * (len(lines) - 1) + f"for {_row(rows)} in {facts}:")
+        if tests:
+            lines.append(" " * (len(lines) - 1) + f"if {' and '.join(tests)}:")
+    lines.append(" " * (len(lines) - 1) + f"yield {_row(names[variable] for variable in wanted)}")
+    scope: dict[str, Any] = {}
+    exec("\n".join(lines), scope)
+    match: Matcher = scope["match"]
+    return match
 
 
-def holds(alternatives: Iterable[Conjunction], facts: Facts) -> bool:
+def _row(names: Iterable[str]) -> str:
+    return f"({''.join(f'{name}, ' for name in names)})"
+
+
+def holds(alternatives: Iterable[Matcher], facts: Facts, given: Sequence[str] = ()) -> bool:
     """True if one of the alternatives has a solution."""
-    return any(next(solutions(c, facts, {}), None) is not None for c in alternatives)
+    return any(next(match(facts, given), None) is not None for match in alternatives)
 
 
 def applicable(action: Action, facts: Facts) -> Iterator[tuple[str, ...]]:
     """The distinct argument tuples for which the action applies."""
     seen = set()
-    for conjunction in action.alternatives:
-        for binding in solutions(conjunction, facts, {}):
-            args = tuple([binding[p] for p in action.parameters])
+    for match in action.alternatives:
+        for args in match(facts, ()):
             if args not in seen and not (action.moves and _is_idle(action, args, facts)):
                 seen.add(args)
                 yield args
@@ -97,7 +114,7 @@ def applicable(action: Action, facts: Facts) -> Iterator[tuple[str, ...]]:
 def changes(action: Action, args: tuple[str, ...], facts: Facts) -> list[tuple[str, tuple[str, ...], bool]]:
     """What the action makes true or false: (predicate, arguments, positive)."""
     binding = dict(zip(action.parameters, args, strict=True))
-    fired = [e.literal for e in action.effects if next(solutions(e.when, facts, dict(binding)), None) is not None]
+    fired = [e.literal for e in action.effects if holds([e.when], facts, args)]
     effects = [(f.predicate, tuple(binding.get(a, a) for a in f.args), f.positive) for f in fired]
     added = {(predicate, values) for predicate, values, positive in effects if positive}
     return [e for e in effects if e[2] or e[:2] not in added]  # PDDL: what is deleted and added stays true

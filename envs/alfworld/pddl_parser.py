@@ -6,7 +6,7 @@ from functools import lru_cache
 from itertools import chain, count, product
 from typing import Any
 
-from opdlight.envs.alfworld.pddl import Action, Conjunction, Effect, Facts, Literal, Problem, type_predicate
+from opdlight.envs.alfworld.pddl import Action, Conjunction, Effect, Facts, Literal, Problem, compiled, type_predicate
 from opdlight.errors import EnvError
 
 Tree = list[Any]  # nested lists of strings
@@ -29,7 +29,7 @@ def parse_problem(domain: str, problem: str) -> Problem:
         facts.setdefault(type_predicate(kind), set()).add((name,))
         facts.setdefault(type_predicate("object"), set()).add((name,))  # PDDL's root type
     actions, fluents = _parse_domain(domain)
-    goal = tuple(_ordered(c, set(), fluents) for c in _alternatives(sections[":goal"][0]))
+    goal = tuple(compiled(_ordered(c, set(), fluents)) for c in _alternatives(sections[":goal"][0]))
     return Problem(actions=actions, types=types, facts=facts, goal=goal)
 
 
@@ -38,7 +38,7 @@ def _parse_domain(text: str) -> tuple[tuple[Action, ...], frozenset[str]]:
     """The actions of a domain and the predicates that they change; games of one domain share them."""
     nodes = [node for node in _parse(text) if node[0] == ":action"]
     effects = [dict(zip(node[2::2], node[3::2], strict=True))[":effect"] for node in nodes]
-    fluents = frozenset(e.literal.predicate for node in effects for e in _effects(node))
+    fluents = frozenset(literal.predicate for node in effects for literal, _ in _effects(node))
     return tuple(_action(node, fluents) for node in nodes), fluents
 
 
@@ -129,25 +129,30 @@ def _action(node: Tree, fluents: frozenset[str]) -> Action:
     typed = _typed_list(parts[":parameters"])
     types = [Literal(type_predicate(kind), (name,)) for name, kind in typed]
     parameters = tuple(name for name, _ in typed)
-    effects = tuple(Effect(e.literal, _ordered(e.when, set(parameters), fluents)) for e in _effects(parts[":effect"]))
+    effects = tuple(
+        Effect(literal, compiled(_ordered(when, set(parameters), fluents), given=parameters))
+        for literal, when in _effects(parts[":effect"])
+    )
     added, deleted = ({e.literal.predicate for e in effects if e.literal.positive == sign} for sign in (True, False))
+    preconditions = [_ordered([*types, *c], set(), fluents) for c in _alternatives(parts[":precondition"])]
     return Action(
         name=node[1],
         parameters=parameters,
-        alternatives=tuple(_ordered([*types, *c], set(), fluents) for c in _alternatives(parts[":precondition"])),
+        alternatives=tuple(compiled(conjunction, wanted=parameters) for conjunction in preconditions),
         effects=effects,
         moves=bool(added & deleted),
     )
 
 
-def _effects(node: Tree) -> Iterator[Effect]:
+def _effects(node: Tree) -> Iterator[tuple[Literal, Conjunction]]:
+    """Each literal that an effect makes true, with the condition for it."""
     if node[0] == "and":
         for part in node[1:]:
             yield from _effects(part)
     elif node[0] == "when":
         for when in _alternatives(node[1]):
-            for effect in _effects(node[2]):
-                yield Effect(effect.literal, (*when, *effect.when))
+            for literal, outer in _effects(node[2]):
+                yield literal, (*when, *outer)
     elif node[0] != "increase":  # costs matter to the planner only
         [[literal]] = _alternatives(node)
-        yield Effect(literal, ())
+        yield literal, ()

@@ -1,9 +1,10 @@
 """Only the chat template writes control tokens: any other text that spells one is encoded as ordinary text."""
 
 import json
+import re
 import secrets
 from collections.abc import Container, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MODEL_MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # control tokens that a model may write itself
+CACHED, SHORT = 2048, 1000  # so many texts of at most so many characters are not tokenised again
 _FIRST, _LAST = 0x100000, 0x10FFFD  # private-use characters, used as placeholders while a template renders a text
+_PRIVATE = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
 
 
 class Placeholders:
@@ -59,6 +62,8 @@ class ControlTokens:
             for i, token in tokenizer.added_tokens_decoder.items()
             if token.special or token.content in MODEL_MARKS or (token.content.strip() and token.content in template)
         }  # id → text
+        # actions and observations come again and again, and each is tokenised twice: alone and in the prompt
+        self._cached_ids = lru_cache(CACHED)(self._tokenise)
 
     def escape(self, text: str, placeholders: Placeholders, *, spared: Container[str] = ()) -> tuple[str, int]:
         """`text` with a placeholder for each control token in it, except those in `spared`, and their number.
@@ -66,7 +71,7 @@ class ControlTokens:
         Raises:
             PlainTextError: if the tokenizer does not report the position of a token in the text.
         """
-        text = "".join(placeholders.of(c) if _FIRST <= ord(c) <= _LAST else c for c in text)
+        text = _PRIVATE.sub(lambda found: placeholders.of(found[0]), text)
         count = 0
         while found := [(s, e) for s, e, i in self._spelled(text) if self.contents[i] not in spared]:
             parts, at = [], 0
@@ -84,7 +89,7 @@ class ControlTokens:
             PlainTextError: if the vocabulary has no other way to write the text of a control token.
         """
         if placeholders.restore(text) == text:
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return list(self._ids(text))
         renamed, name_of, id_of = self._renamed
         parts, at = [], 0
         for start, end, i in self._spelled(text):
@@ -98,10 +103,15 @@ class ControlTokens:
             ids.append(id_of.get(i, i))
         return ids
 
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return self._cached_ids(text) if len(text) <= SHORT else self._tokenise(text)
+
+    def _tokenise(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def _spelled(self, text: str) -> Iterator[tuple[int, int, int]]:
         """Start, end and id of each control token that the tokenizer finds in `text`."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if self.contents.keys().isdisjoint(ids):
+        if self.contents.keys().isdisjoint(self._ids(text)):
             return
         if not self.tokenizer.is_fast:
             raise self._unsafe("it is not a fast tokenizer (no tokenizer.json)")

@@ -128,6 +128,14 @@ def test_logprobs_equal_the_forward_over_turns_and_updates(engine: VLLMEngine, s
     collector.close()
 
 
+def test_nothing_is_compiled_while_it_generates(engine: VLLMEngine) -> None:
+    torch._dynamo.reset()
+    compiled = torch._dynamo.utils.counters["frames"]
+    compiled.clear()
+    generate(engine, [[5, 6, 7]], max_tokens=2)
+    assert not compiled
+
+
 def test_first_weights_are_those_of_the_folder(folder: Path) -> None:
     engine = start(folder)
     assert engine.policy_version == 0

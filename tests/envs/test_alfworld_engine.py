@@ -3,13 +3,14 @@
 import random
 import re
 import sys
+from itertools import product
 from typing import Any
 
 import pytest
 
 from opdlight.envs.alfworld.game import NOTHING_HAPPENS, Game, GameFile, Play
 from opdlight.envs.alfworld.generator import Design, generate
-from opdlight.envs.alfworld.pddl import applicable, changes, holds, solutions
+from opdlight.envs.alfworld.pddl import Literal, applicable, changes, compiled, holds
 from opdlight.envs.alfworld.pddl_parser import parse_problem
 from opdlight.envs.alfworld.planner import solve
 from opdlight.envs.alfworld.text import Scene, _query, load_grammar
@@ -163,7 +164,40 @@ def test_pddl_semantics() -> None:
     assert holds(problem.goal, problem.facts)
     assert not holds(problem.goal, {**problem.facts, "lit": set()})
     [goal] = problem.goal
-    assert len(list(solutions(goal, problem.facts, {}))) == 1
+    assert len(list(goal(problem.facts, ()))) == 1
+
+
+def test_a_compiled_conjunction_finds_what_trying_every_binding_finds() -> None:
+    draw, objects = random.Random(0), ("a", "b", "c")
+    found_any = 0
+    for _ in range(300):
+        rows = list(product(objects, repeat=2))
+        facts = {name: {row for row in rows if draw.random() < 0.4} for name in ("p", "q")}
+        terms = ["?x", "?y", "?z", "a"]
+        binding = [Literal(draw.choice("pq"), (name, draw.choice(terms))) for name in ("?x", "?y", "?z")]
+        checks = [
+            Literal(
+                draw.choice(["p", "q", "="]), (draw.choice(terms), draw.choice(terms)), positive=draw.random() < 0.5
+            )
+            for _ in range(draw.randrange(3))
+        ]
+        given = ("?x",) if draw.random() < 0.5 else ()
+        expected = []
+        for values in product(objects, repeat=3):
+            bound = dict(zip(("?x", "?y", "?z"), values, strict=True), a="a")
+            args = [(literal, tuple(bound[a] for a in literal.args)) for literal in (*binding, *checks)]
+            if all(
+                ((x == y) if li.predicate == "=" else (x, y) in facts[li.predicate]) == li.positive
+                for li, (x, y) in args
+            ):
+                expected.append(values)
+        if given:
+            expected = [values for values in expected if values[0] == "b"]
+        match = compiled((*binding, *checks), given=given, wanted=("?x", "?y", "?z"))
+        found = list(match(facts, ("b",) * len(given)))
+        assert sorted(set(found)) == expected
+        found_any += bool(found)
+    assert 50 < found_any < 250
 
 
 @pytest.mark.parametrize(

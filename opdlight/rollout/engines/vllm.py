@@ -117,7 +117,10 @@ class VLLMEngine:
             self._stop_ids, self.shapes = stop_token_ids(folder, **trust), checkpoint_shapes(folder, **trust)
             self._vllm = vllm_start.import_vllm()
             if self._vllm.platforms.current_platform.is_cpu():
+                vllm_start.count_ranks_at_once()
                 arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
+                # only whole blocks of a prompt are cached: the least that vLLM's attention takes, not its usual 128
+                arguments["block_size"] = 32
                 # with chunked prefill vLLM resets the random generator of a request, which is not possible on a CPU
                 arguments["enable_chunked_prefill"] = False
                 if not self._vllm.triton_utils.HAS_TRITON:  # with it, vLLM itself finds the nucleus without a sort
@@ -168,8 +171,10 @@ class VLLMEngine:
             flat_logprobs=True,
             detokenize=False,
             output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # vLLM need not copy what is made for this request only
         )
-        self._engine.add_request(request.request_id, {"prompt_token_ids": request.prompt_ids}, parameters)
+        prompt = {"type": "token", "prompt_token_ids": request.prompt_ids}  # `vllm.inputs.TokensInput`
+        self._engine.add_request(request.request_id, prompt, parameters)
         self._running.add(request.request_id)
 
     def step(self) -> list[Completion]:

@@ -47,6 +47,16 @@ def import_vllm() -> Any:
     return vllm
 
 
+def count_ranks_at_once() -> None:
+    """Let vLLM count on a CPU what rank a token has among the most probable ones, without a compiler.
+
+    It compiles that function when log-probs are first asked for, in the first rollout, for seconds; nobody reads ranks.
+    """
+    from vllm.v1.sample import sampler
+
+    sampler.batched_count_greater_than = lambda logprobs, values: (logprobs >= values).sum(-1)
+
+
 def connect_nccl(client: Any, source: Any, *, address: str, port: int, world_size: int) -> Any:
     """VLLM's trainer side of a weight transfer over NCCL, connected to the engines that `client` calls.
 
