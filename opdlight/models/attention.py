@@ -18,8 +18,8 @@ ON_CPU = ("eager", "sdpa", "paged|eager", SDPA)  # those that run on a CPU, back
 def use_attention(model: PreTrainedModel, name: str | None, dtype: str) -> None:
     """Let `model` compute attention by the implementation `name`; None leaves transformers' choice.
 
-    SDPA gets what rows have in common once, where the model can do so: see `distinct_tokens.py`. On a GPU it is kept from
-    cuDNN's kernels in the whole process: cuDNN makes a plan for each new shape, and nearly every micro-batch has one.
+    SDPA gets what rows have in common once, where the model can do so: see `distinct_tokens.py`. On a GPU cuDNN's
+    kernels are turned off in the whole process: cuDNN plans each new shape, which nearly every micro-batch has.
 
     Args:
         model: as it was loaded.
