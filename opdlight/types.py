@@ -89,7 +89,10 @@ class TokenBatch:
 
     @property
     def model_tokens(self) -> int:
-        """Tokens that a model runs for this micro-batch: B·T with the padding, or those of the rows if `packed`."""
+        """Tokens of this micro-batch for a model: B·T with the padding, or if `packed` those of the rows.
+
+        What rows begin with together is counted in each, though a model may run it once.
+        """
         return int(self.attention_mask.sum()) if self.packed else self.input_ids.numel()
 
     def to(self, device: torch.device | str) -> Self:

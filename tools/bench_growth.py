@@ -235,7 +235,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     known = ", ".join(repr(name) for name in SERIES)
     parser.add_argument("--series", nargs="+", choices=SERIES, metavar="NAME", default=list(SERIES), help=f"of {known}")
-    parser.add_argument("--steps", type=int, default=3, help="steps of each size that count, upwards and downwards")
+    parser.add_argument("--steps", type=int, default=2, help="steps of each size that count, upwards and downwards")
     parser.add_argument("--sizes", nargs=3, type=int, metavar="N", help="three sizes instead of those of the series")
     args = parser.parse_args()
     if min(args.steps, *(args.sizes or [1])) < 1:

@@ -3,8 +3,9 @@
 With the callbacks of the config. By stage: the seconds of the first update and the mean of the later ones, the
 floating-point operations, and what they are of the machine's own matrix product, which is measured in the same run.
 
-- Layers are counted by `opdlight.models.flops`, without padding (PaLM, arXiv 2204.02311, appendix B), heads as 2 a
-  number of each product: d·V a position where the whole vocabulary is looked at, d·K on a support; their backward
+- Layers are counted by `opdlight.models.flops` (PaLM, arXiv 2204.02311, appendix B), without padding and with what
+  several rows begin with once, however it is computed; attention row by row. Heads are counted as 2 a number of each
+  product: d·V a position where the whole vocabulary is looked at, d·K on a support; their backward
   pass is one product for the hidden states and one for the weight, if it is trained. `score` and `backward` are the
   heads, `watch` holds the student's pass over the vocabulary at the probed positions.
 - The peak is the best of 10 products of two square matrices, before and after the updates, in the dtype of the
@@ -47,7 +48,7 @@ from opdlight.data.requests import OnPolicyData
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.errors import OpdError
 from opdlight.models import Student, Teacher, one_pass
-from opdlight.models.flops import forward_flops, training_flops
+from opdlight.models.flops import LayerFlops, forward_flops, training_flops
 from opdlight.models.lm_head import LMHead
 from opdlight.models.support_product import SupportProduct
 from opdlight.system.arguments import argument_parser
@@ -56,6 +57,7 @@ from opdlight.types import TokenBatch
 
 WATCHING = "watching in all"
 STUDENT, TEACHER, LAYERS = "student forward", "teacher forward", "backward of the layers"
+COUNTING = "counting FLOPs"  # is not shown
 HOOKS = ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_train_batch_end")
 
 
@@ -73,7 +75,7 @@ class Record(L.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After publication, so that its time is in."""
         tasks = " + ".join(dict.fromkeys(t.task for t in outputs["step"].trajectories))
-        seconds = dict(self.timer.seconds)
+        seconds = {name: spent for name, spent in self.timer.seconds.items() if name != COUNTING}
         print(f"update {batch_idx + 1}: {sum(seconds.values()):.2f} s", flush=True)
         seconds[WATCHING] = self.hidden + seconds.get("watch", 0.0)
         self.seconds[tasks].append(seconds)
@@ -97,15 +99,16 @@ class Record(L.Callback):
 
     def student(self, function: Any, student: Student, batch: TokenBatch) -> Tensor:
         """`Student.hidden` as a stage of its own; so is the backward pass from there on."""
-        forward, training = forward_flops(student.model), training_flops(student.model)
-        lengths = batch.attention_mask.sum(1).tolist()
+        with self.timer(COUNTING):
+            forward = needed(forward_flops(student.model), batch)
+            backward = needed(training_flops(student.model), batch) - forward
         with self.timer(STUDENT):
-            self.add(forward.of(lengths) if forward else 0.0)
+            self.add(forward)
             hidden: Tensor = function(student, batch)
 
         def reached(_: Tensor) -> None:
             self.heads.close()
-            self.counted[LAYERS] += training.of(lengths) - forward.of(lengths) if training and forward else 0.0
+            self.counted[LAYERS] += backward
 
         if hidden.requires_grad:
             hidden.register_hook(reached)
@@ -113,9 +116,10 @@ class Record(L.Callback):
 
     def teacher(self, function: Any, teacher: Teacher, batch: TokenBatch) -> Tensor:
         """`Teacher.forward` as a stage of its own."""
-        forward = forward_flops(teacher.model)
+        with self.timer(COUNTING):
+            forward = needed(forward_flops(teacher.model), batch)
         with self.timer(TEACHER):
-            self.add(forward.of(batch.attention_mask.sum(1).tolist()) if forward else 0.0)
+            self.add(forward)
             hidden: Tensor = function(teacher, batch)
         return hidden
 
@@ -165,6 +169,20 @@ class Record(L.Callback):
                 for name in HOOKS:
                     setattr(callback, name, partial(self.watched, getattr(callback, name)))
             yield
+
+
+def needed(flops: LayerFlops | None, batch: TokenBatch) -> float:
+    """FLOPs of the rows of a batch, those of a beginning that several rows share once; 0 if that is not known."""
+    if flops is None:
+        return 0.0
+    begun: dict[tuple[int, int], int] = {}  # number of what comes before a token, the token → number of both together
+    squares = 0.0
+    for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True):
+        tokens, before = row[mask.bool()].tolist(), 0
+        squares += len(tokens) ** 2
+        for token in tokens:
+            before = begun.setdefault((before, token), len(begun) + 1)
+    return flops.per_token * len(begun) + flops.per_square * squares
 
 
 def _around(around: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:

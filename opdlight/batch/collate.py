@@ -32,6 +32,7 @@ class Piece:
     """Rows that stay in one micro-batch: those of one trajectory, or a single one."""
 
     rows: list[PlacedRow]
+    group: tuple[str, int]  # task and group of its trajectory
 
     @property
     def longest(self) -> int:
@@ -169,30 +170,38 @@ class Collate:
     def pieces(self, trajectories: Sequence[TrajectoryRows]) -> list[Piece]:
         """What may go to different micro-batches, the longest rows first.
 
+        If `packed`, those of a group follow each other, since models compute its prompt once for each micro-batch, and
+        the groups with the longest rows come first.
+
         Args:
             trajectories: of an update, whole groups.
         """
         pieces: list[Piece] = []
         for number, (t, advantage) in enumerate(zip(trajectories, group_advantages(trajectories), strict=True)):
             rows = [PlacedRow(row, self.tasks.index(t.task), number, advantage) for row in t.rows]
-            if self.whole_trajectories:
-                pieces += [Piece(rows)] if rows else []
-            else:
-                pieces += [Piece([row]) for row in rows]
-        return sorted(pieces, key=lambda piece: piece.longest, reverse=True)
+            parts = [rows] if self.whole_trajectories else [[row] for row in rows]
+            pieces += [Piece(part, (t.task, t.group)) for part in parts if part]
+        pieces.sort(key=lambda piece: piece.longest, reverse=True)
+        if self.packed:
+            place = {group: n for n, group in enumerate(dict.fromkeys(piece.group for piece in pieces))}
+            pieces.sort(key=lambda piece: place[piece.group])
+        return pieces
 
     def micro_batches(self, pieces: Sequence[Piece]) -> list[MicroBatch]:
-        """Put each of the `pieces`, longest first, into the first micro-batch that has room for it."""
+        """Put each of the `pieces` into the first micro-batch that has room; if `packed`, to its group if possible."""
         found: list[MicroBatch] = []
         for piece in pieces:
-            for batch in found:
-                tokens = batch.tokens + piece.tokens if self.packed else (batch.rows + len(piece.rows)) * batch.width
-                if tokens <= self.micro_batch_tokens:
-                    batch.add(piece)
-                    break
+            room = [batch for batch in found if self._with(batch, piece) <= self.micro_batch_tokens]
+            mates = [batch for batch in room if self.packed and batch.pieces[-1].group == piece.group]
+            if room:
+                (mates or room)[0].add(piece)
             else:
                 found.append(MicroBatch([piece], piece.longest))
         return found
+
+    def _with(self, batch: MicroBatch, piece: Piece) -> int:
+        """The tokens of the micro-batch if it took the piece."""
+        return batch.tokens + piece.tokens if self.packed else (batch.rows + len(piece.rows)) * batch.width
 
     def batch(self, found: MicroBatch) -> TokenBatch:
         """The tensors of a micro-batch; its `global_tokens` are not known yet."""

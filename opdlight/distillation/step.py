@@ -29,6 +29,6 @@ class Step:
     trajectories: Sequence[Trajectory] = ()  # of this rank
     loss_tokens: int = 0  # of all ranks and updates
     shares: Sequence[Sequence[float]] = ()  # update by update: each micro-batch's part of the loss tokens of all ranks
-    rank_tokens: Sequence[int] = ()  # rank by rank: tokens that its models ran in this step, padding included
+    rank_tokens: Sequence[int] = ()  # rank by rank: `model_tokens` of its micro-batches in this step
     version: int = 0  # updates that the student had had before this step
     not_finite: int = 0  # updates of this step that were skipped because loss or gradient was not finite

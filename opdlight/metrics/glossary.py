@@ -199,12 +199,16 @@ GLOSSARY: dict[str, Entry] = {
         "model FLOPs utilisation of everything but the rollout: what the layers of student (forward, backward) and "
         "teacher (forward) cost, by what the GPUs could do in that time",
         "share",
-        "6 a weight and token (2 for a teacher) and 12 (4) layers × heads × head width a pair of tokens; without LM "
-        "head, recomputation and probe. Not on a CPU or a GPU that Lightning does not know, nor with experts",
+        "6 a weight and token (2 for a teacher) and 12 (4) layers × heads × head width a pair of tokens of every "
+        "row, though a prompt that rows share may run once; without LM head, recomputation and "
+        "probe. Not on a CPU or a GPU that Lightning does not know, nor with experts",
         "0.2 to 0.5 with long rows",
     ),
     "throughput/rank_imbalance": Entry(
-        "tokens that the models ran on the busiest rank by the mean of all ranks", "1", "padding included", "below 1.1"
+        "tokens of the rows on the busiest rank by the mean of all ranks",
+        "1",
+        "padding included unless rows are packed",
+        "below 1.1",
     ),
     "memory/gpu": Entry(
         "most memory that tensors took on a GPU in this step, the engine's included where it runs in the process",

@@ -8,14 +8,18 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from opdlight.errors import ConfigError
+from opdlight.models.distinct_tokens import SDPA, use_distinct_tokens
 
 KEY = "model.attn_implementation"
 NAMES = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
-ON_CPU = ("eager", "sdpa", "paged|eager")  # those that run on a CPU, backward pass included
+ON_CPU = ("eager", "sdpa", "paged|eager", SDPA)  # those that run on a CPU, backward pass included
 
 
 def use_attention(model: PreTrainedModel, name: str | None, dtype: str) -> None:
     """Let `model` compute attention by the implementation `name`; None leaves transformers' choice.
+
+    SDPA gets what rows have in common once, where the model can do so: see `distinct_tokens.py`. On a GPU cuDNN's
+    kernels are turned off in the whole process: cuDNN plans each new shape, which nearly every micro-batch has.
 
     Args:
         model: as it was loaded.
@@ -25,8 +29,13 @@ def use_attention(model: PreTrainedModel, name: str | None, dtype: str) -> None:
     Raises:
         ConfigError: naming `model.attn_implementation` and what there is, if the model or this machine cannot.
     """
-    if name is None:
-        return
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if name is not None:
+        _set(model, name, dtype)
+    use_distinct_tokens(model)
+
+
+def _set(model: PreTrainedModel, name: str, dtype: str) -> None:
     if problem := _problem(model, name, dtype):
         raise _refusal(model, name, dtype, problem)
     before = model.config._attn_implementation

@@ -9,6 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opdlight.errors import CheckpointError, ConfigError
 from opdlight.models.attention import runnable
+from opdlight.models.distinct_tokens import SDPA, last_hidden
 from opdlight.models.lm_head import LMHead
 from opdlight.models.packing import packed_inputs
 from opdlight.models.wide_product import wide
@@ -69,9 +70,12 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
 def hidden_at(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     """The decoder's last hidden states, after the final norm, at the loss positions: [N, d].
 
-    Rows that are to be packed but need no padding run as they are: that leaves attention without a mask, which is
-    faster. Both ways give the same up to roundings.
+    Packed rows run what they begin with together once, if the model can (`distinct_tokens.py`). Others that need no
+    padding run as they are: that leaves attention without a mask, which is faster. All ways give the same up to
+    roundings.
     """
+    if batch.packed and model.config._attn_implementation == SDPA:
+        return last_hidden(model, batch)
     decoder = model.get_decoder()
     with runnable(model, batch.input_ids.device):
         if batch.packed and not bool(batch.attention_mask.all()):

@@ -16,6 +16,8 @@ from opdlight.errors import ConfigError
 from opdlight.models.lm_head import CHUNK, LMHead, support_logits
 from opdlight.types import SharedVocabulary
 
+CACHED = 2**21  # numbers of an intermediate that stays in a processor's cache
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnScores:
@@ -94,10 +96,11 @@ def one_pass(
         if entropy:
             found["entropy"].append(_entropy(logits.log_softmax(-1)))
         if probed is not None:
-            at = probed[number]
-            rows = raw if len(at) == len(raw) else raw[at]
-            for name, value in _own(rows, tokens[at], probe_k, shared, temperature).items():
-                probe[name].append(value)
+            # on a CPU a few rows at a time, whose intermediates stay in its cache: a third of the time for all at once
+            size = max(1, CACHED // head.width) if raw.is_cpu else chunk
+            for at in probed[number].split(size):
+                for name, value in _own(raw[at], tokens[at], probe_k, shared, temperature).items():
+                    probe[name].append(value)
     own = None if probe_at is None else OwnScores(**_joined(probe))
     return Found(**_joined(found), probe=own)
 

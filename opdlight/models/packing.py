@@ -15,12 +15,11 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from opdlight.errors import ConfigError
 from opdlight.models.attention import runnable
+from opdlight.models.distinct_tokens import LAYERS, SDPA, TOLERANCE
 from opdlight.types import TokenBatch
 
 KEY = "packing"
 SAMPLE_ROWS = (5, 9, 3)  # tokens
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest hidden state
-LAYERS = {"full_attention", "sliding_attention"}  # others carry a state, or count positions from the start of the row
 
 
 def packed_inputs(batch: TokenBatch) -> tuple[dict[str, Any], Tensor]:
@@ -73,12 +72,16 @@ def resolve_packing(packing: bool | Literal["auto"], models: Iterable[PreTrained
 
 def skips_masked(model: PreTrainedModel) -> bool:
     """True if the model's attention costs nothing between tokens of different rows."""
+    if model.config._attn_implementation == SDPA:
+        return True
     return is_flash_attention_requested(model.config) or model.config._attn_implementation == "flex_attention"
 
 
 @torch.no_grad()
 def why_not(model: PreTrainedModel) -> str | None:
     """Why the rows of `model` must not be packed; None if they may. A few short rows are run packed and alone."""
+    if model.config._attn_implementation == SDPA:
+        return None  # it was tried when the model was loaded
     config = model.config.get_text_config()
     others = sorted(set(getattr(config, "layer_types", None) or ()) - LAYERS)
     if others:

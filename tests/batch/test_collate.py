@@ -147,6 +147,17 @@ def test_a_packed_micro_batch_is_as_large_as_its_tokens() -> None:
     assert not any(b.packed for b in padded)
 
 
+def test_rows_of_a_group_follow_each_other_where_models_run_their_prompt_once() -> None:
+    #  group        a0   a1   b0   a0   a1   a0
+    made = [(("a", 0), 3), (("a", 1), 6), (("b", 0), 4), (("a", 0), 5), (("a", 1), 2), (("a", 0), 4)]
+    rows = [replace(trajectory(turn([1] * (n - 1), [7]), task=task), group=group) for (task, group), n in made]
+    for packed, expected in ((True, [6, 2, 5, 4, 3, 4]), (False, [6, 5, 4, 4, 3, 2])):
+        (batch,) = collate(micro_batch_tokens=10**6, packed=packed)(rows)
+        assert batch.attention_mask.sum(1).tolist() == expected
+    parted = collate(micro_batch_tokens=12, packed=True)(rows)
+    assert [b.attention_mask.sum(1).tolist() for b in parted] == [[6, 2, 4], [5, 4, 3]]
+
+
 def test_an_empty_prompt_is_an_error() -> None:
     with pytest.raises(ValueError, match="prompt_ids"):
         collate()([trajectory(turn([], [7]))])

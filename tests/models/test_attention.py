@@ -8,6 +8,7 @@ import torch
 from opdlight.errors import ConfigError
 from opdlight.models import Student, Teacher
 from opdlight.models.backbone import hidden_at
+from opdlight.models.distinct_tokens import SDPA
 from tests.models.architectures import build, random_batch, save
 
 KEY = r"^Expected `model\.attn_implementation` to be null or, for "
@@ -16,11 +17,17 @@ KEY = r"^Expected `model\.attn_implementation` to be null or, for "
 def test_student_and_teacher_use_it(tmp_path: Path) -> None:
     folder = save(tmp_path)
     for kind in (Student, Teacher):
-        assert kind(folder).model.config._attn_implementation == "sdpa"
+        assert kind(folder).model.config._attn_implementation == SDPA  # transformers' own, for distinct tokens, too
         model = kind(folder, attn_implementation="eager").model
         assert model.config._attn_implementation == "eager"
         expected = hidden_at(kind(folder).model, random_batch([9, 5]))
         torch.testing.assert_close(hidden_at(model, random_batch([9, 5])), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_sdpa_leaves_cudnn_alone_which_would_plan_each_new_shape(tmp_path: Path) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    Student(save(tmp_path))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize(

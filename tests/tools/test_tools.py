@@ -5,7 +5,6 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,17 +26,12 @@ def run(tool: str, *arguments: str) -> str:
     return done.stdout
 
 
-def run_here(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the module of the tool defines, after it has run in this process: fast, since torch is imported already."""
+def ends(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int | str | None:
+    """The exit code, or message, of the tool in this process: fast, since torch is imported already."""
     monkeypatch.setattr(sys, "argv", [tool, *arguments])
     monkeypatch.setattr(sys, "path", [str(ROOT / "tools"), str(ROOT), *sys.path])
-    return runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
-
-
-def ends(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int | str | None:
-    """The exit code, or message, of the tool in this process."""
     with pytest.raises(SystemExit) as left:
-        run_here(tool, arguments, monkeypatch)
+        runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
     return left.value.code
 
 
@@ -80,6 +74,7 @@ MISTAKES = {  # tool and arguments, what the one error names
     "bench_rollout.py --episodes 0": "--episodes",
     "bench_rollout.py --env opdlight/Chess-v0": "opdlight/Chess-v0",
     "bench_rollout.py --env opdlight/ToyText-v0 --env-args gaem=Taxi-v4": "gaem",
+    "bench_sampling.py --top-p 1": "--top-p",
     "bench_shapes.py --device cpu --updates 2": "--updates",
     "bench_shapes.py --ways padding": "--ways",
     "bench_step.py --updates 0": "--updates",
@@ -114,6 +109,7 @@ def test_a_mistake_is_one_error_that_names_it(
 def test_each_tool_is_run_by_a_test() -> None:
     here = Path(__file__).read_text()
     elsewhere = {
+        "bench_growth.py": "tools/test_growth.py",
         "check_layers.py": "tools/test_layers.py",
         "make_pictures.py": "report/test_browser.py",
         "preset_memory.py": "doctor/paper_models.py",
@@ -122,26 +118,18 @@ def test_each_tool_is_run_by_a_test() -> None:
     }
     for tool in TOOLS:
         text = (ROOT / "tests" / elsewhere[tool]).read_text() if tool in elsewhere else here
-        assert f'run("{tool}"' in text or f'run_here("{tool}"' in text or f'"tools" / "{tool}"' in text, tool
+        assert f'run("{tool}"' in text or f'"tools" / "{tool}"' in text, tool
+
+
+def test_the_readme_names_each_tool() -> None:
+    readme = (ROOT / "tools" / "README.md").read_text()
+    assert [tool for tool in TOOLS + SCRIPTS if tool not in readme] == []
 
 
 @pytest.mark.alfworld
 def test_bench_alfworld() -> None:
     said = run("bench_alfworld.py", "--games", "1", "--resets", "1", "--no-stock")
     assert "small: reset cold" in said and "large: reset cold" in said and "after     1 games" in said
-
-
-def test_bench_growth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    module = run_here("bench_growth.py", ["--series", "tokens", "--sizes", "1", "3", "2", "--steps", "1"], monkeypatch)
-    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert [row[0] for row in rows] == ["tokens", "1", "2", "3"]
-    tokens = [float(row[1]) for row in rows[1:]]
-    assert tokens == sorted(tokens) and tokens[0] > 64, "a prompt and an answer of 64 tokens"
-    judge = module["judge"]
-    assert judge([1.0, 1.1], [2.0, 2.2], work=2.0) == ("1.00", "no faster")
-    assert judge([1.0, 1.1], [2.2, 2.4], work=2.0) == ("1.13", "no faster, within the spread")
-    assert judge([1.0, 1.1], [4.0, 4.4], work=2.0) == ("2.00", "FASTER")
-    assert judge([1.0], [1.5], work=1.0) == ("× 1.50, the same work", "FASTER")
 
 
 def test_bench_peers() -> None:
@@ -204,6 +192,13 @@ def test_bench_rollout() -> None:
     said = run("bench_rollout.py", "--env", "opdlight/ToyText-v0", "--env-args", "max_turns=2", *sizes)
     said = " ".join(said.split())
     assert said.count("in 1 pairs") == 2 and "continuous / plain vLLM" in said and "continuous / lock-step" in said
+
+
+@pytest.mark.vllm
+def test_bench_sampling() -> None:
+    sizes = ["--model", "lab/student", "--sequences", "3", "--tokens", "4", "--turns", "1", "--threads", "1"]
+    said = run("bench_sampling.py", *sizes)
+    assert "3 of 3 sequences have the same tokens" in said and "in 1 turns" in said
 
 
 def test_bench_envs() -> None:

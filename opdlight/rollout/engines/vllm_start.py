@@ -24,6 +24,7 @@ _SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
+TOP_P = "opdlight.rollout.engines.vllm_top_p:TopP"
 _GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -40,9 +41,20 @@ def import_vllm() -> Any:
         import vllm
         import vllm.platforms
         import vllm.sampling_params
+        import vllm.triton_utils
     except ImportError as error:
         raise MissingDependencyError.extra("The vLLM engine", "gpu" if torch.cuda.is_available() else "cpu") from error
     return vllm
+
+
+def count_ranks_at_once() -> None:
+    """Let vLLM count on a CPU what rank a token has among the most probable ones, without a compiler.
+
+    It compiles that function when log-probs are first asked for, in the first rollout, for seconds; nobody reads ranks.
+    """
+    from vllm.v1.sample import sampler
+
+    sampler.batched_count_greater_than = lambda logprobs, values: (logprobs >= values).sum(-1)
 
 
 def connect_nccl(client: Any, source: Any, *, address: str, port: int, world_size: int) -> Any:
