@@ -24,6 +24,7 @@ _SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
+TOP_P = "opdlight.rollout.engines.vllm_top_p:TopP"
 _GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -40,6 +41,7 @@ def import_vllm() -> Any:
         import vllm
         import vllm.platforms
         import vllm.sampling_params
+        import vllm.triton_utils
     except ImportError as error:
         raise MissingDependencyError.extra("The vLLM engine", "gpu" if torch.cuda.is_available() else "cpu") from error
     return vllm
