@@ -4,7 +4,8 @@
 - `opdlight/losses` imports the standard library, torch, `opdlight.types` and `opdlight.bounds` only.
 - `envs` (imported as `opdlight.envs`) imports of opdlight only `types`, `bounds` and `errors`.
 - Only `opdlight/rollout/engines/vllm_start.py` imports vllm and only `ray_start.py` beside it ray, and inside a
-  function, so that everything else works without them.
+  function, so that everything else works without them. `vllm_top_p.py` may import vllm, for vLLM itself loads it;
+  nothing imports that file.
 - There is no circle between files, imports inside functions and for types included.
 """
 
@@ -31,6 +32,7 @@ OPTIONAL = {
     "vllm": Path("opdlight/rollout/engines/vllm_start.py"),
     "ray": Path("opdlight/rollout/engines/ray_start.py"),
 }
+LOADED_BY_VLLM = Path("opdlight/rollout/engines/vllm_top_p.py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +92,11 @@ def imports(tree: ast.AST, package: tuple[str, ...], lazy: bool = False) -> Iter
 def _judge(file: Path, room: str | None, item: Import) -> Iterator[str]:
     top = item.name.partition(".")[0]
     target = _room_of_name(item.name)
-    if file != OPTIONAL.get(top, file):
+    if item.name.startswith(".".join(LOADED_BY_VLLM.with_suffix("").parts)):
+        yield f"imports {item.name}, which only vLLM may load, by its name"
+    if top == "vllm" and file == LOADED_BY_VLLM:
+        pass
+    elif file != OPTIONAL.get(top, file):
         yield f"imports {top}; only {OPTIONAL[top]} may, so that everything else works without it"
     elif top in OPTIONAL and not item.lazy:
         yield f"imports {top} at the top of the file; import it inside the function that needs it"

@@ -240,6 +240,36 @@ def test_temperature_zero_is_greedy_and_top_p_cuts_the_tail(engine: VLLMEngine) 
         assert (more_probable < 0.5 + 1e-4).all()
 
 
+def test_top_p_draws_what_vllm_itself_draws(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tokens as with vLLM's sort, of requests that come and go beside others with another policy or none."""
+    engine.update_weights(student(2).state_dict().items(), 75)
+    assert engine._own_top_p
+
+    def play() -> dict[str, Completion]:
+        found: dict[str, Completion] = {}
+        for i in range(60):
+            temperature, top_p = (1.0, 0.0, 0.7, 1.3)[i % 4], (0.9, 0.5, 1.0, 0.8, 0.2)[i % 5]
+            sampling = Sampling(temperature=temperature, top_p=top_p)
+            engine.add_request(
+                Request(
+                    request_id=f"{i}.0", prompt_ids=[5, 6, i + 3], max_tokens=3 + i * 7 % 23, sampling=sampling, seed=i
+                )
+            )
+            if i > 20 and i % 3 == 0:  # more than the 16 that run at once are waiting from here on
+                found |= {c.request_id: c for c in engine.step()}
+        while engine.has_unfinished():
+            found |= {c.request_id: c for c in engine.step()}
+        return found
+
+    ours = play()
+    monkeypatch.setattr(engine, "_own_top_p", False)
+    assert play() == ours
+    monkeypatch.undo()
+    assert engine._own_top_p
+    monkeypatch.setattr("opdlight.rollout.engines.vllm_top_p.keep_nucleus", lambda logits, top_p: logits)
+    assert play() != ours  # it is this code that draws
+
+
 def test_updates_that_do_not_fit_change_nothing(engine: VLLMEngine) -> None:
     model = student(3)
     engine.update_weights(model.state_dict().items(), 80)

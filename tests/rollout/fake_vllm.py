@@ -53,6 +53,7 @@ class FakeLLMEngine:
     def __init__(self, gpus: FakeGPUs, arguments: dict[str, Any]) -> None:
         self.gpus, self.arguments = gpus, arguments
         self.calls: list[tuple[Any, ...]] = []  # (what, GPU that was the current one then)
+        self.sampling: list[dict[str, Any]] = []  # of each request
         self.mapped = set(MAPPED)
         self.weights: dict[str, torch.Tensor] | None = {}  # None: lost
         self.scheduling, self.full = True, False
@@ -100,6 +101,7 @@ class FakeLLMEngine:
 
     def add_request(self, name: str, prompt: Any, parameters: Any) -> None:
         assert self.weights is not None and self.scheduling, "vLLM would answer with noise, or never"
+        self.sampling.append(parameters)
         self.record("add_request", name)
 
     def step(self) -> list[Any]:
@@ -119,7 +121,7 @@ def install(patch: pytest.MonkeyPatch, gpus: FakeGPUs) -> list[FakeLLMEngine]:
     vllm.platforms = SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: False))
     vllm.EngineArgs = lambda folder, **found: SimpleNamespace(found=found)
     vllm.LLMEngine = SimpleNamespace(from_engine_args=from_engine_args)
-    vllm.SamplingParams = lambda **ignored: None
+    vllm.SamplingParams = lambda **found: found
     vllm.sampling_params = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=0))
     patch.setattr(vllm_start, "import_vllm", lambda: vllm)
     patch.setattr(engine_module, "_alive", set())

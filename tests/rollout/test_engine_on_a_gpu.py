@@ -1,6 +1,7 @@
 """Where an engine starts, and what it has in memory when; on a fake of vLLM and of GPUs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def test_each_rank_has_its_engine_on_its_own_gpu_and_finds_it_current_afterwards
     engine.step()
     assert [gpu for what, *_, gpu in fake.calls if what in ("reload", "step")] == [current, current]
     assert gpus.current == 1
+
+
+def test_top_p_is_left_to_vllm_which_does_not_sort_on_a_gpu(start: Any) -> None:
+    engine, fake, _ = start()
+    engine.add_request(replace(request("a"), sampling=Sampling(top_p=0.9)))
+    assert "logits_processors" not in fake.arguments
+    assert (fake.sampling[0]["top_p"], fake.sampling[0]["extra_args"]) == (0.9, None)
 
 
 def test_an_engine_that_starts_elsewhere_leaves_the_current_gpu_alone(

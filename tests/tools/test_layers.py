@@ -82,6 +82,11 @@ BAD = {
         "class A:\n    from vllm import LLM\n",
         "opdlight/rollout/engines/vllm_start.py:2: imports vllm at the top",
     ),
+    "what vLLM loads": (
+        "opdlight/rollout/engines/vllm.py",
+        "from opdlight.rollout.engines.vllm_top_p import TopP\n",
+        "opdlight/rollout/engines/vllm.py:1: imports opdlight.rollout.engines.vllm_top_p.TopP, which only vLLM",
+    ),
     "unplaced room": ("opdlight/utils.py", "", "opdlight/utils.py:1: the room `utils` has no layer yet"),
 }
 
@@ -101,6 +106,7 @@ def test_allowed_imports_pass(tmp_path: Path) -> None:
             "opdlight/types.py": "import torch\n",
             "opdlight/losses/a.py": "import math\nimport torch.nn\nfrom opdlight.types import T\nfrom . import b\n",
             "opdlight/rollout/engines/vllm_start.py": "def f():\n    from vllm import LLM\n",
+            "opdlight/rollout/engines/vllm_top_p.py": "import vllm\n",
             "opdlight/rollout/pool.py": "from opdlight.envs.base import TextEnv\nfrom .engines.base import Engine\n",
             "opdlight/rollout/engines/base.py": "from opdlight.types import T\n",
             "opdlight/train/run.py": "from opdlight import run_folder, __version__\n",

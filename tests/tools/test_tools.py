@@ -74,6 +74,7 @@ MISTAKES = {  # tool and arguments, what the one error names
     "bench_rollout.py --episodes 0": "--episodes",
     "bench_rollout.py --env opdlight/Chess-v0": "opdlight/Chess-v0",
     "bench_rollout.py --env opdlight/ToyText-v0 --env-args gaem=Taxi-v4": "gaem",
+    "bench_sampling.py --top-p 1": "--top-p",
     "bench_shapes.py --device cpu --updates 2": "--updates",
     "bench_shapes.py --ways padding": "--ways",
     "bench_step.py --updates 0": "--updates",
@@ -191,6 +192,13 @@ def test_bench_rollout() -> None:
     said = run("bench_rollout.py", "--env", "opdlight/ToyText-v0", "--env-args", "max_turns=2", *sizes)
     said = " ".join(said.split())
     assert said.count("in 1 pairs") == 2 and "continuous / plain vLLM" in said and "continuous / lock-step" in said
+
+
+@pytest.mark.vllm
+def test_bench_sampling() -> None:
+    sizes = ["--model", "lab/student", "--sequences", "3", "--tokens", "4", "--turns", "1", "--threads", "1"]
+    said = run("bench_sampling.py", *sizes)
+    assert "3 of 3 sequences have the same tokens" in said and "in 1 turns" in said
 
 
 def test_bench_envs() -> None:

@@ -91,6 +91,7 @@ class VLLMEngine:
         self.threads = threads
         self._processes = tensor_parallel_size
         self._gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self.shares_cores = self._gpu is None
         self._can_sleep, self._asleep = False, False
         self._running: set[str] = set()
         self._stats = dict.fromkeys(_COUNTERS, 0.0)
@@ -117,12 +118,14 @@ class VLLMEngine:
             self._stop_ids, self.shapes = stop_token_ids(folder, **trust), checkpoint_shapes(folder, **trust)
             self._vllm = vllm_start.import_vllm()
             if self._vllm.platforms.current_platform.is_cpu():
-                vllm_start.count_ranks_at_once()
+                vllm_start.leave_out_ranks()
                 arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
                 # only whole blocks of a prompt are cached: the least that vLLM's attention takes, not its usual 128
                 arguments["block_size"] = 32
                 # with chunked prefill vLLM resets the random generator of a request, which is not possible on a CPU
                 arguments["enable_chunked_prefill"] = False
+                if not self._vllm.triton_utils.HAS_TRITON:  # with it, vLLM itself finds the nucleus without a sort
+                    arguments["logits_processors"] = [vllm_start.TOP_P]
             elif self._gpu is not None:
                 gpus = vllm_start.engine_gpus(self._gpu, torch.cuda.device_count(), tensor_parallel_size)
                 self._can_sleep = sleep and not _sleepers
@@ -135,6 +138,7 @@ class VLLMEngine:
                 self._engine: Any = self._vllm.LLMEngine.from_engine_args(self._vllm.EngineArgs(folder, **arguments))
             except Exception as error:  # the class depends on what vLLM refuses
                 raise ConfigError(vllm_start.refusal(model, max_model_len, error)) from error
+        self._own_top_p = "logits_processors" in arguments
         self._vocabulary_size = self._engine.model_config.get_vocab_size()
         self._stats["start_seconds"] = time.perf_counter() - start
         _alive.add(id(self))
@@ -155,9 +159,12 @@ class VLLMEngine:
                 f"Expected the prompt ids of request {request.request_id} to be in [0, {self._vocabulary_size}), but "
                 f"got {min(request.prompt_ids)} … {max(request.prompt_ids)}: is the tokenizer the model's own?"
             )
+        top_p = request.sampling.top_p
+        ours = self._own_top_p and top_p < 1
         parameters = self._vllm.SamplingParams(
             temperature=request.sampling.temperature,
-            top_p=request.sampling.top_p,
+            top_p=1.0 if ours else top_p,
+            extra_args={"top_p": top_p} if ours else None,
             max_tokens=request.max_tokens,
             seed=request.seed,
             stop_token_ids=request.sampling.stop_ids(self._stop_ids),

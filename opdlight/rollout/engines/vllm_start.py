@@ -24,6 +24,7 @@ _SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
+TOP_P = "opdlight.rollout.engines.vllm_top_p:TopP"
 _GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -40,19 +41,21 @@ def import_vllm() -> Any:
         import vllm
         import vllm.platforms
         import vllm.sampling_params
+        import vllm.triton_utils
     except ImportError as error:
         raise MissingDependencyError.extra("The vLLM engine", "gpu" if torch.cuda.is_available() else "cpu") from error
     return vllm
 
 
-def count_ranks_at_once() -> None:
-    """Let vLLM count on a CPU what rank a token has among the most probable ones, without a compiler.
+def leave_out_ranks() -> None:
+    """Let vLLM on a CPU say -1 for the rank of a token among the most probable ones, which nobody here reads.
 
-    It compiles that function when log-probs are first asked for, in the first rollout, for seconds; nobody reads ranks.
+    It counts with a function that it compiles when log-probs are first asked for: seconds of the first rollout, and a
+    C++ compiler.
     """
     from vllm.v1.sample import sampler
 
-    sampler.batched_count_greater_than = lambda logprobs, values: (logprobs >= values).sum(-1)
+    sampler.batched_count_greater_than = lambda logprobs, _: logprobs.new_full((len(logprobs),), -1, dtype=torch.long)
 
 
 def connect_nccl(client: Any, source: Any, *, address: str, port: int, world_size: int) -> Any:
