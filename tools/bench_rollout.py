@@ -96,6 +96,7 @@ class LockStep:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.max_model_len, self.policy_version = engine, engine.max_model_len, engine.policy_version
+        self.shares_cores = engine.shares_cores
         self.live = 0  # trajectories that have not ended
         self._waiting: list[Request] = []
         self._finished: list[Completion] = []

@@ -18,7 +18,8 @@ ON_CPU = ("eager", "sdpa", "paged|eager", SDPA)  # those that run on a CPU, back
 def use_attention(model: PreTrainedModel, name: str | None, dtype: str) -> None:
     """Let `model` compute attention by the implementation `name`; None leaves transformers' choice.
 
-    SDPA gets what rows have in common once, where the model can do so: see `distinct_tokens.py`.
+    SDPA gets what rows have in common once, where the model can do so: see `distinct_tokens.py`. On a GPU cuDNN's
+    kernels are turned off in the whole process: cuDNN plans each new shape, which nearly every micro-batch has.
 
     Args:
         model: as it was loaded.
@@ -28,6 +29,7 @@ def use_attention(model: PreTrainedModel, name: str | None, dtype: str) -> None:
     Raises:
         ConfigError: naming `model.attn_implementation` and what there is, if the model or this machine cannot.
     """
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if name is not None:
         _set(model, name, dtype)
     use_distinct_tokens(model)

@@ -20,6 +20,7 @@ from opdlight.rollout.rendering import ChatRenderer
 from opdlight.types import RolloutRequest, Status, Trajectory
 
 log = logging.getLogger(__name__)
+PATIENCE = 0.001  # seconds that an engine on the environments' cores waits for each answer, to decode that turn as well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,11 +176,11 @@ class Collector:
         self._envs.close()
 
     def _answers(self) -> list[tuple[int, Answer]]:
-        """The new answers of the environments; waits for one only if the engine has nothing to do."""
+        """The new answers of the environments; waits for long only if the engine has nothing to do."""
         idle = not self.engine.has_unfinished()
         if idle and not self._envs.in_flight:
             raise EngineError("The engine has no unfinished request, but trajectories still wait for a completion.")
-        return self._envs.answers(wait=idle)
+        return self._envs.answers(wait=idle, patience=PATIENCE if self.engine.shares_cores else 0.0)
 
     def _observe(self, number: int, episode: Episode, answer: Answer) -> Status | None:
         """Process an answer of the environment; returns the status if the trajectory has ended with it, else None."""

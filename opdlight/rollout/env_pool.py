@@ -46,6 +46,7 @@ class EnvPool(ABC):
         self._episodes: dict[int, Episode] = {}
         self._received: queue.SimpleQueue[tuple[Call, Answer | BaseException]] = queue.SimpleQueue()
         self._pending: set[Call] = set()
+        self._asked = False  # since the last `answers`
 
     def reset(self, number: int, task: str, seed: int) -> None:
         """Begin episode `number`; `answers` will return its first observation."""
@@ -56,16 +57,22 @@ class EnvPool(ABC):
         """Send an action to episode `number`; `answers` will return the environment's response."""
         self._ask(number, action)
 
-    def answers(self, *, wait: bool) -> list[tuple[int, Answer]]:
-        """The answers that have arrived since the last call, as (episode number, answer); `wait` waits for the first.
+    def answers(self, *, wait: bool, patience: float = 0.0) -> list[tuple[int, Answer]]:
+        """The answers that have arrived since the last call, as (episode number, answer).
 
         An error that would end every episode is raised: any error of a constructor, and ConfigError and
         MissingDependencyError of a reset or step. Any other error of an environment is its `Answer.error`.
+
+        Args:
+            wait: wait for the first, however long it takes.
+            patience: seconds to wait for each further one, if something was asked since the last call.
         """
         found: list[tuple[int, Answer]] = []
+        patience, self._asked = (patience if self._asked else 0.0), False
         while True:
+            pause = POLL if wait and not found else patience if self._pending else 0.0
             try:
-                call, answer = self._received.get(block=wait and not found, timeout=POLL)
+                call, answer = self._received.get(block=pause > 0, timeout=pause)
             except queue.Empty:
                 for overdue in self._overdue():
                     found += self._take(overdue, Answer(error=self._too_slow(overdue.episode)))
@@ -110,6 +117,7 @@ class EnvPool(ABC):
     def _ask(self, number: int, action: str | None) -> None:
         call = Call(self._episodes[number], number, action)
         self._pending.add(call)
+        self._asked = True
         self._send(call)
 
     def _take(self, call: Call, answer: Answer | BaseException) -> list[tuple[int, Answer]]:

@@ -4,16 +4,23 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.end_to_end.runs import HANGS, processes
+from tests.forked import HANGS, processes
 
 
-def run_ranks(work: Callable[..., None], *arguments: Any, nodes: int, each: int, logs: Path) -> str:
+def run_ranks(
+    work: Callable[..., None],
+    *arguments: Any,
+    nodes: int,
+    each: int,
+    logs: Path,
+    meanwhile: Callable[[Sequence[Any]], None] = lambda started: None,
+) -> str:
     """Call `work(rank, *arguments)` on `nodes` × `each` processes; returns what the first one has printed."""
     port = free_port()
     logs.mkdir(parents=True, exist_ok=True)
@@ -24,6 +31,7 @@ def run_ranks(work: Callable[..., None], *arguments: Any, nodes: int, each: int,
     ]
     for process in started:
         process.start()
+    meanwhile(started)
     for process in started:
         process.join(HANGS)
     said = [(logs / f"{rank}.log").read_text() for rank in ranks]
@@ -48,7 +56,9 @@ def _rank(rank: int, each: int, port: int, log: str, work: Callable[..., None], 
     torch.set_num_threads(1)
     try:
         work(rank, *arguments)
-    except BaseException:  # noqa: BLE001  the process ends anyway
+    except BaseException as error:  # noqa: BLE001  the process ends anyway
+        if isinstance(error, SystemExit) and not error.code:
+            return
         traceback.print_exc()
         sys.stdout.flush()
         os._exit(1)  # the others are not waited for

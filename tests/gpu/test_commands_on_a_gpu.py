@@ -112,7 +112,7 @@ def test_the_cold_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert (tmp_path / "read" / "student" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("way", ["padded", "packed", "checkpointed", "full vocabulary"])
+@pytest.mark.parametrize("way", ["padded", "distinct tokens", "checkpointed", "full vocabulary"])
 def test_the_doctor_counts_the_memory_of_a_step(way: str, tmp_path: Path) -> None:
     """A student and a teacher of the shape of Qwen2.5-0.5B; the allocator's peak beside the formulas."""
     import runpy

@@ -24,6 +24,12 @@ def test_student_and_teacher_use_it(tmp_path: Path) -> None:
         torch.testing.assert_close(hidden_at(model, random_batch([9, 5])), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_sdpa_leaves_cudnn_alone_which_would_plan_each_new_shape(tmp_path: Path) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    Student(save(tmp_path))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -1,5 +1,6 @@
 """The collector with a scripted engine and small environments: batching, limits, statuses, determinism."""
 
+import queue
 import random
 import threading
 import time
@@ -8,8 +9,11 @@ from typing import Any
 import pytest
 
 from opdlight.batch.rows import count_splits
+from opdlight.envs.answers import Answer
+from opdlight.rollout.collector import PATIENCE
 from opdlight.rollout.engines.base import Completion, Request, Sampling
 from opdlight.rollout.engines.scripted import ScriptedEngine
+from opdlight.rollout.env_pool import Call, EnvPool, Episode
 from opdlight.rollout.episode import sampling_seed_of
 from opdlight.types import RolloutRequest, Status, Trajectory
 from tests.rollout.walking import END, GO, WAIT, Envs, Walk, collector, requests, roll
@@ -258,4 +262,61 @@ def test_prepare_reaches_an_environment_once_per_seed_and_never_fails(caplog: py
         time.sleep(0.005)
     assert prepared == [1, 3]
     assert "no disk" in caplog.text
+    collecting.close()
+
+
+class AnsweredLate(EnvPool):
+    """Answers a reset once `answers` waits for it, and a step never."""
+
+    def prepare(self, task: str, seed: int) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def _send(self, call: Call) -> None:
+        if call.action is None:
+            late = lambda: self._received.put((call, Answer(observation=f"{call.number}")))  # noqa: E731
+            threading.Timer(0.02 * call.number, late).start()
+
+    def _free(self, episode: Episode) -> None:
+        raise NotImplementedError
+
+
+def test_an_engine_on_the_same_cores_waits_a_moment_for_each_answer() -> None:
+    pool = AnsweredLate()
+    for number in (1, 2, 3):
+        pool.reset(number, "task", 0)
+    assert [number for number, _ in pool.answers(wait=False, patience=60.0)] == [1, 2, 3]
+    waited: list[bool] = []
+
+    class Empty:
+        def get(self, *, block: bool, timeout: float) -> None:
+            waited.append(block)
+            raise queue.Empty
+
+    pool._received = Empty()  # type: ignore[assignment]
+    pool.step(1, "go")
+    for _ in range(2):
+        assert pool.answers(wait=False, patience=60.0) == []
+    assert waited == [True, False]  # nothing asked since: a slow environment is not waited for again
+
+
+def test_only_an_engine_on_the_same_cores_waits_for_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ScriptedEngine(lambda prompt: GO)
+    collecting = collector(engine)
+    given: set[float] = set()
+    answers = collecting._envs.answers
+
+    def noted(*, wait: bool, patience: float) -> list[tuple[int, Answer]]:
+        given.add(patience)
+        return answers(wait=wait, patience=patience)
+
+    monkeypatch.setattr(collecting._envs, "answers", noted)
+    apart = collecting.collect(requests(1, 2, 3), Sampling())
+    assert given == {0.0}
+    engine.shares_cores = True
+    given.clear()
+    assert collecting.collect(requests(1, 2, 3), Sampling()) == apart
+    assert given == {PATIENCE}
     collecting.close()

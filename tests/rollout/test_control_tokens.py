@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from opdlight.errors import PlainTextError
 from opdlight.models.loading import load_tokenizer
-from opdlight.rollout.control_tokens import ControlTokens, Placeholders
+from opdlight.rollout.control_tokens import SHORT, ControlTokens, Placeholders
 from opdlight.rollout.rendering import ChatRenderer
 from tests.rollout.test_rendering import completion
 from tests.tiny_models import CHATML, tiny_tokenizer
@@ -198,3 +198,21 @@ def test_a_bridge_forges_nothing_and_keeps_what_was_sampled() -> None:
     assert second[: len(first) + len(sampled)] == first + sampled
     assert controls(renderer.tokenizer, second[len(first) + len(sampled) :]) == [1, 2, 1]
     assert (conversation.splits, conversation.spelled) == (0, 2)
+
+
+def test_a_short_text_is_tokenised_once() -> None:
+    tokenizer, seen = lab(), []
+    control = ControlTokens(tokenizer)
+
+    def noted(text: str, **how: Any) -> Any:
+        seen.append(text)
+        return tokenizer(text, **how)
+
+    control.tokenizer = noted  # type: ignore[assignment]
+    short, long = "go to desk 1", "go " * SHORT
+    for text in (short, short, long, long):
+        ids = control.encode(text, Placeholders())
+        assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids.clear()  # the caller's own
+        assert control.escape(text, Placeholders()) == (text, 0)
+    assert seen == [short, *4 * [long]]

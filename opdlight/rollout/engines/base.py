@@ -119,6 +119,7 @@ class Engine(Protocol):
 
     policy_version: int  # number of updates that its weights have had; NO_WEIGHTS if it lost them in sleep
     max_model_len: int
+    shares_cores: bool  # `step` computes on the cores of this machine, which environments need too
 
     def add_request(self, request: Request) -> None:
         """Queue a request; raises EngineError if it cannot be served."""

@@ -92,7 +92,7 @@ class RayEngine:
         num_gpus: NonNegativeFloat = 0,
         transfer: Literal["auto", "object_store", "nccl"] = "auto",
     ) -> None:
-        self.policy_version = 0
+        self.policy_version, self.shares_cores = 0, False
         # the trainer's, if the actors share it: then they lend it their memory between rollouts
         self._gpu = torch.cuda.current_device() if num_gpus == 0 and torch.cuda.is_available() else None
         self._make_engine, self._model = engine, resolve_model(model)

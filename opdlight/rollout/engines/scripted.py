@@ -29,7 +29,7 @@ class ScriptedEngine:
         max_model_len: int = 4096,
     ) -> None:
         self.answer, self.steps, self.max_model_len = answer, steps, max_model_len
-        self.policy_version = 0
+        self.policy_version, self.shares_cores = 0, False
         self.events: list[tuple[object, ...]] = []
         self.requests: list[Request] = []  # every request ever added
         self.weights: dict[str, Tensor] = {}  # of the last update

@@ -81,7 +81,7 @@ class VLLMServerEngine:
         self._server = VLLMServer(
             url, "engine", concurrency=concurrency, timeout=timeout, retries=retries, api_key_env=api_key_env
         )
-        self.policy_version, self.max_model_len = 0, max_model_len
+        self.policy_version, self.max_model_len, self.shares_cores = 0, max_model_len, False
         self._in_flight: dict[Future[dict[str, Any]], Request] = {}
         self._waiting: list[Request] = []  # to be sent when the server has its weights again
         self._restarts = 0  # of the server since the last completion

@@ -91,6 +91,7 @@ class VLLMEngine:
         self.threads = threads
         self._processes = tensor_parallel_size
         self._gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self.shares_cores = self._gpu is None
         self._can_sleep, self._asleep = False, False
         self._running: set[str] = set()
         self._stats = dict.fromkeys(_COUNTERS, 0.0)
@@ -117,7 +118,7 @@ class VLLMEngine:
             self._stop_ids, self.shapes = stop_token_ids(folder, **trust), checkpoint_shapes(folder, **trust)
             self._vllm = vllm_start.import_vllm()
             if self._vllm.platforms.current_platform.is_cpu():
-                vllm_start.count_ranks_at_once()
+                vllm_start.leave_out_ranks()
                 arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
                 # only whole blocks of a prompt are cached: the least that vLLM's attention takes, not its usual 128
                 arguments["block_size"] = 32
