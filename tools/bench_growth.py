@@ -8,23 +8,31 @@ both grow alike.
     python tools/bench_growth.py --series tokens K
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from opdlight.system.heap import keep_freed_memory
+from opdlight.system.threads import choose_wait_policy
+
+if "torch" not in sys.modules:  # as every command does
+    choose_wait_policy()
+    keep_freed_memory()
+
 import functools
 import json
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from opdlight.config import TrainConfig, compose, instantiate, make_trainer
 from opdlight.data.requests import OnPolicyData
 from opdlight.models.flops import training_flops

@@ -25,14 +25,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from opdlight.system.arguments import argument_parser
-from tools.peers.work import MARK, WORKS
+from tools.peers.work import MARK, WORKS, arguments
 
 ROOT = Path(__file__).resolve().parents[1]
-SIDES = {  # name, module, its argument
-    "topk_rkl": ("opdlight, topk_rkl", "opdlight_side"),
-    "full_rkl": ("opdlight, full_rkl", "opdlight_side"),
-    "transformers": ("TRL, transformers generates", "trl_side"),
-    "vllm": ("TRL, vLLM generates", "trl_side"),
+SIDES = {
+    "topk_rkl": "opdlight, topk_rkl",
+    "full_rkl": "opdlight, full_rkl",
+    "transformers": "TRL, transformers generates",
+    "vllm": "TRL, vLLM generates",
 }
 
 
@@ -47,17 +47,21 @@ class Side:
     """
 
     def __init__(self, name: str, work: list[str], folder: Path, threads: int) -> None:
-        self.title, module = SIDES[name]
+        self.title = SIDES[name]
         self.steps: list[dict[str, Any]] = []
         self.log = folder / f"{name}.log"
         (folder / name).mkdir()
+        command = ["tools.peers.trl_side", name, str(folder / name), *work]
+        if self.title.startswith("opdlight"):
+            pace = "+callbacks.pace._target_=tools.peers.opdlight_side.KeepPace"
+            command = ["opdlight.train", *arguments(work, name), pace, f"run_dir={folder / name}"]
         environment = {
             "OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads),
             "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, as opdlight's engine has, for TRL's
         }  # fmt: skip
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"tools.peers.{module}", name, str(folder / name), *work],
+                [sys.executable, "-m", *command],
                 env=environment, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
 
@@ -140,7 +144,7 @@ def run(name: str, args: argparse.Namespace, overrides: list[str], folder: Path)
     sides: list[Side] = []
     try:
         for each in args.sides:
-            print(f"starting {SIDES[each][0]}", file=sys.stderr, flush=True)
+            print(f"starting {SIDES[each]}", file=sys.stderr, flush=True)
             sides.append(Side(each, work, folder, args.threads))
             if sides[-1].hear() is None:
                 leave_out(sides, sides[-1])

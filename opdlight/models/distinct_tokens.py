@@ -202,7 +202,7 @@ def last_hidden(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
 
 @torch.no_grad()
 def use_distinct_tokens(model: PreTrainedModel) -> None:
-    """Let a model with SDPA run rows as distinct tokens, if a few short rows run so are what they are alone."""
+    """Let a model with SDPA run rows as distinct tokens, if a few short rows are then what they are with padding."""
     config = model.config.get_text_config()
     if model.config._attn_implementation != "sdpa" or not set(getattr(config, "layer_types", None) or ()) <= LAYERS:
         return
@@ -217,10 +217,10 @@ def _same(model: PreTrainedModel, width: int) -> bool:
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     mask = torch.arange(ids.shape[1], device=device) < torch.tensor([[len(row)] for row in rows], device=device)
     distinct = distinct_tokens(ids, mask)
-    alone = torch.cat([decoder(input_ids=row[None], use_cache=False).last_hidden_state[0] for row in rows])
+    padded = decoder(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state[mask]
     try:
         found = decoder(**distinct.inputs(), use_cache=False).last_hidden_state[0, distinct.number[mask]]
     except (TypeError, ValueError, RuntimeError):  # it does not hand `distinct` on to its attention
         return False
-    apart = float((found - alone).abs().max() / alone.abs().max().clamp(min=1e-30))
-    return apart < TOLERANCE[alone.dtype]
+    apart = float((found - padded).abs().max() / padded.abs().max().clamp(min=1e-30))
+    return apart < TOLERANCE[padded.dtype]

@@ -118,8 +118,12 @@ def test_rows_of_which_little_can_be_left_out_run_as_they_are_without_a_mask(
         return real(query, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    model.get_decoder().register_forward_pre_hook(
+        lambda _, __, told: shapes.append(tuple(told["input_ids"].shape)), with_kwargs=True
+    )
     torch.testing.assert_close(hidden_at(model, replace(batch, packed=True)), expected, atol=1e-5, rtol=0)
-    assert shapes == [(len(lengths), max(lengths), None)] * 2
+    rows = (len(lengths), max(lengths))
+    assert shapes == [rows, (*rows, None), (*rows, None)]
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,10 @@
-"""opdlight's side of `tools/bench_peers.py`: the training command with a callback that keeps pace."""
+"""The callback with which `python -m opdlight.train` keeps pace with the other sides of `tools/bench_peers.py`."""
 
-import sys
 from typing import Any
 
 import lightning as L
 
-from tools.peers.work import Pace, arguments
+from tools.peers.work import Pace
 
 
 class KeepPace(L.Callback):
@@ -24,17 +23,3 @@ class KeepPace(L.Callback):
         turns = [turn for trajectory in step.trajectories for turn in trajectory.turns]
         sampled = sum(len(turn.completion_ids) for turn in turns)
         self.pace.stepped([turn.prompt_ids for turn in turns], sampled, step.loss_tokens)
-
-
-def main() -> None:
-    """`python -m tools.peers.opdlight_side LOSS FOLDER OVERRIDE…`."""
-    loss, folder, *work = sys.argv[1:]
-    pace = "+callbacks.pace._target_=tools.peers.opdlight_side.KeepPace"
-    sys.argv[1:] = [*arguments(work, loss), f"run_dir={folder}/run", f"hydra.run.dir={folder}/run", pace]
-    from opdlight.train.__main__ import main as train
-
-    train()
-
-
-if __name__ == "__main__":
-    main()
