@@ -90,7 +90,7 @@ SERIES = {
     "K": Series((32, 128, 512), lambda n: Size(k=n), lambda size, step: step.trained * size.k, "K · tokens"),
     "V": Series(
         (4096, 16384, 65536),
-        lambda n: Size(vocabulary=n),
+        lambda n: Size(groups=16, vocabulary=n),
         lambda size, step: step.trained * size.vocabulary,
         "V · tokens",
     ),
