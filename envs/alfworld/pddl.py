@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Facts = dict[str, set[tuple[str, ...]]]  # predicate → argument tuples that hold
+LOOPS = 20  # as many as Python allows in each other
 Matcher = Callable[[Facts, Sequence[str]], Iterator[tuple[str, ...]]]  # see `compiled`
 
 
@@ -66,10 +67,16 @@ def compiled(literals: Conjunction, given: Sequence[str] = (), wanted: Sequence[
     """
     names = {variable: f"v{i}" for i, variable in enumerate(given)}
     lines = ["def match(facts, given):", f" {_row(names.values())} = given"]
-    for literal in literals:
+    scope: dict[str, Any] = {}
+    loops = 0
+    for number, literal in enumerate(literals):
         rows: list[str] = []
         tests: list[str] = []
         known = {a: names.get(a, repr(a)) for a in literal.args if a in names or not a.startswith("?")}
+        if len(known) < len(set(literal.args)) and loops == LOOPS:
+            scope["rest"] = compiled(literals[number:], given=tuple(names), wanted=wanted)
+            lines.append(f"{' ' * (loops + 1)}yield from rest(facts, {_row(names.values())})")
+            break
         for argument in literal.args:
             if argument in known:
                 rows.append(f"r{len(rows)}")
@@ -82,11 +89,12 @@ def compiled(literals: Conjunction, given: Sequence[str] = (), wanted: Sequence[
             holding = " == ".join(values) if literal.predicate == "=" else f"{_row(values)} in {facts}"
             tests = [f"({holding}) is {literal.positive}"]
         else:
-            lines.append(" " * (len(lines) - 1) + f"for {_row(rows)} in {facts}:")
+            loops += 1
+            lines.append(f"{' ' * loops}for {_row(rows)} in {facts}:")
         if tests:
-            lines.append(" " * (len(lines) - 1) + f"if {' and '.join(tests)}:")
-    lines.append(" " * (len(lines) - 1) + f"yield {_row(names[variable] for variable in wanted)}")
-    scope: dict[str, Any] = {}
+            lines.append(f"{' ' * (loops + 1)}if not ({' and '.join(tests)}): {'continue' if loops else 'return'}")
+    else:
+        lines.append(f"{' ' * (loops + 1)}yield {_row(names[variable] for variable in wanted)}")
     exec("\n".join(lines), scope)
     match: Matcher = scope["match"]
     return match

@@ -165,12 +165,23 @@ def _attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **told)
     if told.get("position_bias") is not None:
         raise TypeError("a position bias is one of whole rows")
+    if told.get("sliding_window") is None and _has_window(module):
+        raise TypeError("the window is known to the mask of whole rows only")
     told["is_causal"] = True
     found = []
     for q, k, v in zip(*(distinct.to_rows(states) for states in (query, key, value)), strict=True):
         mask = _window(q.shape[2], told.get("sliding_window"), q.device)
         found.append(sdpa_attention_forward(module, q, k, v, mask, **told)[0])
     return distinct.from_rows(found), None
+
+
+def _has_window(module: torch.nn.Module) -> bool:
+    """True if by its config an attention sees the last tokens only; on the short rows of the trial it sees them all."""
+    config, layer = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds and layer is not None:
+        return bool(kinds[layer] == "sliding_attention")
+    return bool(getattr(config, "sliding_window", None))
 
 
 def _window(length: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -220,7 +231,7 @@ def _same(model: PreTrainedModel, width: int) -> bool:
     padded = decoder(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state[mask]
     try:
         found = decoder(**distinct.inputs(), use_cache=False).last_hidden_state[0, distinct.number[mask]]
-    except (TypeError, ValueError, RuntimeError):  # it does not hand `distinct` on to its attention
+    except (TypeError, ValueError, RuntimeError):  # it does not hand on to its attention what that has to know
         return False
     apart = float((found - padded).abs().max() / padded.abs().max().clamp(min=1e-30))
     return apart < TOLERANCE[padded.dtype]

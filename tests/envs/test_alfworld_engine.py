@@ -3,7 +3,7 @@
 import random
 import re
 import sys
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -198,6 +198,28 @@ def test_a_compiled_conjunction_finds_what_trying_every_binding_finds() -> None:
         assert sorted(set(found)) == expected
         found_any += bool(found)
     assert 50 < found_any < 250
+
+
+@pytest.mark.parametrize("many", [20, 21, 60])
+def test_conjunctions_of_any_length_compile(many: int) -> None:
+    """Python allows 20 loops and 100 indentations in each other."""
+    values = [f"?{i}" for i in range(many)]
+    chain = [Literal("next", pair) for pair in pairwise(values)]
+    checks = [Literal("odd", (f"n{2 * i}",), positive=False) for i in range(150)]
+    facts = {"next": {(f"n{i}", f"n{i + 1}") for i in range(many)}, "odd": {(f"n{i}",) for i in range(1, 400, 2)}}
+    wanted = (values[-1], values[0])
+    match = compiled((*checks[:75], *chain, *checks[75:]), given=("?0",), wanted=wanted)
+    assert list(match(facts, ("n1",))) == [(f"n{many}", "n1")]
+    assert list(match({**facts, "odd": {("n200",)}}, ("n1",))) == []
+
+
+def test_names_of_a_game_are_text_and_not_code() -> None:
+    names = ["it's", 'say "a"', "{x}", "%s", "back\\slash", "v0", "r0", "given", "b?"]
+    facts = {"is'\"{": {(name,) for name in names}}
+    for name in names:
+        match = compiled((Literal("is'\"{", (name,)), Literal("is'\"{", ("?it's",))), wanted=("?it's",))
+        assert sorted(match(facts, ())) == sorted((n,) for n in names)
+        assert list(match({"is'\"{": facts["is'\"{"] - {(name,)}}, ())) == []
 
 
 @pytest.mark.parametrize(

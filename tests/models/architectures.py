@@ -42,7 +42,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 OTHERS: dict[str, dict[str, Any]] = {  # not every test is for them
     "gemma3": {"model_type": "gemma3_text", "head_dim": 8},
-    **{name: {"model_type": name} for name in ("bloom", "lfm2", "mamba2", "mistral")},
+    **{name: {"model_type": name} for name in ("bloom", "lfm2", "mamba2", "mistral", "qwen2_moe")},
 }
 
 

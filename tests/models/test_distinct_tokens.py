@@ -212,6 +212,20 @@ def test_a_model_that_does_not_tell_its_attention_is_found_out(monkeypatch: pyte
     assert model.config._attn_implementation == "sdpa"
 
 
+MOE = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_window_that_attention_is_not_told_is_found_out_on_rows_shorter_than_it(used: bool) -> None:
+    """Qwen2-MoE's is in transformers' mask only."""
+    model = build("qwen2_moe", use_sliding_window=used, sliding_window=12, max_window_layers=2, **MOE)
+    batch = alike([30, 33], (1, 0, 25))
+    expected = hidden_at(model, batch)
+    use_distinct_tokens(model)
+    assert (model.config._attn_implementation == SDPA) is not used
+    torch.testing.assert_close(hidden_at(model, replace(batch, packed=True)), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_all_models_of_a_run_must_be_able_to(folder: str, tmp_path: Path) -> None:
     able = Student(folder).model
     assert resolve_packing("auto", [able]) is resolve_packing(True, [able]) is True
