@@ -56,7 +56,7 @@ class Side:
             pace = "+callbacks.pace._target_=tools.peers.opdlight_side.KeepPace"
             command = ["opdlight.train", *arguments(work, name), pace, f"run_dir={folder / name}"]
         environment = {
-            "OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads),
+            "GOMP_SPINCOUNT": "3000", **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads),
             "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, as opdlight's engine has, for TRL's
         }  # fmt: skip
         with self.log.open("w") as log:
