@@ -188,7 +188,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side")
     parser.epilog = "Everything else goes to opdlight.train, and TRL's side follows it: rollout.groups=8."
     # an override may follow --sides, which takes several words
-    overrides = [word for word in sys.argv[1:] if word[0] in "+~" or ("=" in word and word[0] != "-")]
+    overrides = [
+        word for word in sys.argv[1:] if word.startswith(("+", "~")) or ("=" in word and not word.startswith("-"))
+    ]
     args = parser.parse_args([word for word in sys.argv[1:] if word not in overrides])
     if min(args.pairs, args.threads) < 1 or args.warm_up < 0:
         parser.error("expected --pairs and --threads of at least 1 and --warm-up of at least 0")
