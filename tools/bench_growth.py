@@ -18,6 +18,7 @@ from opdlight.system.threads import choose_wait_policy
 if "torch" not in sys.modules:  # as every command does
     choose_wait_policy()
     keep_freed_memory()
+    print("loading libraries", file=sys.stderr, flush=True)
 
 import functools
 import json
@@ -31,10 +32,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.errors import InstantiationException
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from opdlight.config import TrainConfig, compose, instantiate, make_trainer
 from opdlight.data.requests import OnPolicyData
+from opdlight.errors import OpdError
 from opdlight.models.flops import training_flops
 from opdlight.models.loading import load_tokenizer, resolve_model
 from opdlight.rollout import ScriptedEngine, VLLMEngine
@@ -223,6 +226,7 @@ def measure(name: str, series: Series, steps: int, folder: Path) -> None:
     found: dict[int, list[Step]] = {n: [] for n in series.sizes}
     for n in [*series.sizes, *reversed(series.sizes)]:
         found[n] += run(series.made(n), steps, folder)
+        print(f"{name} {n:,}: {found[n][-1].seconds:.2f} s a step", file=sys.stderr, flush=True)
     print(f"| {name} | {series.unit} | s a step | {' | '.join(STAGES)} | exponent | grows |")
     print("|---" * (5 + len(STAGES)) + "|")
     work = {n: statistics.mean(series.work(series.made(n), step) for step in steps) for n, steps in found.items()}
@@ -236,7 +240,9 @@ def measure(name: str, series: Series, steps: int, folder: Path) -> None:
         spread = f"{statistics.median(seconds):.3f} ({min(seconds):.3f}–{max(seconds):.3f})"
         print(f"| {' | '.join([f'{n:,}', f'{work[n]:,.3g}', spread, *stages, *last])} |")
         before = n
-    print(f"\nThe others: {', '.join(f'{k} {v}' for k, v in vars(series.made(series.sizes[0])).items())}\n", flush=True)
+    first, other = (vars(series.made(n)) for n in (1, 2))
+    fixed = ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in first.items() if v == other[k])
+    print(f"\nThe others: {fixed}\n", flush=True)
 
 
 def main() -> None:
@@ -255,7 +261,11 @@ def main() -> None:
             began = time.perf_counter()
             series = SERIES[name]
             sizes = tuple(sorted(args.sizes or series.sizes))
-            measure(name, replace(series, sizes=sizes), args.steps, Path(folder))
+            try:
+                measure(name, replace(series, sizes=sizes), args.steps, Path(folder))
+            except (OpdError, InstantiationException) as error:
+                said = error.__cause__ if isinstance(error, InstantiationException) else error
+                raise SystemExit(f"error: {name}: {said}") from error
             print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
 
 

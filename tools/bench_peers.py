@@ -56,7 +56,7 @@ class Side:
             pace = "+callbacks.pace._target_=tools.peers.opdlight_side.KeepPace"
             command = ["opdlight.train", *arguments(work, name), pace, f"run_dir={folder / name}"]
         environment = {
-            "OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads),
+            "GOMP_SPINCOUNT": "3000", **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads),
             "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, as opdlight's engine has, for TRL's
         }  # fmt: skip
         with self.log.open("w") as log:
@@ -136,6 +136,8 @@ def leave_out(sides: list[Side], side: Side) -> None:
         raise SystemExit(f"{side.title} has ended: {side.error()}")
     print(f"{side.title}: cannot run here: {side.error()}\n", flush=True)
     sides.remove(side)
+    if not sides:
+        raise SystemExit("None of the sides can run here.")
 
 
 def run(name: str, args: argparse.Namespace, overrides: list[str], folder: Path) -> None:
@@ -166,7 +168,7 @@ def run(name: str, args: argparse.Namespace, overrides: list[str], folder: Path)
     describe(name, work, args.threads)
     compare(sides)
     print(
-        f"\n{args.pairs} pairs, alternating; of each side {args.warm_up} step before them was left out, and "
+        f"\n{args.pairs} pairs, alternating, after steps of each side to warm up: {args.warm_up}; "
         f"{statistics.mean(s['prompt'] for s in sides[0].steps):,.0f} prompt tokens a step were the same. "
         "Median (minimum–maximum).\n",
         flush=True,
@@ -185,7 +187,9 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=1, help="steps of each side before them")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side")
     parser.epilog = "Everything else goes to opdlight.train, and TRL's side follows it: rollout.groups=8."
-    args, overrides = parser.parse_known_args()
+    # an override may follow --sides, which takes several words
+    overrides = [word for word in sys.argv[1:] if word[0] in "+~" or ("=" in word and word[0] != "-")]
+    args = parser.parse_args([word for word in sys.argv[1:] if word not in overrides])
     if min(args.pairs, args.threads) < 1 or args.warm_up < 0:
         parser.error("expected --pairs and --threads of at least 1 and --warm-up of at least 0")
     if find_spec("trl") is None:

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opdlight.data.tasks import Task
 from opdlight.errors import OpdError
+from opdlight.models.loading import resolve_model
 from opdlight.rollout import ChatRenderer, Collector, Completion, Engine, Limits, Request, Sampling, VLLMEngine
 from opdlight.system.arguments import argument_parser
 from opdlight.types import RolloutRequest
@@ -145,7 +146,7 @@ class LockStep:
 
 def arguments() -> argparse.Namespace:
     parser = argument_parser(__doc__)
-    parser.add_argument("--model", default="opdlight/assets/lab/student", help="Hugging Face folder")
+    parser.add_argument("--model", default="lab/student", help="Hugging Face folder, or a bundled model")
     parser.add_argument("--env", default="opdlight/ALFWorld-v0", help="Gymnasium id of a text environment")
     parser.add_argument(
         "--env-args", nargs="+", default=[], metavar="KEY=VALUE", help="the environment's arguments, as max_turns=15"
@@ -160,10 +161,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="dtype of the engine")
     parser.add_argument("--threads", type=int, help="CPU threads of the engine")
     args = parser.parse_args()
+    try:
+        args.model = resolve_model(args.model)
+    except OpdError as error:
+        parser.error(f"--model: {error}")
     if not Path(args.model, "config.json").is_file():
-        parser.error(f"expected --model to be a Hugging Face folder, but {args.model!r} has no config.json")
-    if min(args.episodes, args.repeats, args.turn_tokens, args.trajectory_tokens) < 1:
-        parser.error("expected --episodes, --repeats, --turn-tokens and --trajectory-tokens of at least 1")
+        parser.error(f"expected --model to be a bundled model or a folder, but {args.model!r} has no config.json")
+    counts = ("episodes", "repeats", "turn_tokens", "trajectory_tokens", "max_num_seqs", "env_threads", "threads")
+    for count in counts:
+        if (value := getattr(args, count)) is not None and value < 1:
+            parser.error(f"expected --{count.replace('_', '-')} of at least 1, but got {value}")
+    if not 0 < args.top_p <= 1:
+        parser.error(f"expected --top-p above 0 and at most 1, but got {args.top_p}")
     try:
         make_task(args).make_env().close()
     except (gymnasium.error.Error, TypeError, OpdError) as error:

@@ -15,6 +15,7 @@ from opdlight.system.threads import choose_wait_policy
 if "torch" not in sys.modules:  # as every command does
     choose_wait_policy()
     keep_freed_memory()
+    print("loading libraries", file=sys.stderr, flush=True)
 
 import argparse
 import functools
@@ -24,6 +25,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
+from opdlight.errors import OpdError
 from opdlight.models.loading import load_tokenizer, resolve_model
 from opdlight.rollout import Request, Sampling, VLLMEngine
 from opdlight.system.arguments import argument_parser
@@ -43,6 +45,8 @@ def arguments() -> argparse.Namespace:
         parser.error("expected --sequences and --turns of at least 1 and --tokens of at least 2")
     if not 0 < args.top_p < 1:
         parser.error(f"expected --top-p between 0 and 1, but got {args.top_p}")
+    if args.threads is not None and args.threads < 1:
+        parser.error("expected --threads of at least 1")
     return args
 
 
@@ -64,8 +68,11 @@ def decode(engine: VLLMEngine, prompts: list[list[int]], tokens: int, top_p: flo
 def main() -> None:
     args = arguments()
     console = Console(width=None if Console().is_terminal else 120)
-    folder = resolve_model(args.model)
-    tokenizer = load_tokenizer(folder)
+    try:
+        folder = resolve_model(args.model)
+        tokenizer = load_tokenizer(folder)
+    except OpdError as error:
+        raise SystemExit(f"error: {error}") from error
     questions = [f"Tell me what the number {i} and the sea have in common." for i in range(args.sequences)]
     prompts = [list(tokenizer(question)["input_ids"]) for question in questions]
     with console.status("starting vLLM"):
@@ -87,6 +94,8 @@ def main() -> None:
             for name in list(ways)[:: 1 if turn % 2 else -1]:
                 top_p, engine._own_top_p = ways[name]
                 speed, drawn[name] = decode(engine, prompts, args.tokens, top_p)
+                which = "warm-up" if turn < 0 else f"turn {turn + 1} of {args.turns}"
+                print(f"{which}, {name}: {speed:,.0f} tokens/s", file=sys.stderr, flush=True)
                 if turn >= 0:
                     speeds[name].append(speed)
     finally:

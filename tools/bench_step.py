@@ -24,6 +24,7 @@ from opdlight.system.threads import choose_wait_policy
 if "torch" not in sys.modules:  # as every command does
     choose_wait_policy()
     keep_freed_memory()
+    print("loading libraries", file=sys.stderr, flush=True)
 
 import statistics
 import tempfile
@@ -38,6 +39,7 @@ from unittest.mock import patch
 
 import lightning as L
 import torch
+from hydra.errors import InstantiationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from rich.console import Console
 from rich.table import Table
@@ -52,6 +54,7 @@ from opdlight.models.flops import LayerFlops, forward_flops, training_flops
 from opdlight.models.lm_head import LMHead
 from opdlight.models.support_product import SupportProduct
 from opdlight.system.arguments import argument_parser
+from opdlight.system.quiet import quiet_libraries
 from opdlight.train.build import build
 from opdlight.types import TokenBatch
 
@@ -198,10 +201,13 @@ def main() -> None:
     args, overrides = parser.parse_known_args()
     if args.updates < 1:
         parser.error("expected --updates of at least 1")
+    quiet_libraries()
     try:
         record, peaks = run(args.updates, overrides)
     except OpdError as error:
         raise SystemExit(f"error: {error}") from error
+    except InstantiationException as error:  # a constructor that refuses its arguments
+        raise SystemExit(f"error: {error.__cause__}") from error
     print(f"matrix product: {peaks[0] / 1e9:,.0f} GFLOP/s before the updates, {peaks[1] / 1e9:,.0f} after them")
     for tasks in record.seconds:
         Console(width=110).print(table(tasks, record.seconds[tasks], record.flops[tasks], max(peaks)))

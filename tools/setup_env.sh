@@ -78,7 +78,7 @@ pip_install() {
     [[ -t 1 ]] || quiet=(--quiet)
     rm -f "$log"
     PYTHONWARNINGS=ignore .venv/bin/python -m pip install "${quiet[@]}" --no-input --disable-pip-version-check --log "$log" \
-        --constraint "$constraints" "$@" && return
+        --no-compile --constraint "$constraints" "$@" && return
     if grep -qE 'No space left on device|Errno 28|Disk quota exceeded' "$log"; then
         stop "the disk is full: .venv takes about 5 GB (4.2 to train), and pip unpacks in ${TMPDIR:-/tmp} (TMPDIR=/another/folder moves that). Make room, then the same command again"
     elif grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|Connection(Reset)?Error|Connection (refused|broken)' "$log"; then
@@ -132,13 +132,21 @@ remove_torchvision() {
     fi
 }
 
+# `install_rest <extras>`: this project with those extras, and bytecode of all. pip would make it on one processor. Some
+# packages bring files that are not for this Python: they stay as they are.
+install_rest() {
+    pip_install --build-constraint "$constraints" --editable ".[$1]"
+    PYTHONWARNINGS=ignore .venv/bin/python -m compileall -qq -j 0 .venv/lib/python*/site-packages || true
+    remove_torchvision
+}
+
 install_run() {
     check_machine
     if [[ ,$extras, == *,alfworld,* ]] && ! command -v g++ >/dev/null && ! command -v c++ >/dev/null; then
         stop "needs a C++ compiler: ALFWorld's planner builds from source (on Debian and Ubuntu: sudo apt-get install build-essential). Without ALFWorld: export EXTRAS=$engine, then the same command again"
     fi
     rm -f .venv/ready .venv/ready-dev
-    say "with the extras $extras; it downloads about 1.1 GB and takes 4.2 GB of disk, once"
+    say "with the extras $wanted; it downloads about 1.1 GB and takes 4.2 GB of disk (0.2 and 0.8 GB more for tests), once"
     stage "1 of 3, virtual environment" "$(describe "$python")"
     make_venv
     [[ pip==$(installed pip) == $(grep '^pip==' "$constraints") ]] || pip_install --upgrade pip
@@ -146,19 +154,18 @@ install_run() {
         stage "2 of 3, torch" "0.2 GB to download"
         install_torch
     fi
-    stage "3 of 3, vLLM and what else training needs" "0.9 GB to download; ALFWorld's planner is compiled"
-    pip_install --build-constraint "$constraints" --editable ".[$extras]"
-    remove_torchvision
+    stage "3 of 3, vLLM and what else is needed" "0.9 GB to download, 1.1 with what tests need; ALFWorld's planner is compiled"
+    install_rest "$wanted"
     stage
     .venv/bin/python -c 'import lightning, transformers' || stop "the installed packages do not import (see above)"
     printf '%s\n' "$key" >.venv/ready
+    [[ $what == run ]] || cp .venv/ready .venv/ready-dev
 }
 
 install_dev() {
     rm -f .venv/ready-dev
     stage "checks and tests: ruff, mypy, pytest, TRL, Playwright, the loggers, Ray" "0.2 GB to download"
-    pip_install --build-constraint "$constraints" --editable ".[dev]"
-    remove_torchvision
+    install_rest dev
     stage
     printf '%s\n' "$key" >.venv/ready-dev
 }
@@ -177,6 +184,8 @@ else
     engine=cpu
 fi
 extras=${EXTRAS:-$engine,alfworld}
+wanted=$extras
+[[ $what == run ]] || wanted+=,dev
 constraints=tools/constraints-$engine.txt
 choose_python "${2:-}"
 key="$PWD, $(describe "$python"), $extras, $(cat pyproject.toml tools/setup_env.sh "$constraints" | sha256sum | cut -c 1-16)"

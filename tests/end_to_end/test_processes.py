@@ -25,7 +25,7 @@ from tests.end_to_end.runs import HANGS, ONLY_CLOCKS, metrics
 FAKE = [
     "task.schedule=mixed", "trainer.max_steps=2", "evaluate_teachers=false",
     "task.tasks.sums.episodes=3", "task.tasks.alfworld.episodes=2", "micro_batch_tokens=300", "rollout.group_size=2",
-    "callbacks.gradient.places=1000000", "optimizer._target_=torch.optim.SGD", "~optimizer.betas",
+    "callbacks.gradient.places=1000000", "optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.fused",
     "engine._target_=tests.fakes.AnsweringEngine",
 ]  # fmt: skip
 

@@ -37,7 +37,10 @@ def test_each_size_is_run_upwards_and_downwards(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(bench_growth, "run", run)
     monkeypatch.setattr(sys, "argv", ["bench_growth.py", "--series", "tokens", "--sizes", "3", "1", "6"])
     bench_growth.main()
-    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    said = capsys.readouterr()
+    rows = [line.strip("| ").split(" | ") for line in said.out.splitlines() if line.startswith("| ")]
+    assert "The others: group size 1, length 64, k 32, vocabulary 4,096, turns 1, tasks 1\n" in said.out
+    assert said.err.count(" s a step\n") == 6, "after each run"
     assert ran == [1, 3, 6, 6, 3, 1]
     assert [row[:3] for row in rows[1:]] == [
         ["1", "10", "1.000 (1.000–1.000)"], ["3", "30", "9.000 (9.000–9.000)"], ["6", "60", "36.000 (36.000–36.000)"],

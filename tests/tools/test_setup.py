@@ -114,10 +114,16 @@ def test_torch_alone_comes_from_the_other_index_when_pips_has_none(first: tuple[
     ]  # fmt: skip
 
 
+def test_all_packages_are_compiled(first: tuple[Site, str]) -> None:
+    (packages,) = (first[0].project / ".venv" / "lib").glob("python*/site-packages")
+    modules = {path.stem for path in packages.glob("*.py")}
+    assert modules and {path.name.partition(".")[0] for path in (packages / "__pycache__").glob("*.pyc")} >= modules
+
+
 def test_each_stage_is_said_with_size_and_seconds_and_the_python_that_was_taken(first: tuple[Site, str]) -> None:
     _, said = first
     assert "1 of 3, virtual environment (Python 3." in said, "the one behind python3.12, not the broken python3.11"
-    for stage in ("1 of 3, virtual environment", "2 of 3, torch", "3 of 3, vLLM and what else training needs"):
+    for stage in ("1 of 3, virtual environment", "2 of 3, torch", "3 of 3, vLLM and what else is needed"):
         (line,) = [line for line in said.splitlines() if line.startswith(f"set-up: {stage}:")]
         assert line.endswith(" MB") and " s, .venv now " in line
     assert "removing a torchvision that does not fit" in said
@@ -146,9 +152,10 @@ def test_an_interrupted_and_an_older_set_up_are_made_whole(first: tuple[Site, st
     (site.project / ".venv" / "ready").write_text("")  # the marker of an older set-up
     add_wheel(site.standard, "torch", "2.13.0+cpu", "where = 'standard'\n")  # from now on pip's own index has it
     shutil.rmtree(packages / "torch-2.13.0+cpu.dist-info")
-    done = site.set_up("run")
+    done = site.set_up("dev")
     assert done.returncode == 0, done.stderr
-    assert [site.says(name) for name in ("transformers", "lightning")] == ["standard", "standard"]
+    assert [site.says(name) for name in ("transformers", "lightning", "ruff")] == ["standard"] * 3
+    assert "checks and tests" not in done.stdout and site.set_up("dev").stdout == "", "all of it in one go"
     assert site.says("torch") == "standard" and "it comes from" not in done.stdout, "what pip knows comes first"
 
 

@@ -68,17 +68,26 @@ MISTAKES = {  # tool and arguments, what the one error names
     "bench_envs.py --workers 0": "--workers",
     "bench_growth.py --series k": "--series",
     "bench_growth.py --steps 0": "--steps",
+    "bench_growth.py --series K --sizes 1 2 3": "`loss.k`",
     "bench_peers.py --pairs 0": "--pairs",
     "bench_peers.py --work sumz": "--work",
+    "bench_peers.py --frob 4": "--frob",
+    "bench_peers.py rollout.groups=4 --sides topk_rkl +a.b=1 trl": "'trl'",
     "bench_rollout.py --model nowhere": "'nowhere'",
+    "bench_rollout.py --model lab/nowhere": "lab/nowhere",
     "bench_rollout.py --episodes 0": "--episodes",
+    "bench_rollout.py --top-p 0": "--top-p",
+    "bench_rollout.py --model lab/student --threads 0": "--threads",
     "bench_rollout.py --env opdlight/Chess-v0": "opdlight/Chess-v0",
     "bench_rollout.py --env opdlight/ToyText-v0 --env-args gaem=Taxi-v4": "gaem",
     "bench_sampling.py --top-p 1": "--top-p",
+    "bench_sampling.py --threads 0": "--threads",
+    "bench_sampling.py --model lab/nowhere": "lab/nowhere",
     "bench_shapes.py --device cpu --updates 2": "--updates",
     "bench_shapes.py --ways padding": "--ways",
     "bench_step.py --updates 0": "--updates",
     "bench_step.py task=sumz": "sumz",
+    "bench_step.py task=sums loss.k=1": "`loss.k`",
     "bench_threads.py --turns 0": "--turns",
     "bench_webshop.py --products 20": "--products",
     "bench_webshop.py --products 300 --steps 0": "--steps",
@@ -134,7 +143,7 @@ def test_bench_alfworld() -> None:
 
 def test_bench_peers() -> None:
     small = ["rollout.groups=2", "task.tasks.sums.turn_tokens=4", "engine._target_=tests.fakes.AnsweringEngine"]
-    sides = ["--sides", "topk_rkl", "transformers", "--pairs", "1", "--warm-up", "0"]
+    sides = ["--pairs", "1", "--warm-up", "0", "--sides", "topk_rkl", "transformers"]
     said = run("bench_peers.py", "--work", "sums", *sides, *small)
     ours, theirs, ratio = (line.strip("| ").split(" | ") for line in said.splitlines() if "(" in line and "|" in line)
     assert ours[0] == "opdlight, topk_rkl" and ours[3:5] == ["8 (8–8)", "8 (8–8)"], "two answers of four tokens"
