@@ -180,7 +180,8 @@ class Collector:
         idle = not self.engine.has_unfinished()
         if idle and not self._envs.in_flight:
             raise EngineError("The engine has no unfinished request, but trajectories still wait for a completion.")
-        return self._envs.answers(wait=idle, patience=PATIENCE if self.engine.shares_cores else 0.0)
+        shares_cores = getattr(self.engine, "shares_cores", False)  # engines of one's own need not say
+        return self._envs.answers(wait=idle, patience=PATIENCE if shares_cores else 0.0)
 
     def _observe(self, number: int, episode: Episode, answer: Answer) -> Status | None:
         """Process an answer of the environment; returns the status if the trajectory has ended with it, else None."""

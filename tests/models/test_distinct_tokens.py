@@ -71,6 +71,15 @@ def test_tokens_are_distinct_if_anything_before_them_is() -> None:
     assert found.shapes == ((4, 4),)
 
 
+def test_padding_is_not_taken_for_the_token_that_has_its_id() -> None:
+    found = distinct_tokens(
+        torch.tensor([[1, 0, 0], [1, 0, 5], [0, 0, 0]]), torch.arange(3) < torch.tensor([[1], [3], [2]])
+    )
+    assert sorted(zip(found.ids[0].tolist(), found.position_ids[0].tolist(), strict=True)) == [
+        (0, 0), (0, 1), (0, 1), (1, 0), (5, 2),
+    ]  # fmt: skip
+
+
 def test_rows_of_similar_lengths_are_one_block() -> None:
     ids = torch.arange(5 * 9).view(5, 9)
     found = distinct_tokens(ids, torch.arange(9) < torch.tensor([[2], [9], [4], [5], [1]]))
@@ -210,6 +219,15 @@ def test_a_model_that_does_not_tell_its_attention_is_found_out(monkeypatch: pyte
     monkeypatch.setattr(decoder, "forward", narrow)
     use_distinct_tokens(model)
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_the_first_token_that_a_window_hides_is_hidden() -> None:
+    model, batch = build("mistral", sliding_window=3), alike([4, 4, 4], (1, 0, 2), (2, 0, 2))
+    expected = hidden_and_gradients(model, replace(batch, col_index=batch.col_index.clamp(min=3)))
+    use_distinct_tokens(model)
+    assert_same(
+        hidden_and_gradients(model, replace(batch, col_index=batch.col_index.clamp(min=3), packed=True)), expected
+    )
 
 
 MOE = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}

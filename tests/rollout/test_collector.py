@@ -319,4 +319,8 @@ def test_only_an_engine_on_the_same_cores_waits_for_environments(monkeypatch: py
     given.clear()
     assert collecting.collect(requests(1, 2, 3), Sampling()) == apart
     assert given == {PATIENCE}
+    del engine.shares_cores  # an engine of one's own that was written before there was such a thing
+    given.clear()
+    assert collecting.collect(requests(1, 2, 3), Sampling()) == apart
+    assert given == {0.0}
     collecting.close()
