@@ -52,10 +52,10 @@ class Piece:
 
 @dataclass(slots=True)
 class MicroBatch:
-    """The pieces of a micro-batch, the one with the longest row first."""
+    """The pieces of a micro-batch, the one with the longest row first unless rows are packed."""
 
     pieces: list[Piece]
-    width: int  # of the longest row
+    width: int  # of the first piece's longest row, which is the longest of all unless rows are packed
     rows: int = field(init=False)
     tokens: int = field(init=False)
 
