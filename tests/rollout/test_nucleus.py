@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from opdlight.rollout.engines.nucleus import keep_nucleus
+from opdlight.rollout.engines.nucleus import keep_nucleus, nucleus
 
 ROUNDING = 1e-6  # of masses that float32 probabilities make up
 
@@ -56,6 +56,17 @@ def test_it_is_the_smallest_set_of_most_probable_tokens(spread: float, top_p: fl
 )
 def test_by_hand(weights: list[float], top_p: float, expected: list[int]) -> None:
     assert kept(torch.tensor(weights, dtype=torch.float32).log(), top_p) == expected
+
+
+def test_the_most_probable_tokens_that_hold_just_the_mass_are_enough() -> None:
+    assert nucleus(np.array([0.25, 0.5, 0.25], np.float32), 0.5).tolist() == [1]
+
+
+def test_roundings_of_many_small_masses_do_not_add_up() -> None:
+    small = 485_437  # tokens of 1.03e-6 each, of which a float32 sum above 0.5 takes 1.01e-6
+    probabilities = np.array([0.5, *[0.5 / small] * small], np.float32)
+    expected = 1 + math.ceil(0.4 / float(probabilities[1]))
+    assert abs(len(nucleus(probabilities, 0.9)) - expected) <= 1
 
 
 def test_each_row_has_its_own_mass_and_those_without_one_stay() -> None:
