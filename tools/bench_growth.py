@@ -12,13 +12,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from opdlight.system.heap import keep_freed_memory
-from opdlight.system.threads import choose_wait_policy
+from opdlight.system.beginning import begin_script
 
-if "torch" not in sys.modules:  # as every command does
-    choose_wait_policy()
-    keep_freed_memory()
-    print("loading libraries", file=sys.stderr, flush=True)
+if __name__ == "__main__":
+    begin_script()
 
 import functools
 import json

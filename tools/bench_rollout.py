@@ -12,14 +12,10 @@ depend on the batch); the prefix cache is emptied before each run, and the order
     python tools/bench_rollout.py --env opdlight/ReasoningGym-v0 --env-args dataset=chain_sum --episodes 256
 """
 
-import sys
+from opdlight.system.beginning import begin_script
 
-from opdlight.system.heap import keep_freed_memory
-from opdlight.system.threads import choose_wait_policy
-
-if "torch" not in sys.modules:  # as every command does
-    choose_wait_policy()
-    keep_freed_memory()
+if __name__ == "__main__":
+    begin_script()
 
 import argparse
 import statistics

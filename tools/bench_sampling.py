@@ -9,13 +9,10 @@ the sort give the same tokens for the same seeds, which is checked. Ratios are o
 
 import sys
 
-from opdlight.system.heap import keep_freed_memory
-from opdlight.system.threads import choose_wait_policy
+from opdlight.system.beginning import begin_script
 
-if "torch" not in sys.modules:  # as every command does
-    choose_wait_policy()
-    keep_freed_memory()
-    print("loading libraries", file=sys.stderr, flush=True)
+if __name__ == "__main__":
+    begin_script()
 
 import argparse
 import functools

@@ -16,15 +16,10 @@ floating-point operations, and what they are of the machine's own matrix product
 Example: python tools/bench_step.py --updates 10 task=sums loss=sampled_token
 """
 
-import sys
+from opdlight.system.beginning import begin_script
 
-from opdlight.system.heap import keep_freed_memory
-from opdlight.system.threads import choose_wait_policy
-
-if "torch" not in sys.modules:  # as every command does
-    choose_wait_policy()
-    keep_freed_memory()
-    print("loading libraries", file=sys.stderr, flush=True)
+if __name__ == "__main__":
+    begin_script()
 
 import statistics
 import tempfile

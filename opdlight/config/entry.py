@@ -35,12 +35,11 @@ from opdlight.errors import (
     UnfinishedError,
     VocabularyError,
 )
+from opdlight.system.beginning import begin
 from opdlight.system.console import progress, say
-from opdlight.system.heap import keep_freed_memory
 from opdlight.system.interrupt import Interrupted, stop_on_ctrl_c
 from opdlight.system.parents import follow_launcher
 from opdlight.system.pipes import may_be_cut
-from opdlight.system.threads import choose_wait_policy
 
 NO_LOG = (
     "hydra/job_logging=disabled",
@@ -105,8 +104,7 @@ def hydra_entry(
 
         def start() -> None:
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is first imported
-            choose_wait_policy()
-            keep_freed_memory()
+            begin()
             parser = get_args_parser()
             parser.prog = f"python -m {module or f'opdlight.{config_name}'}"
             args = parser.parse_args()

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
+from opdlight.models.flops import training_flops
 from tools import bench_growth
 from tools.bench_growth import Size, Step, judge
 
@@ -15,7 +17,9 @@ def test_a_step_has_the_size_that_was_asked_for(tmp_path: Path) -> None:
     assert step.trained == 2 * 2 * 5 and len(step.lengths) == 4
     assert min(step.lengths) > 5, "a prompt and an answer"
     assert step.seconds > step.stages["score"] > 0
-    assert step.flops > 6 * 1000 * 128 * step.trained, "that of the head, of width 128, and more"
+    layers = training_flops(AutoModelForCausalLM.from_pretrained(bench_growth.write_model(tmp_path, 1000, 0)))
+    assert layers is not None
+    assert step.flops == layers.of(step.lengths) + 6 * 1000 * 128 * step.trained, "the head's width is 128"
 
 
 def test_exponent_and_verdict() -> None:
