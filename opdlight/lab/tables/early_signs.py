@@ -1,0 +1,189 @@
+"""Which figure, at a third of a run, tells how the run ends: rank correlations over the runs of a study."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opdlight.lab.bootstrap import Interval
+from opdlight.lab.tables.outcomes import Ran
+
+PART = 1 / 3  # of the updates of a run
+LEAST_RUNS, LEAST_ARMS = 8, 4  # with a value, or the figure is left out
+DRAWS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sign:
+    """How a figure at a third of the runs goes with held-out success at their end: rank correlations, −1 to 1.
+
+    `level` is the figure's mean over the second half of the first third of the updates, `change` that mean minus the
+    mean over the first half. Intervals: 95 %, bootstrap over arms.
+    """
+
+    setting: str
+    task: str
+    figure: str  # a logged key
+    kind: str  # level or change
+    runs: int
+    arms: int
+    low: float  # lower and upper quartile of the figure over the runs
+    high: float
+    all_runs: Interval  # over all runs: arms differ in the figure, and in success
+    same_arm: Interval  # between the seeds of an arm: what the arm itself does to either is taken out
+    beyond_success: Interval  # over all runs, at equal held-out success at a third
+
+
+def early_signs(runs: Sequence[Ran], *, draws: int = DRAWS) -> list[Sign]:
+    """Every logged figure of every setting and task, the strongest of each first.
+
+    Args:
+        runs: of a study, with an evaluation near a third of the run; those without one, and those that failed, are
+            left out.
+        draws: resamples of arms.
+    """
+    found: list[Sign] = []
+    for setting in dict.fromkeys(ran.run.setting for ran in runs):
+        mine = [ran for ran in runs if ran.run.setting == setting and not ran.failed]
+        figures = [at_a_third(ran.run.folder) for ran in mine]
+        for task in dict.fromkeys(task for ran in mine for task in ran.curves):
+            signs = _signs(setting, task, mine, figures, draws)
+            found += sorted(signs, key=lambda sign: -abs(sign.all_runs.value))
+    return found
+
+
+def at_a_third(folder: Path) -> dict[tuple[str, str], float]:
+    """(key, kind) → what `metrics.csv` holds of it in the first third of the updates; without evaluations and times."""
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("loss/train")]
+    rows = rows[: round(PART * len(rows))]
+    half = len(rows) // 2
+    found = {}
+    for key in rows[0] if rows else ():
+        if key.split("/")[0] in ("val", "step", "epoch", "time", "throughput", "memory", "publish"):
+            continue
+        early, late = (_mean(part, key) for part in (rows[:half], rows[half:]))
+        found[key, "level"] = late
+        found[key, "change"] = late - early
+    return found
+
+
+def _mean(rows: Sequence[Mapping[str, str]], key: str) -> float:
+    values = [float(row[key]) for row in rows if row.get(key)]
+    return sum(values) / len(values) if values else math.nan
+
+
+def _signs(
+    setting: str, task: str, runs: Sequence[Ran], figures: Sequence[Mapping[tuple[str, str], float]], draws: int
+) -> list[Sign]:
+    """The figures of one task, or of no task in particular."""
+    found = []
+    chosen = [
+        (ran, figure) for ran, figure in zip(runs, figures, strict=True)
+        if task in ran.curves and len(ran.curves[task].steps) > 2
+    ]  # fmt: skip
+    others = {other for ran in runs for other in ran.curves} - {task}
+    names = dict.fromkeys(name for _, figure in chosen for name in figure)
+    for key, kind in names:
+        if key.split("/")[-1] in others:
+            continue
+        rows = [(ran, f[key, kind]) for ran, f in chosen if math.isfinite(f.get((key, kind), math.nan))]
+        arms = [ran.run.arm for ran, _ in rows]
+        values = torch.tensor([value for _, value in rows], dtype=torch.float64)
+        if len(rows) < LEAST_RUNS or len(set(arms)) < LEAST_ARMS or float(values.min()) == float(values.max()):
+            continue
+        curves = [ran.curves[task] for ran, _ in rows]
+        ends = torch.tensor([c.means[-1] for c in curves], dtype=torch.float64)
+        third = torch.tensor([float(np.interp(PART * c.steps[-1], c.steps, c.means)) for c in curves], dtype=torch.float64)
+        names_of_arms = list(dict.fromkeys(arms))
+        arm = torch.tensor([names_of_arms.index(a) for a in arms])
+        pooled, within, partial = correlations(values, ends, third, arm, draws=draws)
+        low, high = values.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64)).tolist()
+        found.append(
+            Sign(setting=setting, task=task, figure=key, kind=kind, runs=len(rows), arms=len(names_of_arms), low=low,
+                 high=high, all_runs=pooled, same_arm=within, beyond_success=partial)
+        )  # fmt: skip
+    return found
+
+
+def correlations(values: Tensor, ends: Tensor, third: Tensor, arm: Tensor, *, draws: int) -> list[Interval]:
+    """Spearman's ρ of a figure with the end [all runs, same arm, at equal success at a third].
+
+    Ranks are taken once; the 95 % intervals are 2.5 % and 97.5 % quantiles over resamples of whole arms. The last ρ is
+    partial: (ρ_xy − ρ_xz ρ_yz) / √((1 − ρ_xz²) (1 − ρ_yz²)).
+
+    Args:
+        values: the figure x [R] of each run.
+        ends: success y at the end [R].
+        third: success z at a third [R].
+        arm: number of the arm [R], 0 to A − 1.
+        draws: resamples.
+    """
+    pooled = torch.stack([ranks(v) for v in (values, ends, third)], dim=1)  # [R, 3]
+    within = torch.stack([ranks_within(v, arm) for v in (values, ends)], dim=1)  # [R, 2]
+    arms = int(arm.max()) + 1
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(arms, (draws, arms), generator=generator)
+    weight = torch.cat([torch.ones(1, arms), torch.nn.functional.one_hot(drawn, arms).sum(1)]).double()  # [1 + D, A]
+    xy, xz, yz = correlation(pooled, arm, weight)[:, [0, 0, 1], [1, 2, 2]].unbind(1)
+    partial = (xy - xz * yz) / ((1 - xz**2) * (1 - yz**2)).sqrt()
+    found = []
+    for rho in (xy, correlation(within, arm, weight)[:, 0, 1], partial):
+        low, high = rho[1:].nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        found.append(Interval(value=float(rho[0]), low=low, high=high))
+    return found
+
+
+def correlation(columns: Tensor, arm: Tensor, weight: Tensor) -> Tensor:
+    """Correlations [D, C, C] between columns [R, C] of runs, each run as often as its arm [R] weighs in [D, A]."""
+    each = weight[:, arm]  # [D, R]
+    total = each.sum(1)
+    mean = each @ columns / total[:, None]
+    product = torch.einsum("dr,ri,rj->dij", each, columns, columns) / total[:, None, None]
+    covariance = product - mean[:, :, None] * mean[:, None, :]
+    scale = covariance.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+    return covariance / (scale[:, :, None] * scale[:, None, :])
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Ranks [N] of values [N] from 0, ties sharing their mean rank.
+
+    >>> ranks(torch.tensor([5.0, 1.0, 5.0])).tolist()
+    [1.5, 0.0, 1.5]
+    """
+    below = (values[None, :] < values[:, None]).sum(1)
+    same = (values[None, :] == values[:, None]).sum(1)
+    return below.double() + (same.double() - 1) / 2
+
+
+def ranks_within(values: Tensor, group: Tensor) -> Tensor:
+    """Ranks [N] inside each group, minus their mean."""
+    found = torch.zeros(len(values), dtype=torch.float64)
+    for number in group.unique():
+        at = group == number
+        inside = ranks(values[at])
+        found[at] = inside - inside.mean()
+    return found
+
+
+def signs_csv(signs: Sequence[Sign]) -> str:
+    """One line a figure and kind."""
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    ends = ("", "_low", "_high")
+    names = [f"{name}{end}" for name in ("all_runs", "same_arm", "beyond_success") for end in ends]
+    out.writerow(["setting", "task", "figure", "kind", "runs", "arms", "quartile_low", "quartile_high", *names])
+    for s in signs:
+        numbers = [v for i in (s.all_runs, s.same_arm, s.beyond_success) for v in (i.value, i.low, i.high)]
+        out.writerow([s.setting, s.task, s.figure, s.kind, s.runs, s.arms, f"{s.low:.4g}", f"{s.high:.4g}",
+                      *(f"{v:.3f}" if math.isfinite(v) else "" for v in numbers)])  # fmt: skip
+    return text.getvalue()
