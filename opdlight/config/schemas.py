@@ -241,7 +241,7 @@ class TablesSettingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TablesConfig:
-    """The top level of conf/tables.yaml."""
+    """The top level of conf/tables.yaml, with a study of conf/study/."""
 
     seeds: list[Seed]
     jobs: PositiveInt

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from opdlight.config import CONF, TablesConfig, compose
+from opdlight.config.help import help_text, leading_comment
 from opdlight.errors import ConfigError
 from opdlight.lab.tables.compare import compare
 from opdlight.lab.tables.differences import crossed_mean
@@ -119,11 +120,22 @@ def test_a_plan_has_whole_seeds_first_and_names_what_is_wrong(tmp_path: Path) ->
     assert slug("top-p 0.9/é*") == "top-p-0.9-é"
 
 
-def test_every_arm_composes() -> None:
-    arms = OmegaConf.load(CONF / "tables.yaml")
-    for setting in arms.settings.values():
-        for arm in setting.arms or arms.arms:
-            compose("train", None, [*setting.overrides, *arms.arms[arm]])
+STUDIES = sorted(path.stem for path in (CONF / "study").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_arm_of_a_study_composes(study: str, tmp_path: Path) -> None:
+    cfg = compose("tables", TablesConfig, [f"study={study}", "seeds=[1]", f"run_dir={tmp_path}"])
+    for run in plan(cfg, tmp_path):
+        compose("train", None, run.overrides)
+
+
+def test_help_lists_the_studies_and_what_the_chosen_one_holds() -> None:
+    assert STUDIES == ["lab", "smollm2"]
+    for study in STUDIES:
+        text = help_text(CONF, "tables", [f"study={study}"], module="opdlight.lab.tables")
+        about = leading_comment(CONF / "study" / f"{study}.yaml")[0]
+        assert f"* {study}" in text and about[:40] in text and "  baseline=lsm" in text and "  arms.lsm=" in text
 
 
 def test_a_study_runs_counts_what_failed_and_goes_on(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
     assert {path.name for path in found} == {wanted.name, *(f"{wanted.name}-{i}" for i in range(2, 9))}
 
 
-@pytest.mark.parametrize("name", ["train", "sft", "evaluate", "estimators", "failure_modes", "toy"])
+@pytest.mark.parametrize("name", ["train", "sft", "evaluate", "estimators", "failure_modes", "tables", "toy"])
 def test_every_command_has_one_config_and_folders_below_runs(name: str) -> None:
     found = OmegaConf.load(CONF / f"{name}.yaml")
     assert OmegaConf.to_container(found)["hydra"]["output_subdir"] is None  # type: ignore[call-overload, index]
