@@ -5,16 +5,17 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from opdlight.lab.bootstrap import Interval
-from opdlight.lab.tables.outcomes import Ran
+from opdlight.metrics.intervals import Interval
+from opdlight.report.arms.outcomes import Ran
+from opdlight.report.read import Curves
 
 PART = 1 / 3  # of the updates of a run
+NOT_LEARNING = ("val", "time", "throughput", "memory", "publish")
 LEAST_RUNS, LEAST_ARMS = 8, 4  # with a value, or the figure is left out
 DRAWS = 1000
 
@@ -49,37 +50,27 @@ def early_signs(runs: Sequence[Ran], *, draws: int = DRAWS) -> list[Sign]:
         draws: resamples of arms.
     """
     found: list[Sign] = []
-    for setting in dict.fromkeys(ran.run.setting for ran in runs):
-        mine = [ran for ran in runs if ran.run.setting == setting and not ran.failed]
-        figures = [at_a_third(ran.run.folder) for ran in mine]
-        for task in dict.fromkeys(task for ran in mine for task in ran.curves):
+    for setting in dict.fromkeys(ran.setting for ran in runs):
+        mine = [ran for ran in runs if ran.setting == setting and ran.state == "finished"]
+        figures = [at_a_third(ran.curves, ran.updates) for ran in mine]
+        for task in dict.fromkeys(task for ran in mine for task in ran.held_out):
             signs = _signs(setting, task, mine, figures, draws)
             found += sorted(signs, key=lambda sign: -abs(sign.all_runs.value))
     return found
 
 
-def at_a_third(folder: Path) -> dict[tuple[str, str], float]:
-    """(key, kind) → what `metrics.csv` holds of it in the first third of the updates; without evaluations and times."""
-    path = folder / "metrics.csv"
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("loss/train")]
-    rows = rows[: round(PART * len(rows))]
-    half = len(rows) // 2
+def at_a_third(curves: Curves, updates: int) -> dict[tuple[str, str], float]:
+    """(key, kind) → what was logged of it in the first third of the updates; without evaluations and times."""
+    end = PART * updates
     found = {}
-    for key in rows[0] if rows else ():
-        if key.split("/")[0] in ("val", "step", "epoch", "time", "throughput", "memory", "publish"):
+    for key, (steps, values) in curves.items():
+        if key.split("/")[0] in NOT_LEARNING:
             continue
-        early, late = (_mean(part, key) for part in (rows[:half], rows[half:]))
-        found[key, "level"] = late
-        found[key, "change"] = late - early
+        early, late = (values[(steps >= start) & (steps < start + end / 2)] for start in (0, end / 2))
+        if len(early) and len(late):
+            found[key, "level"] = float(late.mean())
+            found[key, "change"] = float(late.mean() - early.mean())
     return found
-
-
-def _mean(rows: Sequence[Mapping[str, str]], key: str) -> float:
-    values = [float(row[key]) for row in rows if row.get(key)]
-    return sum(values) / len(values) if values else math.nan
 
 
 def _signs(
@@ -89,19 +80,19 @@ def _signs(
     found = []
     chosen = [
         (ran, figure) for ran, figure in zip(runs, figures, strict=True)
-        if task in ran.curves and len(ran.curves[task].steps) > 2
+        if task in ran.held_out and len(ran.held_out[task].steps) > 2
     ]  # fmt: skip
-    others = {other for ran in runs for other in ran.curves} - {task}
+    others = {other for ran in runs for other in ran.held_out} - {task}
     names = dict.fromkeys(name for _, figure in chosen for name in figure)
     for key, kind in names:
         if key.split("/")[-1] in others:
             continue
         rows = [(ran, f[key, kind]) for ran, f in chosen if math.isfinite(f.get((key, kind), math.nan))]
-        arms = [ran.run.arm for ran, _ in rows]
+        arms = [ran.arm for ran, _ in rows]
         values = torch.tensor([value for _, value in rows], dtype=torch.float64)
         if len(rows) < LEAST_RUNS or len(set(arms)) < LEAST_ARMS or float(values.min()) == float(values.max()):
             continue
-        curves = [ran.curves[task] for ran, _ in rows]
+        curves = [ran.held_out[task] for ran, _ in rows]
         ends = torch.tensor([c.means[-1] for c in curves], dtype=torch.float64)
         third = torch.tensor([float(np.interp(PART * c.steps[-1], c.steps, c.means)) for c in curves], dtype=torch.float64)
         names_of_arms = list(dict.fromkeys(arms))
