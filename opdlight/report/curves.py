@@ -1,4 +1,7 @@
-"""Figures over the updates: curves with all runs in one panel, and for each run episode endings and wall seconds."""
+"""Figures over the updates: curves with all runs in one panel, and for each run episode endings and wall seconds.
+
+A figure that mixes tasks, such as the length of a turn, is drawn by task where they come in turn: it would zig-zag.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from opdlight.report.draw import BAD, COLOURS, RUNS, STATUS, Chart, canvas, chart, legend
-from opdlight.report.measures import joined_alarms, smooth
-from opdlight.report.read import Run
+from opdlight.report.measures import joined_alarms, points_of, smooth, updates_by_task
+from opdlight.report.read import Curves, Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """One panel; with `{task}` in `key`, one panel per task."""
+    """One panel; with `{task}` in `key`, and of a figure that mixes tasks, one panel per task."""
 
     title: str
     key: str
@@ -25,6 +28,7 @@ class Curve:
     share: bool = False
     log: bool = False
     agents: bool = False  # left out where every episode has one turn
+    mixes: bool = True  # depends on which tasks an update has
 
 
 CURVES = (
@@ -132,12 +136,14 @@ CURVES = (
     ),
     Curve(
         title="Memory of a process",
+        mixes=False,
         key="memory/host",
         unit="GiB",
         caption="The most memory that the largest process has taken so far; healthy: it levels off.",
     ),
     Curve(
         title="Weights to the engine",
+        mixes=False,
         key="publish/seconds",
         unit="seconds",
         caption="How long the weights of an update took to the engine; healthy: steady, short beside the rollout.",
@@ -148,34 +154,48 @@ CURVES = (
 def draw_curves(runs: Sequence[Run], tasks: Sequence[str]) -> Iterator[Chart]:
     """A chart for each panel for which a run has values, then the charts of single runs."""
     for curve in CURVES:
-        for task in tasks if "{task}" in curve.key else [""]:
+        for task in panels(curve, [run.curves for run in runs], tasks):
             keys = {n: getattr(curve, n).format(task=task) for n in ("key", "marks", "dashed")}
-            values = [run.curves[k][1] for run in runs for k in (keys["key"], keys["marks"]) if k in run.curves]
+            of_task = "" if "{task}" in curve.key else task
+            points = [{k: p for k in keys.values() if (p := points_of(run.curves, k, of_task))} for run in runs]
+            values = [p[k][1] for p in points for k in (keys["key"], keys["marks"]) if k in p]
             if values and not (curve.agents and max(v.max() for v in values) <= 1):
-                yield _panel(curve, task, keys, runs)
+                title = curve.title.format(task=task) + (f" · {of_task}" if of_task else "")
+                yield _panel(curve, of_task, title, keys, list(zip(runs, points, strict=True)))
     for run in runs:
         of = f" · run {run.letter}" if len(runs) > 1 else ""
-        yield from _endings(run, of)
-        yield from _seconds(run, of)
+        found = list(updates_by_task(run.curves))
+        for task in found if len(found) > 1 else [""]:
+            yield from _endings(run, task, f" · {task}{of}" if task else of)
+            yield from _seconds(run, task, f" · {task}{of}" if task else of)
 
 
-def _panel(curve: Curve, task: str, keys: dict[str, str], runs: Sequence[Run]) -> Chart:
+def panels(curve: Curve, runs: Sequence[Curves], tasks: Sequence[str]) -> Sequence[str]:
+    """The tasks of a curve's panels; "" where one panel is for all of them."""
+    if "{task}" in curve.key:
+        return tasks
+    found = [updates_by_task(curves) for curves in runs]
+    named = sorted({task for by_task in found for task in by_task})
+    return named if curve.mixes and all(found) and len(named) > 1 else [""]
+
+
+def _panel(curve: Curve, of_task: str, title: str, keys: dict[str, str], runs: Sequence[tuple[Run, Curves]]) -> Chart:
     figure, axis = canvas()
     caption = curve.caption
-    for i, run in enumerate(runs):
+    for i, (run, points) in enumerate(runs):
         colour = RUNS[i % len(RUNS)]
-        if keys["key"] in run.curves:
-            steps, values = run.curves[keys["key"]]
+        if keys["key"] in points:
+            steps, values = points[keys["key"]]
             line = smooth(values, max(1, len(values) // 12))
             axis.plot(steps, values, color=colour, lw=0.8, alpha=0.35)
             mark = "." if len(line) == 1 else ""  # a line of one point is not seen
             axis.plot(steps, line, mark + "-", color=colour, lw=2, label=run.letter if len(runs) > 1 else None)
-        if keys["dashed"] in run.curves:
-            steps, values = run.curves[keys["dashed"]]
+        if keys["dashed"] in points:
+            steps, values = points[keys["dashed"]]
             line = smooth(values, max(1, len(values) // 12))
             axis.plot(steps, line, color=colour, lw=1.4, ls=(0, (3, 1.6)))
-        if keys["marks"] in run.curves:
-            steps, values = run.curves[keys["marks"]]
+        if keys["marks"] in points:
+            steps, values = points[keys["marks"]]
             axis.plot(steps, values, "o", color=colour, ms=7, mec="#fefefe", mew=1.6, clip_on=False, zorder=5)
         for alarm in joined_alarms(run.alarms):
             if alarm["key"] in keys.values():
@@ -193,12 +213,13 @@ def _panel(curve: Curve, task: str, keys: dict[str, str], runs: Sequence[Run]) -
             axis.set_ylim(-0.02, 1.02)
     if curve.agents:
         axis.set_ylim(bottom=0)
-    _updates(axis, curve.unit)
+    over_updates(axis, curve.unit)
     legend(axis, 8)
-    return chart(f"curve {keys['key']}", curve.title.format(task=task), caption, figure)
+    return chart(f"curve {keys['key']} {of_task}".strip(), title, caption, figure)
 
 
-def _updates(axis: Axes, unit: str) -> None:
+def over_updates(axis: Axes, unit: str) -> None:
+    """Label and tick the axes of a figure over the updates."""
     axis.set_xlabel("update")
     axis.set_ylabel(unit)
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
@@ -207,40 +228,37 @@ def _updates(axis: Axes, unit: str) -> None:
     axis.margins(x=0.01)
 
 
-def _endings(run: Run, of: str) -> Iterator[Chart]:
-    found = {s: c for s, c in STATUS.items() if f"rollout/{s}" in run.curves}
+def _endings(run: Run, task: str, of: str) -> Iterator[Chart]:
+    found = {s: p for s in STATUS if (p := points_of(run.curves, f"rollout/{s}", task))}
     if not found:
         return
-    steps = sorted({float(x) for s in found for x in run.curves[f"rollout/{s}"][0]})
-    shares = []
-    for status in found:
-        at, values = run.curves[f"rollout/{status}"]
-        shares.append(smooth(np.interp(steps, at, values), max(1, len(steps) // 12)))
+    steps = sorted({float(x) for at, _ in found.values() for x in at})
+    shares = [smooth(np.interp(steps, *points), max(1, len(steps) // 12)) for points in found.values()]
     figure, axis = canvas()
     labels = [status.replace("_", " ") for status in found]
-    axis.stackplot(steps, shares, colors=list(found.values()), labels=labels, lw=0.6, edgecolor="#fefefe")
+    axis.stackplot(steps, shares, colors=[STATUS[s] for s in found], labels=labels, lw=0.6, edgecolor="#fefefe")
     axis.set_ylim(0, 1)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
-    _updates(axis, "")
+    over_updates(axis, "")
     legend(axis, 3)
     caption = "How the training episodes ended, a running mean; healthy: success grows and the cut-off kinds stay thin."
-    yield chart(f"endings {run.letter}", f"Endings of the episodes{of}", caption, figure)
+    yield chart(f"endings {run.letter} {task}", f"Endings of the episodes{of}", caption, figure)
 
 
-def _seconds(run: Run, of: str) -> Iterator[Chart]:
-    found = [k for k in run.curves if k.startswith("time/")]
+def _seconds(run: Run, task: str, of: str) -> Iterator[Chart]:
+    found = {k: p for k in run.curves if k.startswith("time/") and (p := points_of(run.curves, k, task))}
     if not found:
         return
-    found.sort(key=lambda k: -run.curves[k][1].mean())
-    steps = sorted({float(x) for k in found for x in run.curves[k][0]})
+    names = sorted(found, key=lambda k: -float(found[k][1].mean()))
+    steps = sorted({float(x) for at, _ in found.values() for x in at})
     window = max(1, len(steps) // 12)
-    seconds = [smooth(np.interp(steps, *run.curves[k]), window) for k in found]
+    seconds = [smooth(np.interp(steps, *found[k]), window) for k in names]
     figure, axis = canvas()
-    colours = [COLOURS[i % len(COLOURS)] for i in range(len(found))]
-    labels = [k.removeprefix("time/") for k in found]
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
+    labels = [k.removeprefix("time/") for k in names]
     axis.stackplot(steps, seconds, colors=colours, labels=labels, lw=0.6, edgecolor="#fefefe")
     axis.set_ylim(bottom=0)
-    _updates(axis, "seconds")
+    over_updates(axis, "seconds")
     legend(axis, 4)
     caption = "Wall seconds of the parts of an update, stacked, a running mean; healthy: mostly rollout, and steady."
-    yield chart(f"seconds {run.letter}", f"Seconds an update{of}", caption, figure)
+    yield chart(f"seconds {run.letter} {task}", f"Seconds an update{of}", caption, figure)

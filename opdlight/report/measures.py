@@ -8,7 +8,7 @@ import numpy as np
 
 from opdlight.envs.base import read_action
 from opdlight.metrics.success import success_interval
-from opdlight.report.read import Array
+from opdlight.report.read import Array, Curves
 from opdlight.report.rows import Depth, Episode
 
 Band = dict[tuple[int, int], tuple[float, float, float]]  # bucket → low, middle, high
@@ -21,6 +21,25 @@ def smooth(values: Array, window: int) -> Array:
         return values
     box = np.ones(min(window, len(values)))
     return np.convolve(values, box, "same") / np.convolve(np.ones(len(values)), box, "same")
+
+
+def updates_by_task(curves: Curves) -> dict[str, Array]:
+    """Task → the updates [n] that had it; empty if an update had several, or if it is not known."""
+    prefix = "rollout/success/"
+    had = {key.removeprefix(prefix): curves[key][0] for key in sorted(curves) if key.startswith(prefix)}
+    count = sum(map(len, had.values()))
+    return had if len({step for steps in had.values() for step in steps.tolist()}) == count else {}
+
+
+def points_of(curves: Curves, key: str, task: str) -> tuple[Array, Array] | None:
+    """Steps and values of a key, only of the updates that had the task, if it names one; None without any."""
+    if key not in curves:
+        return None
+    steps, values = curves[key]
+    if task:
+        kept = np.isin(steps, updates_by_task(curves).get(task, []))
+        steps, values = steps[kept], values[kept]
+    return (steps, values) if len(steps) else None
 
 
 def concentration(sizes: Array) -> tuple[Array, Array]:

@@ -29,6 +29,7 @@ from opdlight.report.rows import (
 from opdlight.report.text import number, visible
 
 Array = NDArray[np.float64]
+Curves = Mapping[str, tuple[Array, Array]]  # logged key → steps, values
 WITHOUT = {  # file → what is missing on the page without it
     "config.yaml": "the run's configuration",
     "metrics.csv": "the curves",
@@ -50,7 +51,7 @@ class Run:
     name: str
     folder: Path
     config: dict[str, str]  # dotted key → value
-    curves: dict[str, tuple[Array, Array]]  # logged key → steps, values
+    curves: Curves
     summary: dict[str, Any]
     profile: list[Depth]
     held_out: list[dict[str, Any]]

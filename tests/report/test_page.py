@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_up import lines, make_run, trajectory
 from matplotlib.figure import Figure
@@ -87,8 +88,9 @@ def test_the_page_holds_every_part_and_each_figure_is_a_png_too(page: tuple[Path
     file, text = page
     assert file.parts[-3:] == ("one", "report", "index.html")
     for title in (
-        "Held-out success", "Loss", "Success · alfworld", "Gradient norm", "Seconds an update", "Coverage · sums",
-        "Endings of the episodes", "Coverage by depth · sums", "Gap by position · alfworld",
+        "Held-out success", "Loss · sums", "Success · alfworld", "Gradient norm · alfworld", "Coverage · sums",
+        "Seconds an update · sums", "Endings of the episodes · alfworld", "Length of a turn · sums",
+        "Coverage by depth · sums", "Gap by position · alfworld",
         "Concentration of the signal · sums", "Student and teacher probability · alfworld",
         "Success by number of turns · alfworld", "Gap by turn · alfworld", "Coverage by turn · alfworld",
         "Solved within so many turns · alfworld", "Wasted actions · alfworld", "Admissible actions · alfworld",
@@ -192,6 +194,41 @@ def test_a_task_of_one_update_is_seen(tmp_path: Path, monkeypatch: pytest.Monkey
     assert seen == {"curve loss/train": ["None"], "curve rollout/success/sums": ["."]}
 
 
+def test_what_mixes_tasks_is_drawn_by_task_where_they_come_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ["step", "loss/train", "rollout/completion_tokens", "memory/host", "time/rollout",
+            "rollout/success/sums", "rollout/success/alfworld"]  # fmt: skip
+    rows = {
+        "turns": ["0,1,10,1,1,0.5,", "1,2,90,2,9,,0.5", "2,3,20,3,2,0.5,", "3,4,80,4,8,,0.5"],
+        "mixed": ["0,1,10,1,1,0.5,", "1,2,90,2,9,0.5,0.5", "2,3,20,3,2,0.5,", "3,4,80,4,8,,0.5"],
+        "one": ["0,1,10,1,1,0.5,", "1,2,90,2,9,0.5,", "2,3,20,3,2,0.5,", "3,4,80,4,8,0.5,"],
+    }
+    for name, found in rows.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_text("\n".join([",".join(keys), *found, ""]))
+    runs = {name: read_run(tmp_path / name, "A") for name in rows}
+    drawn: dict[str, list[list[float]]] = {}
+
+    def shown(slug: str, title: str, caption: str, figure: Figure, *, wide: bool = False) -> Chart:
+        drawn[title] = [np.array(line.get_xdata()).tolist() for line in figure.axes[0].lines if line.get_lw() == 2]
+        return Chart(slug=slug, title=title, caption=caption, svg="", png=b"")
+
+    def titles(*names: str) -> dict[str, list[list[float]]]:
+        drawn.clear()
+        charts = list(draw_curves([runs[name] for name in names], ["alfworld", "sums"]))
+        assert len({c.slug for c in charts}) == len(charts)
+        return {title: lines for title, lines in drawn.items() if "Length" in title}
+
+    monkeypatch.setattr("opdlight.report.curves.chart", shown)
+    whole, updates = "Length of a turn", [0.0, 1.0, 2.0, 3.0]
+    assert titles("turns") == {f"{whole} · alfworld": [[1, 3]], f"{whole} · sums": [[0, 2]]}
+    assert {"Memory of a process", "Seconds an update · alfworld", "Loss · sums"} <= drawn.keys()
+    assert titles("mixed") == titles("one") == {whole: [updates]}  # an update of both cannot be told apart
+    assert titles("turns", "mixed") == {whole: [updates, updates]}
+    assert titles("turns", "one") == {f"{whole} · alfworld": [[1, 3]], f"{whole} · sums": [[0, 2], updates]}
+
+
 def test_the_teacher_has_its_name_though_the_first_task_has_none(tmp_path: Path) -> None:
     make_run(tmp_path, updates=3, trajectories=1)
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -225,7 +262,8 @@ def test_runs_are_compared(tmp_path: Path) -> None:
     file = report([str(a), str(b)])
     assert file == tmp_path / "report" / "index.html"
     text = file.read_text()
-    assert text.count("<h3>Loss</h3>") == 1  # overlaid
+    assert text.count("<h3>Loss · sums</h3>") == 1  # overlaid
+    assert text.count("<h3>Seconds an update · sums · run A</h3>") == 1
     for title in ("Coverage by depth · sums", "Gap by position · sums", "Student and teacher probability · sums"):
         assert text.count(f"<h3>{title} · run A</h3>") == text.count(f"<h3>{title} · run B</h3>") == 1
     table = re.search(r'<table class="keys">.*?</table>', text, flags=re.DOTALL)
