@@ -24,42 +24,33 @@ def spearman(x: list[float], y: list[float]) -> float:
     return top / math.sqrt(sum((p - mean_a) ** 2 for p in a) * sum((q - mean_b) ** 2 for q in b))
 
 
-def test_the_three_correlations_are_those_of_the_definitions() -> None:
+def normal(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def test_both_correlations_are_those_of_the_definitions() -> None:
     generator = torch.Generator().manual_seed(1)
-    arm = torch.arange(6).repeat_interleave(5)
-    third = torch.randn(30, generator=generator, dtype=torch.float64) + arm
-    values = (torch.randn(30, generator=generator, dtype=torch.float64) + third).round()  # with ties
-    ends = third + torch.randn(30, generator=generator, dtype=torch.float64)
-    pooled, within, partial = correlations(values, ends, third, arm, draws=400)
+    arm, seed = torch.arange(6).repeat_interleave(5), torch.arange(5).repeat(6)
+    third = normal(generator, 30) + arm
+    values, ends = (normal(generator, 30) + third).round(), third + normal(generator, 30)  # the first with ties
+    strength, beyond = correlations(values, ends, third, arm, seed, draws=400)
     xy, xz, yz = (spearman(a.tolist(), b.tolist()) for a, b in ((values, ends), (values, third), (ends, third)))
-    assert pooled.value == pytest.approx(xy)
-    assert partial.value == pytest.approx((xy - xz * yz) / math.sqrt((1 - xz**2) * (1 - yz**2)))
-    inside = [spearman(values[arm == a].tolist(), ends[arm == a].tolist()) for a in range(6)]
-    assert within.value == pytest.approx(sum(inside) / 6, abs=0.05)  # arms with fewer ties weigh a little more
-    for found in (pooled, within, partial):
+    assert strength.value == pytest.approx(xy)
+    assert beyond.value == pytest.approx((xy - xz * yz) / math.sqrt((1 - xz**2) * (1 - yz**2)))
+    for found in (strength, beyond):
         assert -1 <= found.low < found.value < found.high <= 1
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
-    """20 arms of 3 runs whose arm effects and seeds are correlated by 0.5; Spearman's ρ is then (6/π) asin(ρ/2)."""
+    """Arms, seeds and runs have normal effects on both sides, correlated by 0.5; Spearman's ρ is then (6/π) asin(¼)."""
     generator = torch.Generator().manual_seed(2)
-    arm = torch.arange(20).repeat_interleave(3)
+    arm, seed = torch.arange(20).repeat_interleave(6), torch.arange(6).repeat(20)
     truth, hits, draws = 6 / math.pi * math.asin(0.25), 0, 100
     for _ in range(draws):
-        base = torch.randn(3, 20, generator=generator, dtype=torch.float64)[:, arm] + torch.randn(
-            3, 60, generator=generator, dtype=torch.float64
-        )
-        x, y = base[0], 0.5 * base[0] + math.sqrt(0.75) * base[1]
-        pooled = correlations(x, y, base[2], arm, draws=200)[0]
-        hits += pooled.low <= truth <= pooled.high
-    assert 0.85 < hits / draws < 0.99
-
-
-def test_what_the_arm_does_to_both_is_taken_out() -> None:
-    arm = torch.arange(4).repeat_interleave(3)
-    inside = torch.tensor([0.0, 1.0, 2.0] * 4)
-    pooled, within, _ = correlations(10 * arm + inside, -10 * arm + inside, inside, arm, draws=50)
-    assert pooled.value < -0.5 and within.value == pytest.approx(1.0)
+        x, other, z = normal(generator, 3, 20)[:, arm] + normal(generator, 3, 6)[:, seed] + normal(generator, 3, 120)
+        strength, _ = correlations(x, 0.5 * x + math.sqrt(0.75) * other, z, arm, seed, draws=200)
+        hits += strength.low <= truth <= strength.high
+    assert 0.85 < hits / draws
 
 
 def test_ties_share_their_rank() -> None:
@@ -101,8 +92,8 @@ def test_signs_of_a_study() -> None:
     signs = early_signs([ran(number) for number in range(12)], draws=100)
     assert [(s.task, s.figure, s.kind, s.runs, s.arms) for s in signs] == [
         ("sums", "kl/k1/sums", "level", 11, 4), ("sums", "kl/k1/sums", "change", 11, 4),
-    ]  # fmt: skip  # the others do not vary, belong to another task, or were not logged in both halves
-    assert signs[0].all_runs.value == pytest.approx(-1.0) and signs[0].same_arm.value == pytest.approx(-1.0)
+    ]  # fmt: skip  # the others hardly vary, belong to another task, or were not logged in both halves
+    assert signs[0].strength.value == pytest.approx(-1.0)
     lines = list(csv.DictReader(signs_csv(signs).splitlines()))
-    assert lines[0]["all_runs"] == "-1.000" and lines[0]["quartile_low"] == "2.5"
+    assert lines[0]["strength"] == "-1.000" and lines[0]["quartile_low"] == "2.5"
     assert early_signs([ran(number) for number in range(5)], draws=100) == []  # too few
