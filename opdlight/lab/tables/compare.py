@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opdlight.lab.bootstrap import Interval
-from opdlight.lab.intervals import Mean
 from opdlight.lab.tables.differences import crossed_mean
 from opdlight.lab.tables.outcomes import Curve, Ran
+from opdlight.metrics.intervals import Interval, Mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

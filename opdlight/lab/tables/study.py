@@ -12,12 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from opdlight.config.folders import make_folder
 from opdlight.errors import ConfigError, UnfinishedError
-from opdlight.lab.bootstrap import Interval
-from opdlight.lab.intervals import Mean
 from opdlight.lab.tables.compare import ArmRow, compare
 from opdlight.lab.tables.outcomes import Ran, read
 from opdlight.lab.tables.page import write_page
 from opdlight.lab.tables.runs import Planned, slug, train_all
+from opdlight.metrics.intervals import Interval, Mean
 from opdlight.system import console
 from opdlight.system.console import say, show
 from opdlight.system.files import write_text

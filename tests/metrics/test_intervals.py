@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from opdlight.lab.intervals import Mean, student_t
+from opdlight.metrics.intervals import Mean, student_t
 
 
 @pytest.mark.parametrize(
