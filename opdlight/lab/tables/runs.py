@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,12 +97,25 @@ def train_all(planned: Sequence[Planned], *, jobs: int) -> list[Planned]:
             time.sleep(POLL_SECONDS)
             for process in [p for p in running if p.poll() is not None]:
                 run = running.pop(process)
-                if not run.finished:
+                if run.finished:
+                    delete_weights(run.folder)
+                else:
                     failed.append(run)
                     say(f"{run.name} failed (exit code {process.returncode}): see {run.folder / LOG}")
             left = len(waiting) + len(running)
             _show(bar, running.values(), len(planned) - left, len(planned), started, done)
     return failed
+
+
+def delete_weights(folder: Path) -> None:
+    """Delete checkpoints and the trained weights of a finished run.
+
+    Those of a language model take most of a GB, and nothing in the study reads them.
+    """
+    for checkpoint in list_checkpoints(folder):
+        shutil.rmtree(checkpoint)
+    for weights in (folder / "student").glob("*.safetensors"):
+        weights.unlink()
 
 
 def _start(run: Planned, jobs: int) -> "subprocess.Popen[bytes]":
