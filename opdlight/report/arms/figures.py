@@ -5,6 +5,8 @@ The page colours only the arms that are chosen there; a PNG has those that it be
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -82,7 +84,7 @@ def draw_success(part: Part, runs: Sequence[Ran], numbers: Numbers) -> Iterator[
     caption = f"Held-out success on {part.task} by sampled tokens: mean over seeds (line; {DOTTED}) and {RANGE}."
     title = f"Held-out success · {part.task}"
     yield chart(
-        f"{part.setting} {part.task} success", title, caption, figure, wide=True, key=lambda: legend(axis, CHOSEN)
+        f"{part.setting} {part.task} success", title, caption, figure, wide=True, key=partial(legend, axis, CHOSEN)
     )
 
 
@@ -111,7 +113,7 @@ def draw_curves(setting: str, runs: Sequence[Ran], tasks: Sequence[str], numbers
             caption = f"Running mean over seeds (line; {DOTTED}) and {RANGE}; healthy{healthy}."
             title = curve.title.format(task=task) + (f" · {of_task}" if of_task else "")
             slug = f"{setting} curve {key} {of_task}"
-            yield chart(slug, title, caption, figure, key=lambda axis=axis: legend(axis, CHOSEN))
+            yield chart(slug, title, caption, figure, key=partial(legend, axis, CHOSEN))
 
 
 def _bands(axis: Axes, bands: Mapping[str, Band], numbers: Numbers) -> None:
@@ -119,7 +121,9 @@ def _bands(axis: Axes, bands: Mapping[str, Band], numbers: Numbers) -> None:
     for arm, band in sorted(bands.items(), key=lambda item: -numbers[item[0]]):
         number, n = numbers[arm], band.whole
         chosen = number < CHOSEN
-        style = {"color": RUNS[number], "lw": 2, "alpha": 1.0} if chosen else {"color": MUTED, "lw": 0.8, "alpha": 0.45}
+        style: dict[str, Any] = (
+            {"color": RUNS[number], "lw": 2, "alpha": 1.0} if chosen else {"color": MUTED, "lw": 0.8, "alpha": 0.45}
+        )
         if band.low.tolist() != band.high.tolist():
             shade = axis.fill_between(band.at, band.low, band.high, lw=0, color=style["color"])
             shade.set_alpha(0.12 if chosen else 0.0)

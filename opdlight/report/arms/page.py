@@ -15,7 +15,7 @@ from opdlight.metrics.intervals import Interval, Mean
 from opdlight.report.arms.compare import ArmRow, Part, compare, once_a_seed
 from opdlight.report.arms.figures import CHOSEN, Numbers, draw_curves, draw_differences, draw_success
 from opdlight.report.arms.group import arm_config
-from opdlight.report.arms.outcomes import Ran
+from opdlight.report.arms.outcomes import Ran, State
 from opdlight.report.arms.read import tasks_of
 from opdlight.report.arms.tables import write_tables
 from opdlight.report.draw import STYLE, Chart
@@ -24,7 +24,7 @@ from opdlight.report.measures import joined_alarms
 from opdlight.system.console import track
 from opdlight.system.files import write_text
 
-STATES = ("failed", "unfinished", "finished")  # in the order of the list of runs
+STATES: tuple[State, ...] = ("failed", "unfinished", "finished")  # in the order of the list of runs
 CHANCE = 0.05  # of a 95 % interval to exclude 0 where nothing differs
 
 
@@ -159,8 +159,8 @@ def _row(row: ArmRow, part: Part) -> dict[str, Any]:
         "spread": _interval(row.spread, 100),
         "drop": _mean(row.drop, 100, 1),
         "drop_difference": _interval(row.drop_difference, 100, signed=True),
-        "half_gap": _mean(row.half_gap, 1, 0) if row.half_gap else reached,
-        "half_gap_difference": _interval(row.half_gap_difference, 1, 0, signed=True),
+        "half_gap": _mean(row.half_gap, 1e-3, 1) if row.half_gap else reached,
+        "half_gap_difference": _interval(row.half_gap_difference, 1e-3, 1, signed=True),
         "snr": _mean(row.snr, 1, 2) if row.snr else "–",
         "snr_difference": _interval(row.snr_difference, 1, 2, signed=True),
         "teacher": "" if row.teacher == part.rows[0].teacher else _percent(row.teacher),
@@ -225,8 +225,8 @@ def _configs(runs: Sequence[Ran], parts: Sequence[Part], numbers: Numbers) -> It
     """For each arm the keys whose values differ from the baseline's, those that it adds, and those that it lacks."""
     for setting, baseline in dict.fromkeys((part.setting, part.baseline) for part in parts):
         mine = [ran for ran in runs if ran.setting == setting and ran.config]
-        base = next((arm_config(ran) for ran in mine if ran.arm == baseline), None)
-        for arm in dict.fromkeys(ran.arm for ran in mine if base is not None):
+        base = next((arm_config(ran) for ran in mine if ran.arm == baseline), {})
+        for arm in dict.fromkeys(ran.arm for ran in mine if base):
             config = next(arm_config(ran) for ran in mine if ran.arm == arm)
             changes = [(key, base[key], value) for key, value in config.items() if base.get(key, value) != value]
             added = [(key, value) for key, value in config.items() if key not in base]
