@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from opdlight.errors import CheckpointError
 from opdlight.system.console import say
@@ -82,8 +83,8 @@ def exchange_ends(folder: Path) -> None:
 
     source = prepared()
     tokenizer = AutoTokenizer.from_pretrained(source)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
-    ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    ends = [tokenizer.get_vocab()[end] for end in ("<|im_end|>", "<|endoftext|>")]
     head = model.get_input_embeddings().weight.detach().clone()
     head[ends] = head[ends[::-1]]
     model.config.tie_word_embeddings = False
