@@ -130,17 +130,17 @@ def remove_refused(folder: Path) -> None:
 def _remove_description(folder: Path) -> None:
     """Remove the folder of one run, unless it holds more than `DESCRIPTION` or is locked."""
     names = [file.name for file in folder.iterdir()]
-    if all(any(fnmatch(name, known) for known in DESCRIPTION) for name in names) and not _locked(folder / LOCK):
+    if all(any(fnmatch(name, known) for known in DESCRIPTION) for name in names) and not is_locked(folder / LOCK):
         shutil.rmtree(folder)
 
 
-def _locked(file: Path) -> bool:
-    """Does another process hold this lock?"""
+def is_locked(file: Path) -> bool:
+    """Whether another process holds this lock."""
     if not file.exists():
         return False
-    with file.open("a") as opened:
+    with file.open("rb") as opened:  # only read: the folder may be another user's
         try:
-            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             return True
     return False

@@ -257,5 +257,6 @@ class ReportConfig:
     """The top level of conf/report.yaml."""
 
     run: str | list[str]
+    baseline: str | None
     out: str | None
     trajectories: NonNegativeInt

@@ -1,32 +1,11 @@
 """Bootstrap intervals that resample trajectories, because the tokens of one trajectory are not independent."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
-    """A figure with its 95 % interval; NaN where there are no data."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
-
-    def percent(self) -> str:
-        """The figure and its interval in percent."""
-        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
-
-    def plain(self) -> dict[str, float | None]:
-        """The figure and its interval for JSON, with None for NaN."""
-        figures = {"value": self.value, "low": self.low, "high": self.high}
-        return {name: x if math.isfinite(x) else None for name, x in figures.items()}
+from opdlight.metrics.intervals import Interval
 
 
 def bootstrap(

@@ -1,4 +1,4 @@
-"""Draw the page on one or more runs, with an inspector of single tokens: `python -m opdlight.report run=…`."""
+"""Draw the page on one run, on several, or on the arms of a sweep: `python -m opdlight.report run=…`."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def run(cfg: DictConfig) -> Any:
     """Hand the checked config over; a mistake in it was reported before the slow imports."""
     with progress("loading libraries", log=False):
         from opdlight.report.build import report
-    return report(cfg.run, cfg.out, cfg.trajectories)
+    return report(cfg.run, cfg.out, cfg.trajectories, cfg.baseline)
 
 
 main = hydra_entry("report", ReportConfig)(run)

@@ -1,67 +1,69 @@
 """Makes the page from run folders: read, draw, fill the template, write."""
 
-import base64
-import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from opdlight import __version__
 from opdlight.errors import ConfigError
+from opdlight.report.arms.page import arms_page
+from opdlight.report.arms.select import runs_to_compare
+from opdlight.report.arms.terminal import arms_table
 from opdlight.report.curves import draw_curves
 from opdlight.report.depth import draw_depth
 from opdlight.report.draw import RUNS, STYLE, THEMED, Chart
+from opdlight.report.html import Section, fill
 from opdlight.report.inspector import embed
 from opdlight.report.measures import config_differences, joined_alarms
 from opdlight.report.naming import distinct, names
 from opdlight.report.outcome import draw_outcome
 from opdlight.report.read import Run, read_run
+from opdlight.report.text import visible
 from opdlight.report.tokens import draw_tokens
 from opdlight.report.turns import draw_turns, turn_lines, wasted_tables
-from opdlight.system.console import progress, say, track
+from opdlight.system.console import progress, say, show, track
 from opdlight.system.files import write_text
 
-PAGE = Path(__file__).parent / "page"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """A part of the page with a heading; `empty` is shown where there are no charts."""
-
-    slug: str
-    title: str
-    charts: Sequence[Chart] = ()
-    empty: str = ""
-
-
-def report(run: str | Sequence[str], out: str | None = None, trajectories: int = 1000) -> Path:
+def report(
+    run: str | Sequence[str], out: str | None = None, trajectories: int = 1000, baseline: str | None = None
+) -> Path:
     """Write the page and its figures, and return the path of the page.
 
+    Runs of which some differ only in their seed, and those below a folder, are compared by arm.
+
     Args:
-        run: the folder of a run, or several of them.
+        run: the folder of a run, or one that holds runs, or several of them.
         out: path of the page; by default `<run>/report/index.html`, for several runs `report/index.html` beside the
             first.
-        trajectories: most trajectories in the inspector.
+        trajectories: most trajectories in the inspector, which only pages of single runs have.
+        baseline: the arm that others are compared with, or a part of its name; None: the first.
 
     Raises:
-        ConfigError: if a folder is not that of a run, or `out` or `trajectories` is invalid.
+        ConfigError: if a folder is not that of a run and holds none, or another argument is invalid.
     """
     folders = distinct([Path(f) for f in ([run] if isinstance(run, str) else run)])
-    if not 0 < len(folders) <= len(LETTERS):
-        raise ConfigError.wrong("run", expected=f"the folders of 1 to {len(LETTERS)} runs", got=run)
     if out is not None and Path(out).suffix != ".html":
         raise ConfigError.wrong("out", expected="a file that ends in .html", got=out)
     if trajectories < 0:
         raise ConfigError.wrong("trajectories", expected="0 or more", got=trajectories)
+    beside = folders[0] if len(folders) == 1 else folders[0].resolve().parent if folders else Path()
+    file = Path(out) if out else beside.resolve() / "report" / "index.html"
+    if swept := runs_to_compare(folders):
+        title = visible(beside.resolve().name)
+        for part in arms_page(swept, file, baseline=baseline, title=title):
+            show(arms_table(part))
+        say(f"report: {file}")
+        return file
+    if not 0 < len(folders) <= len(LETTERS):
+        raise ConfigError.wrong("run", expected=f"the folders of 1 to {len(LETTERS)} runs", got=run)
+    if baseline is not None:
+        raise ConfigError.wrong("baseline", expected="null where runs are not compared by arm", got=baseline)
     lettered = list(zip(folders, LETTERS, strict=False))
     runs = [read_run(folder, letter) for folder, letter in track(lettered, "reading runs", log=False)]
-    beside = runs[0].folder if len(runs) == 1 else runs[0].folder.parent
-    file = Path(out) if out else beside / "report" / "index.html"
     figures = file.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     with progress("drawing", log=False), matplotlib.rc_context(STYLE):
@@ -98,24 +100,21 @@ def sections(runs: Sequence[Run]) -> list[Section]:
 
 
 def page(runs: Sequence[Run], parts: Sequence[Section], limit: int) -> str:
-    """The HTML: everything inline, text escaped by the template, scripts allowed only by their hashes.
+    """The HTML of the page.
 
     Args:
         runs: what the page is about.
         parts: its sections.
         limit: most trajectories in the inspector.
     """
-    templates = Environment(loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    scripts = [(PAGE / name).read_text(encoding="utf-8") for name in ("page.js", "token.js", "fold.js", "inspector.js")]
     index, lines, shown = embed(runs, limit)
     run_names = names(runs)
     run_dirs = [run.config.get("run_dir", "").strip('"') or "<run>" for run in runs]
-    return templates.get_template("report.html").render(
+    return fill(
+        "report.html",
+        styles=("page.css", "inspector.css"),
+        scripts=("page.js", "tabs.js", "token.js", "fold.js", "inspector.js"),
         title=" · ".join(run_names),
-        version=__version__,
-        css="".join((PAGE / name).read_text(encoding="utf-8") for name in ("page.css", "inspector.css")),
-        scripts=scripts,
-        hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
         sections=parts,
         cards=[_card(i, run, name) for i, (run, name) in enumerate(zip(runs, run_names, strict=True))],
         outcome=sorted((row for run in runs for row in _outcome(run)), key=lambda row: row["task"]),
@@ -127,10 +126,6 @@ def page(runs: Sequence[Run], parts: Sequence[Section], limit: int) -> str:
         lines=lines,
         shown=shown,
     )
-
-
-def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _card(i: int, run: Run, name: str) -> dict[str, Any]:

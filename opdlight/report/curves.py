@@ -202,6 +202,14 @@ def _panel(curve: Curve, of_task: str, title: str, keys: dict[str, str], runs: S
                 end = max(alarm["until"] if alarm["until"] is not None else run.updates, alarm["update"] + 1)
                 axis.axvspan(alarm["update"], end, color=colour if len(runs) > 1 else BAD, alpha=0.12, lw=0)
                 caption = f"{curve.caption.removesuffix('.')} (shaded: an alarm was on)."
+    set_scale(axis, curve)
+    over_updates(axis, curve.unit)
+    legend(axis, 8)
+    return chart(f"curve {keys['key']} {of_task}".strip(), title, caption, figure)
+
+
+def set_scale(axis: Axes, curve: Curve) -> None:
+    """The scale of the values: logarithmic, in percent, from 0."""
     if curve.log and axis.dataLim.y1 > 0:
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(numticks=6))
@@ -213,9 +221,6 @@ def _panel(curve: Curve, of_task: str, title: str, keys: dict[str, str], runs: S
             axis.set_ylim(-0.02, 1.02)
     if curve.agents:
         axis.set_ylim(bottom=0)
-    over_updates(axis, curve.unit)
-    legend(axis, 8)
-    return chart(f"curve {keys['key']} {of_task}".strip(), title, caption, figure)
 
 
 def over_updates(axis: Axes, unit: str) -> None:

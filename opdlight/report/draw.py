@@ -4,6 +4,7 @@ import html
 import io
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,13 +96,22 @@ def legend(axis: Axes, columns: int = 4) -> None:
                 handle.set_alpha(1)
 
 
-def chart(slug: str, title: str, caption: str, figure: Figure, *, wide: bool = False) -> Chart:
-    """Save the figure as SVG and PNG."""
+def arm_id(arm: int, kind: str) -> str:
+    """The `gid` of an artist that the page gives the arm's colour; kind: "line" or "band"."""
+    return f"arm-{arm}-{kind}"
+
+
+def chart(
+    slug: str, title: str, caption: str, figure: Figure, *, wide: bool = False, key: Callable[[], None] | None = None
+) -> Chart:
+    """Save the figure as SVG and PNG; `key` draws what only the PNG needs, because the page has it elsewhere."""
     slug = re.sub(r"[^a-z0-9]+", "-", slug.lower()).strip("-")
     with warnings.catch_warnings(), matplotlib.rc_context({**STYLE, "svg.hashsalt": slug}):
         warnings.filterwarnings("ignore", message="Glyph")  # a name with characters that the font of the PNG lacks
         vector, pixels = io.StringIO(), io.BytesIO()
         figure.savefig(vector, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        if key is not None:
+            key()
         figure.suptitle(title, fontweight="bold", fontsize=10)
         figure.savefig(pixels, format="png", dpi=200, facecolor="white")
     svg = _inline(vector.getvalue(), f"{title}. {caption}")
@@ -113,6 +123,7 @@ def _inline(svg: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="arm-(\d+)-(\w+)"', r' data-arm="\1" class="\2"', svg)
     used = set(re.findall(r'#([\w-]+)[")]', svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: m.group(0) if m.group(1) in used else "", svg)
     for colour, variable in THEMED.items():

@@ -93,9 +93,9 @@ def read_run(folder: Path, letter: str = "A") -> Run:
         letter=letter,
         name=visible(real.name),
         folder=real,
-        config=_config(folder / "config.yaml", notes),
-        curves=_curves(folder / "metrics.csv", notes),
-        summary=_json(folder / "summary.json", notes),
+        config=read_config(folder / "config.yaml", notes),
+        curves=read_curves(folder / "metrics.csv", notes),
+        summary=read_summary(folder / "summary.json", notes),
         profile=profile_rows(folder / "profile.csv", notes),
         held_out=json_lines(folder / "held_out.jsonl", held_out_row, notes),
         trajectories=json_lines(folder / "trajectories.jsonl", trajectory_row, notes),
@@ -105,7 +105,8 @@ def read_run(folder: Path, letter: str = "A") -> Run:
     )
 
 
-def _config(path: Path, notes: list[str]) -> dict[str, str]:
+def read_config(path: Path, notes: list[str]) -> dict[str, str]:
+    """Dotted key → value of a configuration, as JSON text."""
     if not path.is_file():
         return {}
     try:
@@ -126,7 +127,8 @@ def _config(path: Path, notes: list[str]) -> dict[str, str]:
     return flat
 
 
-def _json(path: Path, notes: list[str]) -> dict[str, Any]:
+def read_summary(path: Path, notes: list[str]) -> dict[str, Any]:
+    """summary.json with finite numbers; empty where there is none, or none that can be read."""
     if not path.is_file():
         return {}
     try:
@@ -146,7 +148,8 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
     return value
 
 
-def _curves(path: Path, notes: list[str]) -> dict[str, tuple[Array, Array]]:
+def read_curves(path: Path, notes: list[str]) -> dict[str, tuple[Array, Array]]:
+    """Every logged key of metrics.csv → steps and values, in the order of the rows."""
     points: dict[str, list[tuple[float, float]]] = {}
     for row in csv_rows(path, notes):
         step = to_float(row.get("step"))

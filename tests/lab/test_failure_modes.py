@@ -11,7 +11,7 @@ from torch import Tensor
 from opdlight.config import compose
 from opdlight.config.schemas import FailureModesConfig
 from opdlight.errors import ConfigError
-from opdlight.lab.bootstrap import Interval, bootstrap
+from opdlight.lab.bootstrap import bootstrap
 from opdlight.lab.failure_modes.figures import draw_depth, draw_imbalance, draw_special
 from opdlight.lab.failure_modes.mismatch import Arm, TokenLogprobs, arm_figures, by_token, listed_shares, token_logprobs
 from opdlight.lab.failure_modes.other_tokens import other_tokenizer
@@ -19,6 +19,7 @@ from opdlight.lab.failure_modes.summary import by_bucket, depth, edges_of, imbal
 from opdlight.lab.failure_modes.tables import verdict
 from opdlight.lab.failure_modes.tokens import Tokens, measure
 from opdlight.losses import SpecialTokenMask
+from opdlight.metrics.intervals import Interval
 from opdlight.metrics.tokens import repeated
 from opdlight.models import Student, Teachers
 from opdlight.models.loading import load_tokenizer

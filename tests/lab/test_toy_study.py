@@ -14,11 +14,11 @@ from torch import Tensor
 from opdlight.config import CONF, ToyConfig, compose, instantiate
 from opdlight.config.help import help_text
 from opdlight.errors import ConfigError
-from opdlight.lab.intervals import Mean
 from opdlight.lab.toy.report import Rising, csv_text, table_rows
 from opdlight.lab.toy.study import check_study, finite, toy, vary, verdict
 from opdlight.lab.toy.training import Ends, Outcome, Setting
 from opdlight.lab.toy.walk import WALKS
+from opdlight.metrics.intervals import Mean
 from tests.forked import command
 from tests.lab.test_toy import SMALL
 

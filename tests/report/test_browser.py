@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from made_up import make_run
+from made_up_arms import make_arm_run
 from PIL import Image
 from test_page import HOSTILE, make_hostile
 
 from opdlight.report.build import report
+from opdlight.report.curves import CURVES
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -64,6 +66,17 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("opdlight.report.build.sections", lambda runs: [])  # figures take most of the time
         return report(str(make_run(tmp_path_factory.mktemp("large") / "one", updates=20, trajectories=1000)))
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("arms")
+    for k, seed in [(k, seed) for k in range(8) for seed in (1, 2)]:
+        success = {"sums": [[0, 0], [1, seed - 1], [1, int(k > 3)]]}
+        make_arm_run(folder / f"{k}-{seed}", seed=seed, success=success, config={"loss": {"k": k}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("opdlight.report.arms.figures.CURVES", CURVES[:1])  # figures take most of the time
+        return report(str(folder))
 
 
 @pytest.fixture
@@ -121,6 +134,32 @@ def test_the_outcome_table_fits(small: Path, tmp_path: Path, visit: Any) -> None
             seen.page.set_viewport_size({"width": width, "height": 900})
             card = "document.querySelector('#outcome .scroll')"
             assert seen.page.evaluate(f"{card}.scrollWidth - {card}.clientWidth") <= 0, (page, width)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "dark"), (420, "light")])
+def test_the_arms_that_are_chosen_have_the_colours(arms: Path, visit: Any, width: int, scheme: str) -> None:
+    seen = visit(arms, width=width, scheme=scheme)
+
+    def pressed() -> list[str]:
+        found = seen.page.locator(".chips").first.locator('.chip[aria-pressed="true"]')
+        return [str(chip.get_attribute("data-arm")) for chip in found.all()]
+
+    def stroke(arm: int) -> str:
+        return str(seen.page.eval_on_selector(f'svg .line[data-arm="{arm}"] path', "e => getComputedStyle(e).stroke"))
+
+    assert pressed() == list("012345") and seen.count(".chip") == 16  # above both groups of figures
+    assert stroke(6) == stroke(7) != stroke(0) != stroke(1)
+    freed, muted = stroke(2), stroke(6)
+    seen.page.click('.chip[data-arm="2"] >> nth=0')
+    seen.page.click('.chip[data-arm="7"] >> nth=1')
+    assert pressed() == list("013457") and (stroke(7), stroke(2)) == (freed, muted)
+    seen.page.click('.chip[data-arm="6"] >> nth=0')  # there are six colours: the first that was chosen gives its own
+    assert pressed() == list("134567") and stroke(0) == muted
+    assert seen.page.is_hidden('svg .band[data-arm="0"] >> nth=0') and seen.count('svg .band[data-arm="1"]')
+    titles = seen.page.locator('svg .line[data-arm="3"] title').all_text_contents()
+    assert {*titles} == {"loss.k=3"}
+    assert seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert (seen.errors, len(seen.requests)) == ([], 1)
 
 
 def test_the_tabs_work_by_keys(small: Path, visit: Any) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from opdlight.lab.estimators import chains
-from opdlight.lab.intervals import Mean
 from opdlight.losses import DirectEstimate, Loss, SampledToken, SupportMatching
+from opdlight.metrics.intervals import Mean
 
 
 def estimators(k: int) -> dict[str, Loss]:

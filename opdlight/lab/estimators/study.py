@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from opdlight.lab.estimators.figures import draw
 from opdlight.lab.estimators.rows import Row, chain_rows, estimators, growth
 from opdlight.lab.estimators.trajectories import Real, measure_tasks
-from opdlight.lab.intervals import Mean
+from opdlight.metrics.intervals import Mean
 from opdlight.run_folder.folder import open_run
 from opdlight.system.console import say, show, table, track
 from opdlight.system.files import write_text

@@ -12,8 +12,8 @@ from opdlight.batch.collate import Collate
 from opdlight.config import instantiate
 from opdlight.data.requests import held_out
 from opdlight.data.tasks import TaskMixture
-from opdlight.lab.intervals import student_t
 from opdlight.losses import Loss
+from opdlight.metrics.intervals import student_t
 from opdlight.models import Scorer, ScoreRequest, Student, Teacher, Teachers
 from opdlight.rollout import Sampling, open_collector
 from opdlight.system.console import progress, track

@@ -12,10 +12,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from opdlight.lab.bootstrap import Interval
 from opdlight.lab.failure_modes.mismatch import TokenLogprobs
 from opdlight.lab.failure_modes.summary import SHARES, SIGNALS, Bucket, Depth
 from opdlight.lab.failure_modes.tokens import Tokens
+from opdlight.metrics.intervals import Interval
 from opdlight.system.files import replacing
 
 STUDENT, TEACHER, SAMPLED, MATCHING, GREY = "#2a6f97", "#e08e2b", "#b23a48", "#3a7d44", "#6c757d"

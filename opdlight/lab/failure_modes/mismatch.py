@@ -15,10 +15,11 @@ from opdlight.data.requests import OnPolicyData, held_out
 from opdlight.data.tasks import TaskMixture
 from opdlight.distillation.module import OnPolicyDistillation
 from opdlight.distillation.schedules import learning_rate
-from opdlight.lab.bootstrap import Interval, bootstrap
+from opdlight.lab.bootstrap import bootstrap
 from opdlight.lab.failure_modes.other_tokens import quiet_trainer
 from opdlight.lab.failure_modes.tokens import Tokens
 from opdlight.losses import Loss, SampledToken, SupportMatching
+from opdlight.metrics.intervals import Interval
 from opdlight.metrics.tokens import top_share
 from opdlight.models import Student, Teacher, Teachers
 from opdlight.rollout import Collector, Sampling

@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 from opdlight.config import instantiate
 from opdlight.data.tasks import Task, TaskMixture
 from opdlight.errors import ConfigError
-from opdlight.lab.bootstrap import Interval
 from opdlight.lab.failure_modes.figures import draw_depth, draw_imbalance, draw_special
 from opdlight.lab.failure_modes.mismatch import (
     TokenLogprobs,
@@ -30,6 +29,7 @@ from opdlight.lab.failure_modes.summary import Depth, depth, edges_of, imbalance
 from opdlight.lab.failure_modes.tables import print_depth, print_imbalance, print_special
 from opdlight.lab.failure_modes.tokens import Tokens, measure, roll_out
 from opdlight.losses import SpecialTokenMask
+from opdlight.metrics.intervals import Interval
 from opdlight.models import Student, Teacher, Teachers
 from opdlight.rollout import Collector, open_collector
 from opdlight.run_folder.folder import open_run

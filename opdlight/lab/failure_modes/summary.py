@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from opdlight.lab.bootstrap import Interval, bootstrap
+from opdlight.lab.bootstrap import bootstrap
 from opdlight.lab.failure_modes.tokens import Tokens
+from opdlight.metrics.intervals import Interval
 from opdlight.metrics.tokens import quantiles_by_bucket, repetition_rate, top_share
 from opdlight.types import Status, Trajectory
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from opdlight.lab.bootstrap import Interval
 from opdlight.lab.failure_modes.summary import LARGE, SHARES, SIGNALS, Depth
 from opdlight.lab.failure_modes.tokens import Tokens
+from opdlight.metrics.intervals import Interval
 from opdlight.system.console import show, table
 
 NEGATIVE = {

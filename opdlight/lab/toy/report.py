@@ -9,9 +9,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from opdlight.lab.intervals import Mean
 from opdlight.lab.toy.training import Outcome
 from opdlight.lab.toy.walk import WALKS
+from opdlight.metrics.intervals import Mean
 from opdlight.system import console
 
 OFF_TARGET = 0.5  # a tenth of the way; a student is off target if it ends so much farther away than its teacher
