@@ -4,8 +4,8 @@ Recipe: one BPE tokenizer over both tasks' texts. The maths teacher is trained f
 teacher is trained from scratch as a language model of whole games (what a room answers teaches it to copy names), then
 on the expert's replies alone. The student starts from the maths teacher, becomes a language model of whole transcripts
 of both tasks, learns the experts' replies, and finally imitates bad ones: games in which three fifths of the actions
-are random, and sums that drop the carry. So it solves some episodes, and knows more than it shows. Two more maths teachers, a weaker and a stronger one, are for studies of the
-gap between student and teacher.
+are random, and sums that drop the carry. So it solves some episodes, and knows more than it shows.
+A weaker and a stronger maths teacher are for studies of the gap to the student.
 """
 
 import argparse

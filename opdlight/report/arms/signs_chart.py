@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from opdlight.lab.tables.early_signs import Sign
+from opdlight.report.arms.early_signs import Sign
 from opdlight.report.draw import MUTED, STUDENT, Chart, canvas, chart
 
 SHOWN = 24  # figures of a task, the strongest
@@ -22,8 +22,9 @@ def draw_signs(signs: Sequence[Sign]) -> Iterator[Chart]:
         axis.set(xlim=(-1, 1), ylim=(len(mine[:SHOWN]) - 0.5, -0.5), xlabel="rank correlation with success at the end")
         caption = (
             f"How strongly a figure at a third of a run goes with held-out success on {task} at its end, over "
-            f"{mine[0].runs} runs of {mine[0].arms} arms: Spearman's ρ with 95 % intervals (bootstrap over arms and seeds); "
-            "hollow where the interval holds 0. Level: mean over the second half of the first third; change: that minus "
-            f"the mean over the first half. The strongest {min(len(mine), SHOWN)} of {len(mine)}; signs.csv has all."
+            f"{mine[0].runs} runs of {mine[0].arms} arms: Spearman's ρ with 95 % intervals (bootstrap over arms and "
+            "seeds); hollow where the interval holds 0. Level: the mean over the second half of the first third; "
+            "change: that minus the mean over the first half. "
+            f"The strongest {min(len(mine), SHOWN)} of {len(mine)}; signs.csv has all."
         )
         yield chart(f"signs-{setting}-{task}", f"Early signs · {setting}, {task}", caption, figure, wide=True)
