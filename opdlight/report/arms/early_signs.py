@@ -94,8 +94,10 @@ def _signs(
         values, third = (
             torch.tensor([figure[name] for _, figure in rows], dtype=torch.float64) for name in ((key, kind), success)
         )
-        if len(rows) < LEAST_RUNS or len(set(arms)) < LEAST_ARMS or len(values.unique()) < len(rows) / 2:
-            continue  # too few, or a setting of some arms rather than something that is learnt
+        if len(rows) < LEAST_RUNS or len(set(arms)) < LEAST_ARMS:
+            continue
+        if int(values.unique(return_counts=True)[1].max()) > len(rows) / 2:
+            continue  # a setting of some arms, rather than something that is learnt
         ends = torch.tensor([ran.held_out[task].means[-1] for ran, _ in rows], dtype=torch.float64)
         strength, beyond = correlations(
             values, ends, third, _numbers(arms), _numbers([ran.seed for ran, _ in rows]), draws=draws
