@@ -44,13 +44,13 @@ def early_signs(runs: Sequence[Ran], *, draws: int = DRAWS) -> list[Sign]:
     """Every logged figure of every setting and task, the strongest of each first.
 
     Args:
-        runs: of a study, with an evaluation near a third of the run; those without one, and those that failed, are
-            left out.
+        runs: of a study, with an evaluation near a third of the run; those without one, those that failed, and those
+            whose metrics.csv is not at hand are left out.
         draws: resamples of arms.
     """
     found: list[Sign] = []
     for setting in dict.fromkeys(ran.setting for ran in runs):
-        mine = [ran for ran in runs if ran.setting == setting and ran.state == "finished"]
+        mine = [ran for ran in runs if ran.setting == setting and ran.state == "finished" and ran.curves]
         figures = [at_a_third(ran.curves, ran.updates) for ran in mine]
         for task in dict.fromkeys(task for ran in mine for task in ran.held_out):
             signs = _signs(setting, task, mine, figures, draws)

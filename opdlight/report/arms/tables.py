@@ -39,11 +39,11 @@ def runs_csv(runs: Sequence[Ran]) -> str:
         key = [ran.setting, ran.arm, ran.seed]
         state = [int(ran.state == name) for name in ("failed", "unfinished")]
         if not ran.held_out:
-            lines.append([*key, "", *state, 0, *[""] * 5, _cell(ran.snr), ""])
+            lines.append([*key, "", *state, 0, *[""] * 5, _exact(ran.snr), ""])
         for task, c in ran.held_out.items():
-            figures = [c.tokens[-1], c.means[0], c.means[-1], float(c.area.mean()), c.largest_drop, ran.snr,
-                       ran.teachers.get(task)]  # fmt: skip
-            lines.append([*key, task, *state, c.steps[-1], *map(_cell, figures)])
+            figures = [c.tokens[-1], c.means[0], c.means[-1], float(c.area.mean()), c.largest_drop]
+            measured = [_exact(ran.snr), _exact(ran.teachers.get(task, math.nan))]
+            lines.append([*key, task, *state, c.steps[-1], *map(_cell, figures), *measured])
     return _csv(head, lines)
 
 
@@ -146,6 +146,11 @@ def _columns(row: ArmRow) -> list[tuple[str, str]]:
         else:
             found.append((name, _cell(value)))
     return found
+
+
+def _exact(value: float) -> str:
+    """All digits: what cannot be computed from the episodes."""
+    return repr(value) if math.isfinite(value) else ""
 
 
 def _cell(value: object) -> str:
