@@ -15,9 +15,10 @@ import torch
 from made_up_arms import FIRST, make_arm_run
 
 from opdlight.errors import ConfigError
-from opdlight.metrics.intervals import crossed_mean
+from opdlight.metrics.intervals import Interval, crossed_mean
 from opdlight.report.arms.bands import band_of
 from opdlight.report.arms.compare import ArmRow, compare
+from opdlight.report.arms.figures import furthest
 from opdlight.report.arms.group import grouped, runs_below, several_seeds
 from opdlight.report.arms.outcomes import HeldOut, Ran, State
 from opdlight.report.arms.read import read_arm_run
@@ -219,7 +220,7 @@ def test_a_run_that_another_process_still_trains_is_unfinished(tmp_path: Path) -
     run = make_arm_run(tmp_path / "run", seed=1, success={"sums": [[0], [1]]}, finished=False)
     context = multiprocessing.get_context("fork")
     ready, end = context.Event(), context.Event()
-    process = context.Process(target=hold, args=(str(run / ".lock"), ready, end))
+    process = context.Process(target=hold, args=(str(run / ".lock"), ready, end), daemon=True)
     process.start()
     assert ready.wait(60)
     assert read_arm_run(run).state == "unfinished"
@@ -337,6 +338,18 @@ def test_arms_csv_can_be_made_again_without_the_runs(tmp_path: Path) -> None:
     (tmp_path / EPISODES).write_text((tmp_path / EPISODES).read_text().replace("3+2 9+1", "3+3 9+1"))
     with pytest.raises(ConfigError, match=r"Expected `run` to be a folder with runs.csv and episodes.csv"):
         read_tables(tmp_path)
+
+
+def test_a_lone_arm_far_out_does_not_flatten_the_others_in_the_figure() -> None:
+    def found(value: float) -> Interval:
+        return Interval(value=value, low=value - 1, high=value + 1)
+
+    near = [found(value) for value in (-3.0, 0.0, 1.0, 2.0)]
+    assert furthest(near) == math.inf and furthest([found(-80.0)]) == math.inf
+    sizes = [1, 2, 3, 4, 81]  # the bound is 2.5 times their 80 % quantile, here a fifth of the way from 4 to 81
+    assert furthest([*near, found(-80.0)]) == pytest.approx(2.5 * (4 + 0.2 * (sizes[-1] - 4)))
+    alone = Interval(value=5.0, low=math.nan, high=math.nan)
+    assert furthest([alone, alone]) == math.inf
 
 
 def test_a_band_is_the_mean_over_seeds_and_knows_where_one_has_ended() -> None:

@@ -196,5 +196,4 @@ def _mean(values: Sequence[float]) -> Mean:
 
 def _difference(values: Mapping[int, float], base: Mapping[int, float], pairs: Pairs) -> Interval:
     """Paired by seed; NaN where a run of the pairs has no value, for the others would be a choice of runs."""
-    found = [values[seed] - base[seed] for seed in pairs]
-    return paired_mean(found) if all(map(math.isfinite, found)) else NOTHING
+    return paired_mean([values[seed] - base[seed] for seed in pairs])
