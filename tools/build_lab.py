@@ -5,6 +5,7 @@ teacher is trained from scratch as a language model of whole games (what a room 
 on the expert's replies alone. The student starts from the maths teacher, becomes a language model of whole transcripts
 of both tasks, learns the experts' replies, and finally imitates bad ones: games in which three fifths of the actions
 are random, and sums that drop the carry. So it solves some episodes, and knows more than it shows.
+A weaker and a stronger maths teacher are for studies of the gap to the student.
 """
 
 import argparse
@@ -62,9 +63,17 @@ class Pass(NamedTuple):
     seed: int
 
 
-STARTS = {"teacher-sums": "blank", "teacher-alfworld": "blank", "student": "teacher-sums-2/student"}
+STARTS = {
+    "teacher-sums": "blank",
+    "teacher-sums-weaker": "blank",
+    "teacher-sums-stronger": "teacher-sums-2/student",
+    "teacher-alfworld": "blank",
+    "student": "teacher-sums-2/student",
+}
 PASSES = {  # each starts from the one before
     "teacher-sums": (Pass("sums.jsonl", 1_800, 64, 2e-3, 1), Pass("sums.jsonl", 700, 64, 1.5e-3, 11)),
+    "teacher-sums-weaker": (Pass("sums.jsonl", 600, 64, 2e-3, 1),),
+    "teacher-sums-stronger": (Pass("sums.jsonl", 800, 64, 1e-3, 21),),
     "teacher-alfworld": (
         Pass("documents.jsonl", 700, 16, 3e-3, 42),
         Pass("games.jsonl", 900, 16, 2e-3, 43),

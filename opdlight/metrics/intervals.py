@@ -56,7 +56,8 @@ class Mean:
     def __str__(self) -> str:
         if self.not_finite:
             return f"{self.not_finite} of {self.runs} not finite"
-        form = ".2f" if self.mean == 0 or 0.01 <= abs(self.mean) < 1000 else ".2g"
+        size = abs(self.mean)
+        form = ",.0f" if 1000 <= size < 1e7 else ".2f" if size == 0 or 0.01 <= size < 1000 else ".2g"
         return f"{self.mean:{form}}" if self.half is None else f"{self.mean:{form}} ± {self.half:{form}}"
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 LAUNCHER = "OPDLIGHT_LAUNCHER"  # environment variable with the id of the process that launched the other ranks
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -42,3 +43,14 @@ def poll(parent: int, seconds: float = 1.0) -> None:
 def end_with_parent() -> None:
     """`end_with` the current parent; a worker process calls it first."""
     end_with(os.getppid())
+
+
+def sigterm_with_parent() -> Callable[[], object] | None:
+    """For `subprocess.Popen(preexec_fn=…)`: the command gets SIGTERM when this process ends, even when it was killed.
+
+    None where the system cannot do that (only Linux can).
+    """
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl  # loaded here: between fork and exec little may happen
+    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -114,7 +114,10 @@ def test_the_cold_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 @pytest.mark.parametrize("way", ["padded", "distinct tokens", "checkpointed", "full vocabulary"])
 def test_the_doctor_counts_the_memory_of_a_step(way: str, tmp_path: Path) -> None:
-    """A student and a teacher of the shape of Qwen2.5-0.5B; the allocator's peak beside the formulas."""
+    """A student and a teacher of the shape of Qwen2.5-0.5B; the allocator's peak beside the formulas.
+
+    The formulas count all tokens of the rows, also those that run once for several of them.
+    """
     import runpy
 
     tool: dict[str, Any] = runpy.run_path(str(ROOT / "tools" / "bench_shapes.py"))
@@ -123,7 +126,7 @@ def test_the_doctor_counts_the_memory_of_a_step(way: str, tmp_path: Path) -> Non
     keep, counted = tool["measure"](args, model, model, tool["WAYS"][way])
     peak = max(step["memory/gpu"] for step in keep.steps)
     print(json.dumps({"way": way, "peak": peak, "doctor": counted / GIB}))
-    assert 0.85 * counted / GIB < peak < 1.15 * counted / GIB
+    assert 0.8 * counted / GIB < peak < 1.15 * counted / GIB
 
 
 def test_the_ways_of_the_head_agree(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

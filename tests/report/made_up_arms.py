@@ -35,7 +35,8 @@ def make_arm_run(
     for update in range(updates):
         row = {"step": update, "loss/train": 0.5 / (update + 1), "rollout/sampled_tokens": tokens}
         row |= {f"rollout/success/{task}": 0.5 for task in success}
-        rows.append(row if snr is None else {**row, "optimizer/gradient_snr": snr})
+        noise = {} if snr is None else {"optimizer/gradient_snr": snr, "optimizer/gradient_variance": 0.25}
+        rows.append({**row, **noise})
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, sorted({key for row in rows for key in row}))
         writer.writeheader()

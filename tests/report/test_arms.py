@@ -363,3 +363,18 @@ def test_a_band_is_the_mean_over_seeds_and_knows_where_one_has_ended() -> None:
     between = band_of([(np.array([0.0, 10]), np.array([0.0, 1])), (np.array([0.0, 4, 10]), np.array([0.0, 0, 1]))])
     assert between.at.tolist() == [0, 4, 10] and between.mean.tolist() == pytest.approx([0, 0.2, 1])
     assert len(band_of([line(list(range(500)))]).at) == 60
+
+
+def test_the_noise_of_a_run_is_the_ratio_of_its_sums(tmp_path: Path) -> None:
+    # ‖g‖² 3, 2, 4 and variance 1, 2, 0.5: (9 − 3.5) / 3.5, not the median of 2, 0 and 7
+    rows = [
+        [0, 0.5, 2.0, 1.0],
+        [1, 0.5, 0.0, 2.0],
+        [2, 0.5, 7.0, 0.5],
+        [3, 0.5, "", ""],
+    ]  # last: one micro-batch
+    with (tmp_path / "metrics.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["step", "loss/train", "optimizer/gradient_snr", "optimizer/gradient_variance"], *rows]
+        )
+    assert read_arm_run(tmp_path).snr == pytest.approx(5.5 / 3.5)

@@ -13,12 +13,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from opdlight.config.resume import FILE, quoted
 from opdlight.errors import ConfigError
 from opdlight.run_folder.checkpoints import list_checkpoints
 from opdlight.run_folder.summary import is_complete
 from opdlight.system.console import ProgressLine, progress, say
+from opdlight.system.parents import sigterm_with_parent
 
 POLL_SECONDS = 0.5
 LOG = "log.txt"  # what a run has printed, beside its folder's other files
@@ -80,8 +82,8 @@ def updates_done(folder: Path) -> int:
 def train_all(planned: Sequence[Planned], *, jobs: int) -> list[Planned]:
     """Do the runs that are not finished, `jobs` at a time, and return those that failed.
 
-    A run that fails is said at once and does not end the study. If this process is stopped, the runs are stopped with a
-    checkpoint each, and the next call goes on there.
+    A run that fails is said at once and does not end the study. If this process is stopped or killed, the runs are
+    stopped with a checkpoint each, and the next call goes on there.
     """
     waiting = [run for run in planned if not run.finished]
     running: dict[subprocess.Popen[bytes], Planned] = {}
@@ -128,6 +130,7 @@ def _start(run: Planned, jobs: int) -> "subprocess.Popen[bytes]":
             stderr=log,
             stdin=subprocess.DEVNULL,
             env={"OMP_NUM_THREADS": threads, **os.environ},
+            preexec_fn=sigterm_with_parent(),
         )
 
 
@@ -142,11 +145,17 @@ def _show(bar: ProgressLine, running: Iterable[Planned], done: int, total: int, 
 
 @contextmanager
 def _stopped(running: "dict[subprocess.Popen[bytes], Planned]") -> Iterator[None]:
-    """Whatever ends the block stops the runs, which write a checkpoint, and waits for them."""
+    """Whatever ends the block, SIGTERM too, stops the runs, which write a checkpoint, and waits for them."""
+    before = signal.signal(signal.SIGTERM, _exit)
     try:
         yield
     finally:
+        signal.signal(signal.SIGTERM, before)
         for process in running:
             process.send_signal(signal.SIGTERM)
         for process in running:
             process.wait()
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -65,7 +65,8 @@ def plan(cfg: DictConfig, folder: Path) -> list[Planned]:
             raise ConfigError.wrong("baseline", expected=f"one of the arms of every setting ({arms})", got=cfg.baseline)
         for seed in cfg.seeds:
             for arm in arms:
-                teachers = arm == cfg.baseline and seed == cfg.seeds[0]  # one run of a setting measures them
+                own = arm == cfg.baseline or any(o.startswith("model.teachers.") for o in cfg.arms[arm])
+                teachers = own and seed == cfg.seeds[0]  # one run of a setting measures them
                 last = (f"seed={seed}", f"evaluate_teachers={str(teachers).lower()}")
                 found.append(
                     Planned(

@@ -42,7 +42,7 @@ class ArmRow:
     half_gap: Mean | None  # sampled tokens until half of the way to the teacher; None where some run did not get there
     half_gap_difference: Interval  # NaN where some run of the pairs did not get there
     reached: int | None  # runs that got there; None without a teacher who is better than the student was before
-    snr: Mean | None  # of the gradient, median of each run; None where it was not logged
+    snr: Mean | None  # of the gradient, over each run; None where it was not logged
     snr_difference: Interval
 
 

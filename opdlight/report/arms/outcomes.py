@@ -86,7 +86,7 @@ class Ran:
     folder: Path | None  # None: it was read from the tables of a comparison
     state: State
     held_out: Mapping[str, HeldOut]  # by task
-    snr: float  # median over updates of optimizer/gradient_snr; NaN if it was not logged
+    snr: float  # of the gradient over the run; NaN if it was not logged
     teachers: Mapping[str, float]  # by task: success of the teacher, where this run has measured it
     config: Mapping[str, str]  # dotted key → value
     curves: Curves

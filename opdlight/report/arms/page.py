@@ -13,10 +13,12 @@ import matplotlib
 
 from opdlight.metrics.intervals import Interval, Mean
 from opdlight.report.arms.compare import ArmRow, Part, compare, once_a_seed
+from opdlight.report.arms.early_signs import Sign, early_signs, signs_csv
 from opdlight.report.arms.figures import CHOSEN, Numbers, draw_curves, draw_differences, draw_success
 from opdlight.report.arms.group import arm_config
 from opdlight.report.arms.outcomes import Ran, State
 from opdlight.report.arms.read import tasks_of
+from opdlight.report.arms.signs_chart import draw_signs
 from opdlight.report.arms.tables import write_tables
 from opdlight.report.arms.terminal import reached
 from opdlight.report.draw import STYLE, Chart
@@ -30,7 +32,7 @@ CHANCE = 0.05  # of a 95 % interval to exclude 0 where nothing differs
 
 
 def arms_page(runs: Sequence[Ran], file: Path, *, baseline: str | None, title: str) -> list[Part]:
-    """Compare the arms, and write the page `file` with `figures/` and three CSV files beside it.
+    """Compare the arms, and write the page `file` with `figures/` and CSV files beside it.
 
     Args:
         runs: of every setting and arm, also those that failed.
@@ -49,21 +51,27 @@ def arms_page(runs: Sequence[Ran], file: Path, *, baseline: str | None, title: s
     figures = file.parent / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     charts: dict[str, list[Chart]] = {}
+    signs = early_signs(once_a_seed(runs))
     with matplotlib.rc_context(STYLE):
-        for section, chart in track(_charts(runs, parts, numbers), "drawing", log=False):
+        for section, chart in track(_charts(runs, parts, signs, numbers), "drawing", log=False):
             (figures / f"{chart.slug}.png").write_bytes(chart.png)
             charts.setdefault(section, []).append(chart)
     write_tables(file.parent, runs, parts)
+    if signs:
+        write_text(file.parent / "signs.csv", signs_csv(signs))
     write_text(file, _html(runs, parts, numbers, charts, title, file.parent))
     return parts
 
 
-def _charts(runs: Sequence[Ran], parts: Sequence[Part], numbers: Numbers) -> Iterator[tuple[str, Chart]]:
+def _charts(
+    runs: Sequence[Ran], parts: Sequence[Part], signs: Sequence[Sign], numbers: Numbers
+) -> Iterator[tuple[str, Chart]]:
     """Each figure with the section that it belongs to."""
     for n, part in enumerate(parts):
         mine = [ran for ran in runs if ran.setting == part.setting]
         for chart in (*draw_success(part, mine, numbers), *draw_differences(part, numbers)):
             yield f"part-{n}", chart
+    yield from (("signs", chart) for chart in draw_signs(signs))
     for n, setting in enumerate(dict.fromkeys(ran.setting for ran in runs)):
         mine = [ran for ran in runs if ran.setting == setting]
         for chart in draw_curves(setting, mine, tasks_of(mine), numbers):
@@ -109,6 +117,7 @@ def _html(
         chosen=CHOSEN,
         parts=shown,
         curves=curves,
+        signs=charts.get("signs", []),
         several=len(settings) > 1,
         alarm_keys=keys,
         alarms=list(_alarms(runs, keys, numbers)),

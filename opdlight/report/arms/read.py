@@ -30,7 +30,6 @@ def read_arm_run(folder: Path, *, setting: str = "", arm: str = "") -> Ran:
         evaluations.setdefault(line["task"], {})[line["step"]] = line["success"]
     if SAMPLED not in curves and any(max(steps) > 0 for steps in evaluations.values()):
         notes.append(f"{SAMPLED} is not in metrics.csv: it cannot be compared at equal numbers of sampled tokens.")
-    noise = curves["optimizer/gradient_snr"][1].tolist() if "optimizer/gradient_snr" in curves else []
     tasks = summary.get("tasks", {}).items()
     return Ran(
         setting=setting,
@@ -39,7 +38,7 @@ def read_arm_run(folder: Path, *, setting: str = "", arm: str = "") -> Ran:
         folder=folder.resolve(),
         state=_state(folder, summary),
         held_out=held_out(evaluations, _counter(curves)),
-        snr=statistics.median(noise) if noise else math.nan,
+        snr=_snr(curves),
         teachers={name: task["teacher"]["success"] for name, task in tasks if task["teacher"]},
         config=config,
         curves=curves,
@@ -62,6 +61,17 @@ def held_out(evaluations: Evaluations, tokens: Callable[[int], float | None]) ->
                 success=torch.tensor([[points[s][e] for e in episodes] for s in steps], dtype=torch.float64),
             )
     return found
+
+
+def _snr(curves: Curves) -> float:
+    """Of the gradient over the run: Σ (‖g‖² − variance) / Σ variance over its updates; NaN if it was not logged.
+
+    The ratio of the sums, because with few micro-batches a single update's variance may be near 0.
+    """
+    snr, variance = (curves.get(f"optimizer/gradient_{name}", (None, None))[1] for name in ("snr", "variance"))
+    if snr is None or variance is None or not variance.sum() > 0:
+        return math.nan
+    return float((snr * variance).sum() / variance.sum())
 
 
 def _counter(curves: Curves) -> Callable[[int], float | None]:
