@@ -43,8 +43,8 @@ CURVES = (
         key="rollout/success/{task}",
         marks="val/success/{task}",
         share=True,
-        caption="Success of the training rollouts (line) and on held-out episodes (dots); "
-        "healthy: both rise, and the dots keep up with the line.",
+        caption="Success of the training rollouts (line) and on held-out episodes (dots), which should keep up; "
+        "healthy: it rises.",
     ),
     Curve(
         title="KL student‖teacher · {task}",
@@ -175,7 +175,7 @@ def panels(curve: Curve, runs: Sequence[Curves], tasks: Sequence[str]) -> Sequen
     if "{task}" in curve.key:
         return tasks
     found = [updates_by_task(curves) for curves in runs]
-    named = sorted({task for by_task in found for task in by_task})
+    named = [task for task in tasks if any(task in by_task for by_task in found)]
     return named if curve.mixes and all(found) and len(named) > 1 else [""]
 
 

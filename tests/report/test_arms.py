@@ -15,9 +15,10 @@ import torch
 from made_up_arms import FIRST, make_arm_run
 
 from opdlight.errors import ConfigError
-from opdlight.metrics.intervals import crossed_mean
+from opdlight.metrics.intervals import Interval, crossed_mean
 from opdlight.report.arms.bands import band_of
 from opdlight.report.arms.compare import ArmRow, compare
+from opdlight.report.arms.figures import furthest
 from opdlight.report.arms.group import grouped, runs_below, several_seeds
 from opdlight.report.arms.outcomes import HeldOut, Ran, State
 from opdlight.report.arms.read import read_arm_run
@@ -90,7 +91,7 @@ def test_arms_are_compared_on_the_same_seeds_and_episodes() -> None:
 
 def test_an_arm_without_any_evaluation_is_a_row_all_the_same() -> None:
     _, lost = rows_of([ran("base", 1, curve([[0.0], [1.0]])), ran("lost", 1, None, "failed", snr=math.nan)])
-    assert (lost.seeds, lost.failed, lost.reached, lost.half_gap) == (0, 1, 0, None)
+    assert (lost.seeds, lost.failed, lost.reached, lost.half_gap) == (0, 1, None, None)
     assert math.isnan(lost.after.value) and math.isnan(lost.difference.value)
 
 
@@ -112,7 +113,7 @@ def test_falls_and_figures_of_a_run_have_intervals_over_pairs_of_seeds() -> None
     base, other = rows_of(runs)
     half = 4.303 * 0.1 / math.sqrt(3)
     for found in (other.drop_difference, other.snr_difference):
-        assert (found.value, found.high) == (pytest.approx(0.2), pytest.approx(0.2 + half, rel=1e-3))
+        assert [found.value, found.high] == pytest.approx([0.2, 0.2 + half], rel=1e-3)
     assert base.spread.value == pytest.approx(0.1) and base.spread.high == pytest.approx(
         0.1 * math.sqrt(2 / 0.0506), rel=2e-3
     )
@@ -129,8 +130,9 @@ def test_tokens_to_half_of_the_gap_are_no_choice_of_runs() -> None:
     assert lost.half_gap is None and (lost.reached, lost.seeds) == (1, 2)
     assert math.isnan(lost.half_gap_difference.value)
     unknown = rows_of([ran("base", 1, quick), ran("other", 1, quick)])[1]
-    assert unknown.half_gap is None and unknown.reached == 0 and math.isnan(unknown.teacher)
-    assert rows_of([ran("base", 1, quick, teachers={"sums": 0.0})])[0].half_gap is None  # there is no gap
+    assert unknown.half_gap is None and unknown.reached is None and math.isnan(unknown.teacher)
+    (no_gap,) = rows_of([ran("base", 1, quick, teachers={"sums": 0.0})])
+    assert no_gap.half_gap is None and no_gap.reached is None
 
 
 def test_an_arm_with_a_teacher_of_its_own_is_measured_by_it() -> None:
@@ -219,7 +221,7 @@ def test_a_run_that_another_process_still_trains_is_unfinished(tmp_path: Path) -
     run = make_arm_run(tmp_path / "run", seed=1, success={"sums": [[0], [1]]}, finished=False)
     context = multiprocessing.get_context("fork")
     ready, end = context.Event(), context.Event()
-    process = context.Process(target=hold, args=(str(run / ".lock"), ready, end))
+    process = context.Process(target=hold, args=(str(run / ".lock"), ready, end), daemon=True)
     process.start()
     assert ready.wait(60)
     assert read_arm_run(run).state == "unfinished"
@@ -337,6 +339,18 @@ def test_arms_csv_can_be_made_again_without_the_runs(tmp_path: Path) -> None:
     (tmp_path / EPISODES).write_text((tmp_path / EPISODES).read_text().replace("3+2 9+1", "3+3 9+1"))
     with pytest.raises(ConfigError, match=r"Expected `run` to be a folder with runs.csv and episodes.csv"):
         read_tables(tmp_path)
+
+
+def test_a_lone_arm_far_out_does_not_flatten_the_others_in_the_figure() -> None:
+    def found(value: float) -> Interval:
+        return Interval(value=value, low=value - 1, high=value + 1)
+
+    near = [found(value) for value in (-3.0, 0.0, 1.0, 2.0)]
+    assert furthest(near) == math.inf and furthest([found(-80.0)]) == math.inf
+    sizes = [1, 2, 3, 4, 81]  # the bound is 2.5 times their 80 % quantile, here a fifth of the way from 4 to 81
+    assert furthest([*near, found(-80.0)]) == pytest.approx(2.5 * (4 + 0.2 * (sizes[-1] - 4)))
+    alone = Interval(value=5.0, low=math.nan, high=math.nan)
+    assert furthest([alone, alone]) == math.inf
 
 
 def test_a_band_is_the_mean_over_seeds_and_knows_where_one_has_ended() -> None:

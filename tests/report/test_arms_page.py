@@ -2,7 +2,6 @@
 
 import csv
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from made_up_arms import make_arm_run
 from test_page import HOSTILE, parse
 
 from opdlight.errors import ConfigError
+from opdlight.report.arms import figures
 from opdlight.report.build import report
 
 ALARM = {"update": 0, "key": "kl/k3/sums", "value": 1, "threshold": 2, "kind": "above", "meaning": "x", "advice": "y",
@@ -18,12 +18,9 @@ ALARM = {"update": 0, "key": "kl/k3/sums", "value": 1, "threshold": 2, "kind": "
 
 
 @pytest.fixture(autouse=True)
-def few_figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the first of the curves over updates: drawing takes nearly all of the time."""
-    from opdlight.report.arms import figures
-
     monkeypatch.setattr(figures, "CURVES", figures.CURVES[:1])
-    return
 
 
 def make_sweep(folder: Path) -> Path:
@@ -56,8 +53,8 @@ def test_the_page_of_a_sweep(tmp_path: Path) -> None:
     ):
         assert f"<h3>{title} · sums</h3>" in text
     assert "<h3>Loss</h3>" in text and "Tokens to half of the gap · sums" not in text  # arm b did not get there
-    figures = sorted((file.parent / "figures").glob("*.png"))
-    assert len(figures) == text.count("<figure ") and all(f.read_bytes().startswith(b"\x89PNG") for f in figures)
+    drawn = sorted((file.parent / "figures").glob("*.png"))
+    assert len(drawn) == text.count("<figure ") and all(f.read_bytes().startswith(b"\x89PNG") for f in drawn)
     assert "3 finished, 1 failed" in text and "0 of 2 reach it" in text
     assert "at the end 1 of 1 intervals exclude 0, by chance alone about 0.1 would" in text
     assert "The gap is that to the teacher: 100.0 %." in text

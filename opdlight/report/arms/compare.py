@@ -41,7 +41,7 @@ class ArmRow:
     teacher: float  # success of the arm's teacher; NaN if it is not known
     half_gap: Mean | None  # sampled tokens until half of the way to the teacher; None where some run did not get there
     half_gap_difference: Interval  # NaN where some run of the pairs did not get there
-    reached: int  # runs that got there
+    reached: int | None  # runs that got there; None without a teacher who is better than the student was before
     snr: Mean | None  # of the gradient, over each run; None where it was not logged
     snr_difference: Interval
 
@@ -139,7 +139,7 @@ def _row(runs: Sequence[Ran], baseline: Sequence[Ran], task: str) -> ArmRow:
         teacher=teacher,
         half_gap=_mean(list(tokens.values())) if tokens and reached == len(tokens) else None,
         half_gap_difference=_difference(tokens, base_tokens, pairs),
-        reached=reached,
+        reached=reached if any(teacher > curve.means[0] for curve in curves.values()) else None,
         snr=_mean(noise) if noise and all(map(math.isfinite, noise)) else None,
         snr_difference=_difference({s: r.snr for s, r in mine.items()}, {s: r.snr for s, r in base.items()}, pairs),
     )
@@ -196,5 +196,4 @@ def _mean(values: Sequence[float]) -> Mean:
 
 def _difference(values: Mapping[int, float], base: Mapping[int, float], pairs: Pairs) -> Interval:
     """Paired by seed; NaN where a run of the pairs has no value, for the others would be a choice of runs."""
-    found = [values[seed] - base[seed] for seed in pairs]
-    return paired_mean(found) if all(map(math.isfinite, found)) else NOTHING
+    return paired_mean([values[seed] - base[seed] for seed in pairs])

@@ -44,14 +44,21 @@ def draw_differences(part: Part, numbers: Numbers) -> Iterator[Chart]:
             continue
         figure, axis = canvas(3.8, 0.75 + 0.33 * len(rows))
         axis.axvline(0, color=MUTED, lw=1)
+        bound = furthest([figure_of(row) for row in rows])
         for place, row in enumerate(rows):
             found = figure_of(row)
-            clear = not found.low <= 0 <= found.high  # NaN, of a single seed, is not clear
-            colour = STUDENT if clear and math.isfinite(found.low) else MUTED
-            axis.plot(scale * found.value, place, "o", color=colour, ms=5)
-            if math.isfinite(found.low):
-                axis.plot([scale * found.low, scale * found.high], [place, place], color=colour, lw=2)
+            colour = STUDENT if math.isfinite(found.low) and not found.low <= 0 <= found.high else MUTED
             name = f"{numbers[row.arm] + 1}  {shortened(row.arm, LONGEST)}"
+            if abs(found.value) > bound:
+                name += f": {_signed(float(f'{scale * found.value:.3g}'), 0)}"
+            else:
+                axis.plot(scale * found.value, place, "o", color=colour, ms=5)
+            if math.isfinite(found.low):
+                ends = np.clip([found.low, found.high], -bound, bound)
+                axis.plot(scale * ends, [place, place], color=colour, lw=2)
+            for sign, mark in ((-1, "<"), (1, ">")):
+                if max(sign * x for x in (found.value, found.low, found.high) if math.isfinite(x)) > bound:
+                    axis.plot(scale * sign * bound, place, mark, color=colour, ms=6)
             axis.text(0.0, place - 0.3, name, transform=axis.get_yaxis_transform(), fontsize=8, color=INK, bbox=PLATE)
         axis.set_ylim(len(rows) - 0.55, -0.75)
         axis.set_yticks([])
@@ -59,10 +66,17 @@ def draw_differences(part: Part, numbers: Numbers) -> Iterator[Chart]:
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.xaxis.set_major_formatter(FuncFormatter(_signed))
         caption = (
-            f"Difference to {part.baseline}, paired by seed, with 95 % intervals (coloured: the interval excludes 0); "
-            f"{meaning}."
+            f"Difference to {part.baseline}, paired by seed, with 95 % intervals (coloured: the interval excludes 0"
+            f"{'; an arrow: it goes on' if math.isfinite(bound) else ''}); {meaning}."
         )
         yield chart(f"{part.setting} {part.task} {title}", f"{title} · {part.task}", caption, figure)
+
+
+def furthest(found: Sequence[Interval]) -> float:
+    """Up to where intervals are drawn: a lone arm that lies far out would flatten all others. Infinite without one."""
+    sizes = [max(abs(x) for x in (d.value, d.low, d.high) if math.isfinite(x)) for d in found]
+    bound = 2.5 * float(np.quantile(sizes, 0.8))
+    return bound if 0 < bound < max(sizes) else math.inf
 
 
 def draw_success(part: Part, runs: Sequence[Ran], numbers: Numbers) -> Iterator[Chart]:

@@ -20,6 +20,7 @@ from opdlight.report.arms.outcomes import Ran, State
 from opdlight.report.arms.read import tasks_of
 from opdlight.report.arms.signs_chart import draw_signs
 from opdlight.report.arms.tables import write_tables
+from opdlight.report.arms.terminal import reached
 from opdlight.report.draw import STYLE, Chart
 from opdlight.report.html import fill
 from opdlight.report.measures import joined_alarms
@@ -155,7 +156,6 @@ def _tiles(runs: Sequence[Ran], numbers: Numbers) -> Iterator[tuple[str, str]]:
 
 def _row(row: ArmRow, part: Part) -> dict[str, Any]:
     n, base = row.seeds, row.arm == part.baseline
-    reached = f"{row.reached} of {n} reach it" if n and math.isfinite(row.teacher) else ""
     seeds = [f"{n}", *(f"{count} {name}" for count, name in ((row.failed, "failed"), (row.unfinished, "unfinished"))
                        if count)]  # fmt: skip
     return {
@@ -168,7 +168,7 @@ def _row(row: ArmRow, part: Part) -> dict[str, Any]:
         "spread": _interval(row.spread, 100),
         "drop": _mean(row.drop, 100, 1),
         "drop_difference": _interval(row.drop_difference, 100, signed=True),
-        "half_gap": _mean(row.half_gap, 1e-3, 1) if row.half_gap else reached,
+        "half_gap": _mean(row.half_gap, 1e-3, 1) if row.half_gap else reached(row),
         "half_gap_difference": _interval(row.half_gap_difference, 1e-3, 1, signed=True),
         "snr": _mean(row.snr, 1, 2) if row.snr else "–",
         "snr_difference": _interval(row.snr_difference, 1, 2, signed=True),

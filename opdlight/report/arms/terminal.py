@@ -3,7 +3,7 @@
 import math
 
 from opdlight.metrics.intervals import Interval
-from opdlight.report.arms.compare import Part
+from opdlight.report.arms.compare import ArmRow, Part
 from opdlight.system import console
 
 
@@ -16,10 +16,15 @@ def arms_table(part: Part) -> console.Table:
         seeds = f"{row.seeds}" + "".join(
             f" ({count} {name})" for count, name in ((row.failed, "failed"), (row.unfinished, "unfinished")) if count
         )
-        gap = str(row.half_gap) if row.half_gap else f"{row.reached} of {row.seeds} reach it"
+        gap = str(row.half_gap) if row.half_gap else reached(row) or "–"
         made.add_row(row.arm, percent(row.after), points(row.difference), percent(row.area),
                      f"{100 * row.drop.mean:.1f}", gap, str(row.snr) if row.snr else "–", seeds)  # fmt: skip
     return made
+
+
+def reached(row: ArmRow) -> str:
+    """How many runs have got half of the way to their teacher; empty where there is no way to go."""
+    return "" if row.reached is None else f"{row.reached} of {row.seeds} reach it"
 
 
 def percent(interval: Interval) -> str:
