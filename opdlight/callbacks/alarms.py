@@ -9,19 +9,20 @@ from typing import Any
 
 import lightning as L
 
-from opdlight.bounds import FiniteFloat, PositiveInt
+from opdlight.bounds import FiniteFloat, PositiveFloat, PositiveInt
 from opdlight.system.console import say
 from opdlight.system.lightning_internals import logged_in_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """An alarm: `key` stays `below` or `above` a threshold.
+    """An alarm: `key` stays `below` or `above` a threshold, or falls from its highest value.
 
     Args:
         key: of the metric; `*` stands for anything, such as the task.
         below: values under it are bad.
         above: values over it are bad.
+        falls: values that are so far below the highest one of the run so far are bad.
         meaning: what it means, one sentence.
         advice: what to try.
 
@@ -34,14 +35,21 @@ class Rule:
     advice: str
     below: FiniteFloat | None = None
     above: FiniteFloat | None = None
+    falls: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
-        if (self.below is None) == (self.above is None):
-            raise ValueError(f"Expected an alarm on {self.key!r} to have either `below` or `above`.")
+        if sum(given is not None for given in (self.below, self.above, self.falls)) != 1:
+            raise ValueError(f"Expected an alarm on {self.key!r} to have one of `below`, `above` and `falls`.")
 
-    def broken(self, value: float) -> bool:
+    def threshold(self, highest: float) -> float:
+        """Where the bad side begins, if the highest value so far is `highest`."""
+        if self.falls is not None:
+            return highest - self.falls
+        return self.below if self.below is not None else self.above  # type: ignore[return-value]
+
+    def broken(self, value: float, threshold: float) -> bool:
         """Whether the value is on the bad side of the threshold; NaN is."""
-        return not (value >= self.below if self.below is not None else value <= self.above)  # type: ignore[operator]
+        return not (value <= threshold if self.above is not None else value >= threshold)
 
 
 class Alarms(L.Callback):
@@ -60,15 +68,17 @@ class Alarms(L.Callback):
         self.rules = {name: rule for name, rule in rules.items() if rule is not None}
         self.path, self.patience = Path(folder) / "alarms.jsonl", patience
         self.count: dict[tuple[str, str], int] = {}  # rule and key → bad values in a row
+        self.highest: dict[tuple[str, str], float] = {}  # rule and key → highest value so far
         self.on: dict[tuple[str, str], dict[str, Any]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts, and the alarms that are on."""
-        return {"count": dict(self.count), "on": dict(self.on)}
+        """The counts, the highest values, and the alarms that are on."""
+        return {"count": dict(self.count), "highest": dict(self.highest), "on": dict(self.on)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self.count, self.on = dict(state_dict["count"]), dict(state_dict["on"])
+        self.highest = dict(state_dict.get("highest", {}))  # runs of older versions have none
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -86,17 +96,22 @@ class Alarms(L.Callback):
 
     def _judge(self, name: str, rule: Rule, key: str, value: float, update: int) -> Sequence[dict[str, Any]]:
         place = name, key
-        if not rule.broken(value):
+        if value == value:  # not NaN
+            self.highest[place] = max(value, self.highest.get(place, value))
+        highest = self.highest.get(place, value)
+        threshold = rule.threshold(highest)
+        if not rule.broken(value, threshold):
             self.count[place] = 0
             ended = self.on.pop(place, None)
             return [] if ended is None else [{**ended, "until": update}]
         self.count[place] = self.count.get(place, 0) + 1
         if self.count[place] < self.patience or place in self.on:
             return []
-        kind, threshold = ("below", rule.below) if rule.below is not None else ("above", rule.above)
+        kind = "below" if rule.above is None else "above"
         alarm = {"update": update, "key": key, "value": value if value == value else None, "threshold": threshold,
                  "kind": kind, "meaning": rule.meaning, "advice": rule.advice, "until": None}  # fmt: skip
         self.on[place] = alarm
-        text = f"alarm {key} = {value:.3g} is {kind} {threshold:g}: {rule.meaning} Try: {rule.advice}"
+        crossed = f"is {kind} {threshold:g}" if rule.falls is None else f"has fallen from {highest:.3g}"
+        text = f"alarm {key} = {value:.3g} {crossed}: {rule.meaning} Try: {rule.advice}"
         say(text, style="yellow")
         return [alarm]

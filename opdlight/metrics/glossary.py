@@ -77,7 +77,12 @@ GLOSSARY: dict[str, Entry] = {
     ),
     "rollout/loss_tokens": Entry("loss positions of the step", "tokens", "sum over all ranks", "steady"),
     "env/{name}/{task}": Entry("a counter of the environment", "count", "mean over trajectories", "see the task"),
-    "val/success/{task}": Entry("solved held-out episodes", "share", "mean over episodes of their samples", "rises"),
+    "val/success/{task}": Entry(
+        "solved held-out episodes",
+        "share",
+        "mean over episodes of their samples",
+        "rises; at a third of a run it is the best sign of the end",
+    ),
     "val/reward/{task}": Entry("reward on held-out episodes", "reward", "mean over episodes of their samples", "rises"),
     "val/admissible_actions/{task}": Entry(
         "rollout/admissible_actions on held-out episodes", "share", "mean over the actions of all episodes", "rises"
@@ -89,32 +94,37 @@ GLOSSARY: dict[str, Entry] = {
         "teacher probability on its support", "share", "sampled positions", "over 0.95"
     ),
     "coverage/student_mass/{task}": Entry(
-        "student probability on the support", "share", "sampled positions", "over 0.9"
+        "student probability on the support", "share", "sampled positions", "over 0.9, and does not fall"
     ),
     "coverage/sampled_in_support/{task}": Entry(
-        "student tokens in the support", "share", "sampled positions", "over 0.9"
+        "student tokens in the support", "share", "sampled positions", "over 0.9, and does not fall"
     ),
-    "coverage/overlap/{task}": Entry("shared ids of both models' top-K", "share of K", "sampled positions", "rises"),
+    "coverage/overlap/{task}": Entry(
+        "shared ids of both models' top-K", "share of K", "sampled positions", "rises or falls: no sign of the end"
+    ),
     "gap/q10/{task}": Entry("10 % quantile of log π(y) − log q(y)", "nats", "sampled positions", "near 0"),
-    "gap/q50/{task}": Entry("median of log π(y) − log q(y)", "nats", "sampled positions", "near 0"),
+    "gap/q50/{task}": Entry("median of log π(y) − log q(y)", "nats", "sampled positions", "near 0; no sign of the end"),
     "gap/q90/{task}": Entry("90 % quantile of log π(y) − log q(y)", "nats", "sampled positions", "falls to 0"),
     "gap/special_share/{task}": Entry(
         "share of Σ|log q(y)/π(y)| on added tokens (markers, ends, <think>)", "share", "sampled positions", "under 0.3"
     ),
     "signal/negative/{task}": Entry(
-        "tokens that the teacher finds less likely: q(y) < π(y)", "share", "sampled positions", "–"
+        "tokens that the teacher finds less likely: q(y) < π(y)", "share", "sampled positions", "no sign of the end"
     ),
     "signal/negative_mass/{task}": Entry(
-        "share of Σ|log q(y)/π(y)| with a negative sign", "share", "sampled positions", "falls from 1 to 0.5"
+        "share of Σ|log q(y)/π(y)| with a negative sign", "share", "sampled positions", "no sign of the end"
     ),
     "signal/top_1/{task}": Entry(
-        "share of Σ|log q(y)/π(y)| on the top 1 % of the tokens", "share", "sampled positions", "under 0.9"
+        "share of Σ|log q(y)/π(y)| on the top 1 % of the tokens",
+        "share",
+        "sampled positions",
+        "rises as the student nears its teacher, and few tokens still differ",
     ),
     "signal/top_10/{task}": Entry(
-        "share of Σ|log q(y)/π(y)| on the top 10 % of the tokens", "share", "sampled positions", "under 0.95"
+        "share of Σ|log q(y)/π(y)| on the top 10 % of the tokens", "share", "sampled positions", "rises"
     ),
     "entropy/student/{task}": Entry(
-        "entropy of the student's next token", "nats", "sampled positions", "falls slowly, not to 0"
+        "entropy of the student's next token", "nats", "sampled positions", "falls while success rises, not to 0"
     ),
     "entropy/teacher/{task}": Entry(
         "entropy of the teacher's next token on the student's prefixes", "nats", "sampled positions", "falls"
@@ -148,7 +158,7 @@ GLOSSARY: dict[str, Entry] = {
         "(‖g‖² − variance) / variance of the step's gradient",
         "1",
         "between micro-batches",
-        "above 1; below 0 all is noise",
+        "high: a sign of the end; below 0 all is noise",
     ),
     "optimizer/learning_rate": Entry("learning rate of this update", "1", "exact", "as scheduled"),
     "optimizer/skipped": Entry("update skipped: no loss position in the batch", "0 or 1", "exact", "0"),

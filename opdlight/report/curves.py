@@ -44,7 +44,7 @@ CURVES = (
         marks="val/success/{task}",
         share=True,
         caption="Success of the training rollouts (line) and on held-out episodes (dots), which should keep up; "
-        "healthy: it rises.",
+        "healthy: it rises, and at a third of a run held-out success is the best sign of its end.",
     ),
     Curve(
         title="KL student‖teacher · {task}",
@@ -58,13 +58,14 @@ CURVES = (
         dashed="coverage/sampled_in_support/{task}",
         share=True,
         caption="Student probability on the teacher's top-K (solid) and share of sampled tokens inside it (dashed); "
-        "healthy: over 90 %, since the loss does not see the rest.",
+        "healthy: over 90 % and not falling, since a renormalised loss does not see the rest.",
     ),
     Curve(
         title="Overlap · {task}",
         key="coverage/overlap/{task}",
         share=True,
-        caption="Share of the K best tokens that both models have in common; healthy: it rises.",
+        caption="Share of the K best tokens that both models have in common; healthy: up or down, it is no sign of the "
+        "end.",
     ),
     Curve(
         title="Gradient norm",

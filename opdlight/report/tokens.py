@@ -64,7 +64,7 @@ def _concentration(gaps: Sequence[np.ndarray], runs: Sequence[Run], task: str) -
     legend(axis)
     caption = (
         f"Share of the whole signal that the top x % of the tokens carry (dot: the top {100 * TOP:.0f} % carry "
-        f"{', '.join(marks)}; dashed: all alike); healthy: not hugging the upper left corner, where a few tokens "
-        "decide every update."
+        f"{', '.join(marks)}; dashed: all alike); healthy: it moves to the upper left corner while the student nears "
+        "its teacher, so that few tokens still differ."
     )
     return chart(f"concentration {task}", f"Concentration of the signal · {task}", caption, figure)

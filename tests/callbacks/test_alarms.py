@@ -47,6 +47,26 @@ def test_an_alarm_rings_once_after_patience_and_ends(tmp_path: Path) -> None:
     assert lines == [start, {**start, "until": 5}]
 
 
+def test_a_fall_is_measured_from_the_highest_value_so_far(tmp_path: Path) -> None:
+    fall = Rule(key="coverage/student_mass/*", falls=0.05, meaning="It leaves.", advice="go back.")
+    alarms, key = Alarms({"fall": fall}, str(tmp_path), patience=2), "coverage/student_mass/sums"
+    nan = float("nan")
+    assert steps(alarms, *({key: v} for v in (nan, 0.80, 0.90, 0.86, 0.84, 0.90))) == ""  # 0.84 is alone
+    resumed = Alarms({"fall": fall}, str(tmp_path), patience=2)
+    resumed.load_state_dict(alarms.state_dict())
+    printed = steps(resumed, {key: 0.84}, {key: 0.83}, {key: 0.95}, {key: 0.85})
+    assert printed == f"alarm {key} = 0.83 has fallen from 0.9: It leaves. Try: go back.\n"
+    lines = [json.loads(line) for line in (tmp_path / "alarms.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["threshold"], line["until"]) for line in lines] == [
+        ("below", pytest.approx(0.85), None), ("below", pytest.approx(0.85), 2),
+    ]  # fmt: skip
+    assert resumed.highest == {("fall", key): 0.95}
+    old = alarms.state_dict()
+    del old["highest"]
+    resumed.load_state_dict(old)  # of a run of a version without falls
+    assert steps(resumed, {key: 0.1}) == ""
+
+
 def test_steps_without_the_metric_and_other_tasks_change_nothing(tmp_path: Path) -> None:
     alarms = Alarms({"mass": MASS, "error": ERROR}, str(tmp_path), patience=2)
     low, fine = {"coverage/student_mass/a": 0.1}, {"coverage/student_mass/b": 0.9}
@@ -69,7 +89,6 @@ def test_a_rule_can_be_switched_off(tmp_path: Path) -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    with pytest.raises(ValueError, match="either `below` or `above`"):
-        Rule(key="x", meaning="", advice="")
-    with pytest.raises(ValueError, match="either `below` or `above`"):
-        Rule(key="x", meaning="", advice="", below=1.0, above=2.0)
+    for thresholds in ({}, {"below": 1.0, "above": 2.0}, {"above": 1.0, "falls": 0.1}):
+        with pytest.raises(ValueError, match="one of `below`, `above` and `falls`"):
+            Rule(key="x", meaning="", advice="", **thresholds)
