@@ -83,7 +83,9 @@ def study_baseline(runs: Sequence[Ran]) -> str | None:
 
 
 def _study_names(folder: Path | None) -> tuple[str, str] | None:
-    if folder is None or not SEED.fullmatch(folder.name) or not (folder.parents[2] / STUDY).is_file():
+    if folder is None or not SEED.fullmatch(folder.name) or len(folder.parents) < 3:
+        return None
+    if not (folder.parents[2] / STUDY).is_file():
         return None
     return visible(folder.parents[1].name), visible(folder.parents[0].name)
 
