@@ -152,6 +152,19 @@ def test_an_arm_with_a_teacher_of_its_own_is_measured_by_it() -> None:
     assert weak.half_gap and weak.half_gap.mean == 500
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_the_teacher_of_an_arm_is_the_same_with_any_baseline(known: bool) -> None:
+    one = curve([[0.0], [0.5], [1.0]])
+
+    def made(arm: str, teacher: str, **more: Any) -> Ran:
+        return ran(arm, 1, one, config={"task.tasks.sums.teacher": teacher} if known else {}, **more)
+
+    runs = [made("first", "a", teachers={"sums": 1.0}), made("weak", "b", teachers={"sums": 0.5}), made("other", "a")]
+    for baseline in ("first", "weak", "other"):
+        found = {row.arm: row.teacher for row in rows_of(runs, baseline)}
+        assert found == {"first": 1.0, "weak": 0.5, "other": 1.0}
+
+
 def test_the_baseline_is_named_by_a_part_that_is_its_own() -> None:
     runs = [
         ran(arm, 1, curve([[0.0], [1.0]])) for arm in ("loss=topk_rkl", "loss=sampled_token", "loss=sampled_token k=2")

@@ -86,7 +86,7 @@ def compare(runs: Sequence[Ran], baseline: str | None) -> list[Part]:
         first = chosen[setting] or arms[0]
         for task in tasks_of(mine):
             of = {arm: [ran for ran in mine if ran.arm == arm] for arm in dict.fromkeys([first, *arms])}
-            rows = [_row(of_arm, of[first], task) for of_arm in of.values()]
+            rows = [_row(of_arm, of[first], mine, task) for of_arm in of.values()]
             parts.append(Part(setting=setting, task=task, baseline=first, rows=rows))
     return parts
 
@@ -106,16 +106,16 @@ def once_a_seed(runs: Sequence[Ran]) -> list[Ran]:
     return [ran for ran in runs if any(ran is kept for kept in found.values())]
 
 
-def _row(runs: Sequence[Ran], baseline: Sequence[Ran], task: str) -> ArmRow:
+def _row(runs: Sequence[Ran], baseline: Sequence[Ran], every: Sequence[Ran], task: str) -> ArmRow:
     mine = {ran.seed: ran for ran in once_a_seed(runs) if ran.counts(task)}
     base = {ran.seed: ran for ran in once_a_seed(baseline) if ran.counts(task)}
     curves = _alike({seed: ran.held_out[task] for seed, ran in mine.items()})
     itself = runs[0].arm == baseline[0].arm
     pairs = {} if itself else _pairs(curves, _alike({seed: ran.held_out[task] for seed, ran in base.items()}))
-    teacher = teacher_of(runs, baseline, task)
+    teacher = teacher_of(runs, every, task)
     tokens = {seed: _half_gap(curve, teacher) for seed, curve in curves.items()}
     reached = sum(map(math.isfinite, tokens.values()))
-    to_beat = teacher_of(baseline, baseline, task)
+    to_beat = teacher_of(baseline, every, task)
     base_tokens = {seed: _half_gap(ran.held_out[task], to_beat) for seed, ran in base.items()}
     noise = [ran.snr for ran in mine.values()]
     ends = [float(curve.success[-1].mean()) for curve in curves.values()]
@@ -166,18 +166,17 @@ def _alike(curves: Mapping[int, HeldOut]) -> dict[int, HeldOut]:
     return {seed: curve.of(sorted(everywhere)) for seed, curve in curves.items()} if everywhere else {}
 
 
-def teacher_of(runs: Sequence[Ran], baseline: Sequence[Ran], task: str) -> float:
-    """Success of the arm's teacher: which its own runs have measured, else the baseline's, if that is the same one.
+def teacher_of(runs: Sequence[Ran], every: Sequence[Ran], task: str) -> float:
+    """Success of the arm's teacher: which its own runs have measured, else the first arm's that has the same one.
 
-    NaN if it is not known.
+    Where no configurations are known, as in the tables of a comparison, an arm that has measured none has the teacher
+    of the first arm that has, whichever is the baseline. NaN if it is not known.
     """
     key = f"task.tasks.{task}.teacher"
     own = next((ran.config[key] for ran in runs if key in ran.config), None)
-    same = [ran for ran in baseline if own in (None, ran.config.get(key))]
-    for measured in (runs, same):
-        if found := [ran.teachers[task] for ran in measured if task in ran.teachers]:
-            return statistics.fmean(found)
-    return math.nan
+    same = [ran for ran in every if own in (None, ran.config.get(key)) and task in ran.teachers]
+    measured = [ran for ran in runs if task in ran.teachers] or [ran for ran in same if ran.arm == same[0].arm]
+    return statistics.fmean(ran.teachers[task] for ran in measured) if measured else math.nan
 
 
 def _half_gap(curve: HeldOut, teacher: float) -> float:
