@@ -100,19 +100,27 @@ GLOSSARY: dict[str, Entry] = {
         "student tokens in the support", "share", "sampled positions", "over 0.9, and does not fall"
     ),
     "coverage/overlap/{task}": Entry(
-        "shared ids of both models' top-K", "share of K", "sampled positions", "rises or falls: no sign of the end"
+        "shared ids of both models' top-K",
+        "share of K",
+        "sampled positions",
+        "rises or falls; no sign of the end was found",
     ),
     "gap/q10/{task}": Entry("10 % quantile of log π(y) − log q(y)", "nats", "sampled positions", "near 0"),
-    "gap/q50/{task}": Entry("median of log π(y) − log q(y)", "nats", "sampled positions", "near 0; no sign of the end"),
+    "gap/q50/{task}": Entry(
+        "median of log π(y) − log q(y)", "nats", "sampled positions", "near 0; no sign of the end was found"
+    ),
     "gap/q90/{task}": Entry("90 % quantile of log π(y) − log q(y)", "nats", "sampled positions", "falls to 0"),
     "gap/special_share/{task}": Entry(
         "share of Σ|log q(y)/π(y)| on added tokens (markers, ends, <think>)", "share", "sampled positions", "under 0.3"
     ),
     "signal/negative/{task}": Entry(
-        "tokens that the teacher finds less likely: q(y) < π(y)", "share", "sampled positions", "no sign of the end"
+        "tokens that the teacher finds less likely: q(y) < π(y)",
+        "share",
+        "sampled positions",
+        "no sign of the end was found",
     ),
     "signal/negative_mass/{task}": Entry(
-        "share of Σ|log q(y)/π(y)| with a negative sign", "share", "sampled positions", "no sign of the end"
+        "share of Σ|log q(y)/π(y)| with a negative sign", "share", "sampled positions", "no sign of the end was found"
     ),
     "signal/top_1/{task}": Entry(
         "share of Σ|log q(y)/π(y)| on the top 1 % of the tokens",

@@ -64,8 +64,8 @@ CURVES = (
         title="Overlap · {task}",
         key="coverage/overlap/{task}",
         share=True,
-        caption="Share of the K best tokens that both models have in common; healthy: up or down, it is no sign of the "
-        "end.",
+        caption="Share of the K best tokens that both models have in common; healthy: up or down, no sign of the "
+        "end was found in it.",
     ),
     Curve(
         title="Gradient norm",
